@@ -1,0 +1,1 @@
+"""The detectors, in plain PyTorch."""

@@ -1,0 +1,33 @@
+"""Fixtures and skip rules for the whole suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PICTURES = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder beside the checkout with photos, annotations and recorded outputs; CI must have it."""
+    if not SHARED.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail("CI must run with the shared folder beside the checkout")
+        pytest.skip("no shared folder beside the checkout")
+    return SHARED
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips `cuda` tests without a GPU, unless DCNZOO_REQUIRE_CUDA=1 makes that a failure."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if os.environ.get("DCNZOO_REQUIRE_CUDA") == "1":
+            pytest.fail("DCNZOO_REQUIRE_CUDA=1 and no CUDA device is available")
+        pytest.skip("no CUDA device")
