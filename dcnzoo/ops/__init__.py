@@ -1,1 +1,28 @@
 """Operators that PyTorch lacks: checks and dispatch, one file per operator."""
+
+from __future__ import annotations
+
+from dcnzoo.ops.deform_conv2d import deform_conv2d
+from dcnzoo.ops.deform_roi_pool import deform_roi_pool
+from dcnzoo.ops.masks import paste_masks
+from dcnzoo.ops.nms import batched_nms, nms
+from dcnzoo.ops.roi_align import roi_align
+
+__all__ = [
+    "active_backend",
+    "batched_nms",
+    "deform_conv2d",
+    "deform_roi_pool",
+    "nms",
+    "paste_masks",
+    "roi_align",
+]
+
+
+def active_backend() -> tuple[str, str]:
+    """Backend that runs the deformable operators, and why.
+
+    Returns:
+        (name, reason).
+    """
+    return "torchvision", "this version has no native operators"

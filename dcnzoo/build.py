@@ -1,0 +1,157 @@
+"""From an architecture to a model, and from a checkpoint to a model with weights.
+
+Each builder is one literal description of a detector; nothing is looked up by string beyond the two
+dicts at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from dcnzoo.checkpoint import Checkpoint
+from dcnzoo.errors import CheckpointError
+from dcnzoo.manifest import Architecture
+from dcnzoo.models.dcn import DeformConv2d
+from dcnzoo.models.fold import fold_batch_norm
+from dcnzoo.models.fpn import FPN
+from dcnzoo.models.heads import BoxHead, MaskHead
+from dcnzoo.models.rcnn import RCNN
+from dcnzoo.models.resnet import ConvFactory, ResNet, conv3x3
+from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
+from dcnzoo.models.roi_heads import CascadeRoIHead, RoIHead, StandardRoIHead
+from dcnzoo.models.rpn import RPNHead
+
+CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+"""Units of the box deltas of the three stages."""
+
+
+def build_model(architecture: Architecture, num_classes: int) -> RCNN:
+    """Builds a detector with freshly initialised weights, in training mode, batch norm unfolded.
+
+    Args:
+        architecture: what to build.
+        num_classes: classes without the background.
+
+    Returns:
+        The detector; its parameters carry the published names.
+    """
+    backbone = BACKBONES[architecture.backbone](_conv_factory(architecture))
+    roi_head = DETECTORS[architecture.detector](_box_pool(architecture), num_classes)
+    return RCNN(backbone, FPN(), RPNHead(), roi_head)
+
+
+def load_model(architecture: Architecture, checkpoint: Checkpoint) -> RCNN:
+    """Builds a detector for inference from a checkpoint.
+
+    Args:
+        architecture: what the checkpoint is for.
+        checkpoint: its tensors are taken over, not copied; the number of classes follows from them.
+
+    Returns:
+        The detector in evaluation mode, float32, on the CPU, batch norm folded into the convolutions,
+        weights channels-last.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape.
+    """
+    num_classes = checkpoint.num_classes
+    if num_classes is None or num_classes < 1:
+        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
+    with torch.device("meta"):  # no time is lost on initial values
+        model = build_model(architecture, num_classes)
+    _load_state_dict(model, checkpoint, architecture)
+    return prepare_for_inference(model)
+
+
+def prepare_for_inference(model: RCNN) -> RCNN:
+    """Folds batch norm, freezes, sets evaluation mode and the channels-last layout; in place."""
+    fold_batch_norm(model.backbone)
+    model.eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    expected = model.state_dict()
+    found = dict(checkpoint.state_dict)
+    for name in expected:
+        if name.endswith(".num_batches_tracked"):  # a counter that inference does not need and old files lack
+            found.setdefault(name, torch.zeros((), dtype=torch.int64))
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    mismatched = [(name, got, want) for name, (got, want) in shapes.items() if got != want]
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected or mismatched:
+        problem = f"does not fit {architecture.name}; give the architecture that it was trained with"
+        raise CheckpointError(str(checkpoint.path), problem, missing, unexpected, mismatched)
+    model.load_state_dict(found, assign=True)
+
+
+def _conv_factory(architecture: Architecture) -> ConvFactory:
+    """The 3×3 convolutions of c3–c5."""
+    if architecture.conv == "conv":
+        return conv3x3
+    deform_groups, modulated = architecture.deform_groups, architecture.conv == "mdconv"
+
+    def deform_conv3x3(in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Module:
+        return DeformConv2d(
+            in_channels,
+            out_channels,
+            stride=stride,
+            groups=groups,
+            deform_groups=deform_groups,
+            modulated=modulated,
+        )
+
+    return deform_conv3x3
+
+
+def _box_pool(architecture: Architecture) -> RoIAlign | DeformRoIPool:
+    if architecture.pool == "roi_align":
+        return RoIAlign(output_size=7)
+    return DeformRoIPool(modulated=architecture.pool == "mdpool")
+
+
+def faster_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
+    """RoI head of Faster R-CNN."""
+    return StandardRoIHead(box_pool, BoxHead(num_classes))
+
+
+def mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
+    """RoI head of Mask R-CNN."""
+    return StandardRoIHead(
+        box_pool, BoxHead(num_classes), RoIAlign(output_size=14), MaskHead(num_classes)
+    )
+
+
+def cascade_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
+    """RoI head of Cascade R-CNN."""
+    return CascadeRoIHead(box_pool, _cascade_box_heads(num_classes))
+
+
+def cascade_mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
+    """RoI head of Cascade Mask R-CNN."""
+    mask_heads = nn.ModuleList(MaskHead(num_classes) for _ in CASCADE_STDS)
+    return CascadeRoIHead(
+        box_pool, _cascade_box_heads(num_classes), RoIAlign(output_size=14), mask_heads
+    )
+
+
+def _cascade_box_heads(num_classes: int) -> nn.ModuleList:
+    return nn.ModuleList(BoxHead(num_classes, class_agnostic=True, stds=stds) for stds in CASCADE_STDS)
+
+
+BACKBONES: dict[str, Callable[[ConvFactory], ResNet]] = {
+    "resnet50": partial(ResNet, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, (3, 4, 23, 3)),
+    "resnext101_32x4d": lambda conv: ResNet((3, 4, 23, 3), conv, groups=32, width_per_group=4),
+}
+
+DETECTORS: dict[str, Callable[[RoIAlign | DeformRoIPool, int], RoIHead]] = {
+    "faster_rcnn": faster_rcnn,
+    "mask_rcnn": mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
+    "cascade_mask_rcnn": cascade_mask_rcnn,
+}

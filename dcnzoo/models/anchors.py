@@ -1,0 +1,39 @@
+"""Anchors of the region proposal network. Shape letters: A anchors per cell, H, W map size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCALE = 8
+"""Side of a square anchor in strides."""
+
+RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of the A = 3 anchors of a cell."""
+
+
+def cell_anchors(stride: int) -> Tensor:
+    """(A, 4) xyxy anchors around the origin, pixels."""
+    side = float(SCALE * stride)
+    root = torch.tensor(RATIOS).sqrt()
+    width, height = side / root, side * root
+    return torch.stack([-width, -height, width, height], dim=1) / 2
+
+
+def grid_anchors(map_size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """All anchors of a level.
+
+    Args:
+        map_size: (H, W) of the level.
+        stride: pixels of the image per cell.
+        device: where to make them.
+
+    Returns:
+        (H·W·A, 4) xyxy, pixels of the padded image, in the order row, column, anchor; centred on
+        (column·stride, row·stride) without a half-pixel shift.
+    """
+    y, x = torch.meshgrid(
+        *[torch.arange(n, dtype=torch.float32, device=device) * stride for n in map_size], indexing="ij"
+    )
+    centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
+    return (centres + cell_anchors(stride).to(device)).reshape(-1, 4)

@@ -1,0 +1,80 @@
+"""Box and mask heads: what is computed per region of interest.
+
+Shape letters: R RoIs, K classes, P bins per axis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.models.fpn import CHANNELS, named_conv
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers, then class logits and box deltas.
+
+    Args:
+        num_classes: K, without the background.
+        class_agnostic: one set of deltas for all classes instead of one per class.
+        stds: units of the deltas.
+        pooled_size: P.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        class_agnostic: bool = False,
+        stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
+        pooled_size: int = 7,
+    ) -> None:
+        super().__init__()
+        self.stds = stds
+        self.shared_fcs = nn.ModuleList([nn.Linear(CHANNELS * pooled_size**2, 1024), nn.Linear(1024, 1024)])
+        self.fc_cls = nn.Linear(1024, num_classes + 1)
+        self.fc_reg = nn.Linear(1024, 4 if class_agnostic else 4 * num_classes)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps features (R, 256, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
+
+        Both are float32 whatever the precision of the weights: boxes need its resolution.
+        """
+        hidden = pooled.flatten(1)
+        for layer in self.shared_fcs:
+            hidden = F.relu(layer(hidden), inplace=True)
+        return self.fc_cls(hidden).float(), self.fc_reg(hidden).float()
+
+
+def class_scores(class_logits: Tensor) -> Tensor:
+    """Maps logits (R, K+1) to probabilities (R, K): the background, the last class, is dropped."""
+    return class_logits.softmax(dim=1)[:, :-1]
+
+
+class MaskHead(nn.Module):
+    """Four convolutions, upsampling, one map per class.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(named_conv(CHANNELS, CHANNELS, 3) for _ in range(4))
+        self.upsample = nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, stride=2)
+        self.conv_logits = nn.Conv2d(CHANNELS, num_classes, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Maps features (R, 256, 14, 14) to logits (R, K, 28, 28)."""
+        hidden = pooled
+        for conv in self.convs:
+            hidden = F.relu(conv(hidden), inplace=True)
+        logits: Tensor = self.conv_logits(F.relu(self.upsample(hidden), inplace=True))
+        return logits
+
+
+def class_mask_probs(mask_logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities (R, 28, 28), float32, of each RoI's own class, from logits (R, K, 28, 28)."""
+    rows = torch.arange(len(labels), device=labels.device)
+    return mask_logits[rows, labels].float().sigmoid()

@@ -1,0 +1,99 @@
+"""ResNet and ResNeXt backbones with deformable convolutions (arXiv:1512.03385, arXiv:1611.05431).
+
+"pytorch style": a bottleneck strides in its 3×3 convolution. Shape letters: N images, H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+ConvFactory = Callable[[int, int, int, int], nn.Module]
+"""(in_channels, out_channels, stride, groups) → the 3×3 convolution of a bottleneck, without bias."""
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Module:
+    """The 3×3 convolution of a bottleneck that is not deformable."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 with a shortcut.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the 3×3 convolution.
+        out_channels: channels of the output.
+        stride: of the 3×3 convolution.
+        groups: of the 3×3 convolution.
+        conv: makes the 3×3 convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, stride: int, groups: int, conv: ConvFactory
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, stride, groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)
+
+
+class ResNet(nn.Module):
+    """Four stages of bottlenecks; the 3×3 convolutions of the last three come from `conv`.
+
+    Args:
+        depths: bottlenecks per stage.
+        conv: makes the 3×3 convolutions of layer2, layer3 and layer4 ("c3-c5").
+        groups: of every 3×3 convolution.
+        width_per_group: channels of a group in the first stage.
+    """
+
+    def __init__(
+        self, depths: tuple[int, int, int, int], conv: ConvFactory, groups: int = 1, width_per_group: int = 64
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        width = groups * width_per_group
+        self.layer1 = _stage(64, width, 256, depths[0], 1, groups, conv3x3)
+        self.layer2 = _stage(256, 2 * width, 512, depths[1], 2, groups, conv)
+        self.layer3 = _stage(512, 4 * width, 1024, depths[2], 2, groups, conv)
+        self.layer4 = _stage(1024, 8 * width, 2048, depths[3], 2, groups, conv)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps images (N, 3, H, W) to "c2" (N, 256, H/4, W/4) … "c5" (N, 2048, H/32, W/32)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = {}
+        for level in range(2, 6):
+            x = getattr(self, f"layer{level - 1}")(x)
+            features[f"c{level}"] = x
+        return features
+
+
+def _stage(
+    in_channels: int, width: int, out_channels: int, depth: int, stride: int, groups: int, conv: ConvFactory
+) -> nn.Sequential:
+    first = Bottleneck(in_channels, width, out_channels, stride, groups, conv)
+    rest = [Bottleneck(out_channels, width, out_channels, 1, groups, conv) for _ in range(depth - 1)]
+    return nn.Sequential(first, *rest)

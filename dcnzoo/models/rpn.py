@@ -1,0 +1,79 @@
+"""Region proposal network (arXiv:1506.01497) over p2–p6.
+
+Shape letters: N images, A anchors per cell, H, W map size, R proposals.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.models.anchors import RATIOS, grid_anchors
+from dcnzoo.models.boxes import clip_boxes, decode_boxes
+from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.ops import batched_nms
+
+
+class RPNHead(nn.Module):
+    """Objectness and deltas of every anchor, and the proposals that follow from them.
+
+    Args:
+        num_candidates: best anchors per level that are decoded.
+        num_proposals: best boxes over all levels that remain.
+        iou_threshold: of the suppression within a level.
+    """
+
+    def __init__(
+        self, num_candidates: int = 1000, num_proposals: int = 1000, iou_threshold: float = 0.7
+    ) -> None:
+        super().__init__()
+        self.num_candidates, self.num_proposals = num_candidates, num_proposals
+        self.iou_threshold = iou_threshold
+        self.rpn_conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(CHANNELS, len(RATIOS), 1)
+        self.rpn_reg = nn.Conv2d(CHANNELS, 4 * len(RATIOS), 1)
+
+    def forward(self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """Proposes boxes.
+
+        Args:
+            features: "p2" … "p6", each (N, 256, H, W).
+            image_sizes: (height, width) of each image, resized frame.
+
+        Returns:
+            Per image (R, 5): xyxy in the resized frame and the objectness in 0–1, by descending objectness.
+        """
+        levels = [(STRIDES[name], *self.predict(feature)) for name, feature in features.items()]
+        proposals = []
+        for index, image_size in enumerate(image_sizes):
+            candidates = [
+                self._decode_level(logits[index], deltas[index], stride, image_size)
+                for stride, logits, deltas in levels
+            ]
+            proposals.append(self._merge_levels(candidates))
+        return proposals
+
+    def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps one level (N, 256, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
+        hidden = F.relu(self.rpn_conv(feature), inplace=True)
+        return self.rpn_cls(hidden), self.rpn_reg(hidden)
+
+    def _decode_level(
+        self, logits: Tensor, deltas: Tensor, stride: int, image_size: tuple[int, int]
+    ) -> Tensor:
+        """Best candidates of a level of one image: (R, 5) boxes and objectness."""
+        objectness = logits.permute(1, 2, 0).reshape(-1).float().sigmoid()
+        best, index = objectness.topk(min(self.num_candidates, len(objectness)))
+        anchors = grid_anchors((logits.shape[1], logits.shape[2]), stride, logits.device)[index]
+        chosen_deltas = deltas.permute(1, 2, 0).reshape(-1, 4)[index].float()
+        boxes = clip_boxes(decode_boxes(anchors, chosen_deltas)[:, 0], image_size)
+        valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        return torch.cat([boxes, best[:, None]], dim=1)[valid]
+
+    def _merge_levels(self, candidates: list[Tensor]) -> Tensor:
+        """Suppresses within each level, then keeps the best over all."""
+        level = torch.cat([c.new_full((len(c),), i, dtype=torch.int64) for i, c in enumerate(candidates)])
+        merged = torch.cat(candidates)
+        keep = batched_nms(merged[:, :4], merged[:, 4], level, self.iou_threshold)
+        return merged[keep[: self.num_proposals]]

@@ -1,0 +1,69 @@
+"""Deformable RoI pooling.
+
+Shape letters: N images, C channels, H, W map size, R RoIs, P output bins per axis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dcnzoo.ops.roi_align import roi_align
+from dcnzoo.ops.types import Pair
+
+_BELOW_ONE = 1 - 1e-6
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None = None,
+    *,
+    output_size: Pair,
+    spatial_scale: float = 1.0,
+    gamma: float = 0.1,
+) -> Tensor:
+    """Deformable RoI pooling (arXiv:1703.06211): RoIAlign whose bins are shifted, each by its own offset.
+
+    Args:
+        input: (N, C, H, W) feature map.
+        rois: (R, 5) image index in the batch, then xyxy in the frame of the image.
+        offset: (R, 2, P, P) shift of each bin, first x, then y, in units of gamma × RoI width (height);
+            None shifts nothing.
+        output_size: (rows, columns) of bins.
+        spatial_scale: pixels of the map per pixel of the image (1 / stride).
+        gamma: scale of the offsets.
+
+    Returns:
+        (R, C, P, P) in the dtype of `input`.
+
+    Raises:
+        ValueError: `offset` of another shape than (R, 2, P, P).
+    """
+    if offset is None:
+        return roi_align(input, rois, output_size=output_size, spatial_scale=spatial_scale)
+    if tuple(offset.shape) != (len(rois), 2, *output_size):
+        raise ValueError(f"offset must be {(len(rois), 2, *output_size)}, got {tuple(offset.shape)}")
+    bins = _shifted_bins(rois.float(), offset.float(), output_size, spatial_scale, gamma)
+    pooled = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
+    pooled = pooled.reshape(len(rois), *output_size, input.shape[1])
+    return pooled.permute(0, 3, 1, 2)
+
+
+def _shifted_bins(rois: Tensor, offset: Tensor, output_size: Pair, spatial_scale: float, gamma: float) -> Tensor:
+    """Every bin as a RoI of its own, (R·P·P, 5) in the frame of the feature map.
+
+    RoIAlign of such a RoI to 1×1 takes the same samples: ceil(bin) per axis, spread over the bin.
+    """
+    scaled = rois[:, 1:] * spatial_scale
+    size = scaled[:, 2:] - scaled[:, :2]
+    bins_yx = torch.stack(
+        torch.meshgrid(*[torch.arange(n, device=rois.device) for n in output_size], indexing="ij")
+    )
+    bin_size = size / torch.tensor(output_size[::-1], device=rois.device)
+    start = scaled[:, :2, None, None] + bins_yx.flip(0) * bin_size[:, :, None, None]
+    start = start + gamma * size[:, :, None, None] * offset
+    # a bin of exactly n pixels must not become n + rounding: that would take n + 1 samples
+    end = start + _BELOW_ONE * bin_size[:, :, None, None]
+    image = rois[:, 0, None, None, None].expand(-1, 1, *output_size)
+    return torch.cat([image, start, end], dim=1).permute(0, 2, 3, 1).reshape(-1, 5)
