@@ -52,11 +52,12 @@ def _lines(record: Record) -> dict[str, str]:
 
 def _structure(record: Record) -> dict[str, str]:
     architecture, preprocessing, classes = record.architecture, record.preprocessing, record.classes
+    deformable = f"{architecture.conv} in c3-c5, deformable groups: {architecture.deform_groups}"
     return {
         "architecture": architecture.name,
         "detector": architecture.detector,
         "backbone": architecture.backbone,
-        "convolutions": f"{architecture.conv}, {architecture.deform_groups} deformable group(s)",
+        "convolutions": "plain" if architecture.conv == "conv" else deformable,
         "RoI pooling": architecture.pool,
         "input": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side}, "
         f"padded to a multiple of {preprocessing.size_divisor}",
