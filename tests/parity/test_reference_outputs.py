@@ -57,11 +57,14 @@ class Recording:
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def predictor(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dcnzoo.Predictor]:
-    path = write_checkpoint(request.param, tmp_path_factory.mktemp("standin") / f"{request.param}.pth")
-    predictor = dcnzoo.load(request.param, weights=path, device="cpu")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def predictor(name: str, tmp_path_factory: pytest.TempPathFactory) -> dcnzoo.Predictor:
+    path = write_checkpoint(name, tmp_path_factory.mktemp("standin") / f"{name}.pth")
+    predictor = dcnzoo.load(name, weights=path, device="cpu")
     path.unlink()
     return predictor
 
@@ -109,12 +112,13 @@ def test_decode_and_resize_are_bit_exact(picture: str, request: pytest.FixtureRe
 
 @pytest.mark.parametrize("picture", PICTURES)
 def test_stages_and_detections_equal_the_reference(
+    name: str,
     predictor: dcnzoo.Predictor,
     stages: dict[str, torch.Tensor],
     picture: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    recording = Recording(predictor.name, picture, request)
+    recording = Recording(name, picture, request)
     detections = predictor(recording.image)
 
     errors = {stage: recording.worst_error(stage, stages[stage]) for stage in recording.stages}

@@ -49,7 +49,8 @@ def test_grid_anchors_run_row_column_anchor_without_half_pixel() -> None:
 def test_decode_boxes(
     deltas: tuple[float, ...], stds: tuple[float, ...], expected: tuple[float, ...]
 ) -> None:
-    boxes = decode_boxes(torch.tensor([[10.0, 20, 30, 60]]), torch.tensor([deltas], dtype=torch.float32), stds)
+    units = torch.tensor([deltas], dtype=torch.float32)
+    boxes = decode_boxes(torch.tensor([[10.0, 20, 30, 60]]), units, stds)
     torch.testing.assert_close(boxes, torch.tensor([[expected]], dtype=torch.float32))
 
 
