@@ -205,8 +205,16 @@ def _content_length(response: Response) -> int | None:
 def _progress_bar(title: str, total: int | None, wanted: bool) -> tqdm[NoReturn]:
     from tqdm import tqdm
 
-    shown = wanted and sys.stderr.isatty()
-    return tqdm(desc=title, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=not shown)
+    return tqdm(
+        desc=title,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        # The long name last: it is what a narrow terminal cuts off.
+        bar_format="{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{remaining}, {rate_fmt}] {desc}",
+        disable=not (wanted and sys.stderr.isatty()),
+    )
 
 
 def _root_cause(error: BaseException) -> str:
