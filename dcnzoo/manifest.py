@@ -7,7 +7,6 @@ that it does not understand. A manifest of the user's own has the same form and 
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 import re
 import reprlib
@@ -279,7 +278,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     from difflib import SequenceMatcher  # for the error path only
 
     def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", text[:200].lower())
+        return re.sub(r"[^a-z0-9]+", "_", text[:200].lower()).strip("_")
 
     def likeness(other: str) -> tuple[float, float]:
         candidate = plain(other)
@@ -289,7 +288,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
         return max(whole, start, float(has_all_words)), whole
 
     typed = plain(name)
-    scores = {other: likeness(other) for other in known if typed.strip("_")}
+    scores = {other: likeness(other) for other in known if typed}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:count]
     return [other for other in ranked if scores[other][0] >= max(0.7, scores[ranked[0]][0] - 0.1)]
 
@@ -384,11 +383,11 @@ def _one_of(options: tuple[str, ...]) -> Callable[[object], Any]:
     return convert
 
 
-def _number(low: float = -math.inf, high: float = math.inf) -> Callable[[object], float]:
+def _number(low: float = -1e9, high: float = 1e9) -> Callable[[object], float]:
     def convert(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _InvalidError(f"expected a number, got {_show(value)}")
-        if not (low <= value <= high and math.isfinite(value)):
+        if not low <= value <= high:  # also true of nan
             raise _InvalidError(f"expected a number from {low:g} to {high:g}, got {_show(value)}")
         return float(value)
 
@@ -463,7 +462,7 @@ def _preprocessing(value: object) -> Preprocessing:
         return Preprocessing(
             short_side=short_side,
             long_side=fields.take_or("long_side", max(short_side, usual.long_side), _integer(short_side)),
-            mean=fields.take_or("mean", usual.mean, _rgb(-math.inf)),
+            mean=fields.take_or("mean", usual.mean, _rgb(-1e9)),
             std=fields.take_or("std", usual.std, _rgb(1e-6)),
             size_divisor=fields.take_or("size_divisor", usual.size_divisor, _integer(1)),
         )
