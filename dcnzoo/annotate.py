@@ -31,8 +31,8 @@ HUES: tuple[Colour, ...] = (
 )
 """Colours that people with any colour vision tell apart: Okabe and Ito, "Color Universal Design" (2008)."""
 
-SHADES = (0.0, 0.45, -0.4, 0.65, -0.6, 0.25, -0.2)
-"""How far each further round of the hues goes towards white (positive) or black (negative)."""
+SHADES = (0.0, 0.45, -0.4, 0.65, -0.6, 0.25, -0.2, 0.55, -0.5, 0.35, -0.3, 0.75)
+"""How far each round of the hues goes towards white (positive) or black (negative): 84 colours in all."""
 
 MASK_OPACITY = 0.45
 BLACK: Colour = (0, 0, 0)
@@ -101,7 +101,7 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections) -> Image.I
 
 def line_width(image_size: tuple[int, int]) -> int:
     """Returns the width of a box's line for a picture of (H, W)."""
-    return max(1, round(_scale(image_size) / 280))
+    return max(1, round(_scale(image_size) / 200))
 
 
 def font_size(image_size: tuple[int, int]) -> int:
@@ -148,6 +148,8 @@ def draw_box(canvas: ImageDraw.ImageDraw, box: NDArray[np.float32], colour: Colo
 def draw_labels(canvas: ImageDraw.ImageDraw, detections: Detections) -> None:
     """Writes class and score beside each box, where they cover the least of each other.
 
+    A label that would fill more than a quarter of the picture's height, or all its width, is left out.
+
     Args:
         canvas: to draw on; has the size of the detections' image.
         detections: what to label, by descending score; the best choose their places first.
@@ -162,6 +164,8 @@ def draw_labels(canvas: ImageDraw.ImageDraw, detections: Detections) -> None:
     ):
         text = f"{name} {score:.2f}"
         text_size = (canvas.textlength(text, font) + 2 * padding, size + 2 * padding)
+        if text_size[0] > width or text_size[1] > height / 4:
+            continue
         place = _free_place(box.tolist(), text_size, (width, height), taken)
         taken.append(place)
         colour = class_colour(int(label))

@@ -63,6 +63,11 @@ class StageTimes(defaultdict[str, float]):
         finally:
             self[stage] += time.perf_counter() - start
 
+    def add(self, other: StageTimes) -> None:
+        """Adds the seconds of another run of the same stages."""
+        for stage, seconds in other.items():
+            self[stage] += seconds
+
 
 class Predictor:
     """A model with all that is needed to use it on images.

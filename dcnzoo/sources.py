@@ -45,7 +45,7 @@ class ImageSource:
     name: PurePosixPath
 
 
-def find_images(sources: Sequence[str], exclude: Path | None = None) -> Iterator[ImageSource]:
+def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterator[ImageSource]:
     """Lists the images of several sources, in order and lazily.
 
     A source is an image file, a folder (searched recursively, in alphabetical order, without hidden
@@ -54,7 +54,7 @@ def find_images(sources: Sequence[str], exclude: Path | None = None) -> Iterator
 
     Args:
         sources: what the user named.
-        exclude: a folder to leave out of searches, such as that of the results.
+        exclude: folders to leave out of searches, such as those with the results.
 
     Yields:
         The images. Those of a folder are named relative to it, those of one of several folders with the
@@ -64,15 +64,16 @@ def find_images(sources: Sequence[str], exclude: Path | None = None) -> Iterator
         SourceError: a source does not exist or holds no image.
     """
     folders = [source for source in sources if source != STDIN and Path(source).is_dir()]
+    excluded = frozenset(path.resolve() for path in exclude)
     for source in sources:
-        images = _expand(source, exclude, prefix=len(folders) > 1)
+        images = _expand(source, excluded, prefix=len(folders) > 1)
         first = next(images, None)
         if first is None:
             raise SourceError(f"no images in {'standard input' if source == STDIN else source}")
         yield from chain([first], images)
 
 
-def check_sources(sources: Sequence[str], exclude: Path | None = None) -> None:
+def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:
     """Checks that every source exists and holds an image, without reading standard input or an address.
 
     Args:
@@ -134,7 +135,7 @@ def _request_failure(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _expand(source: str, exclude: Path | None, prefix: bool) -> Iterator[ImageSource]:
+def _expand(source: str, exclude: frozenset[Path], prefix: bool) -> Iterator[ImageSource]:
     path = Path(source)
     if source == STDIN:
         return _listed(sys.stdin.buffer, Path())
@@ -151,7 +152,7 @@ def _expand(source: str, exclude: Path | None, prefix: bool) -> Iterator[ImageSo
     raise SourceError(f"no such file or folder: {source}")
 
 
-def _walk(folder: Path, exclude: Path | None, prefix: PurePath) -> Iterator[ImageSource]:
+def _walk(folder: Path, exclude: frozenset[Path], prefix: PurePath) -> Iterator[ImageSource]:
     for root, folders, files in os.walk(folder, onerror=_raise_unlisted):
         folders[:] = sorted(name for name in folders if _is_searched(Path(root, name), exclude))
         for name in sorted(files):
@@ -160,21 +161,21 @@ def _walk(folder: Path, exclude: Path | None, prefix: PurePath) -> Iterator[Imag
                 yield ImageSource(str(path), PurePosixPath(prefix / path.relative_to(folder)))
 
 
-def _is_searched(folder: Path, exclude: Path | None) -> bool:
-    return not folder.name.startswith(".") and (exclude is None or folder.resolve() != exclude.resolve())
+def _is_searched(folder: Path, exclude: frozenset[Path]) -> bool:
+    return not folder.name.startswith(".") and folder.resolve() not in exclude
 
 
 def _raise_unlisted(error: OSError) -> None:
     raise SourceError(f"cannot list folder {error.filename}: {error.strerror}") from error
 
 
-def _glob(pattern: str, exclude: Path | None) -> Iterator[ImageSource]:
+def _glob(pattern: str, exclude: frozenset[Path]) -> Iterator[ImageSource]:
     root = PurePath(*_parts_before_magic(pattern))
     # Path.glob would refuse an absolute pattern.
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
         path = Path(match)
-        excluded = exclude is not None and exclude.resolve() in path.resolve().parents
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not excluded:
+        searched = exclude.isdisjoint(path.resolve().parents)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and searched:
             yield ImageSource(match, PurePosixPath(path.relative_to(root)))
 
 

@@ -18,7 +18,9 @@ WRITERS: dict[str, type[Writer]] = {
 """Data formats, by the name that `--format` takes."""
 
 PRODUCTS: tuple[str, ...] = (
-    *(writer.product for writer in (*WRITERS.values(), ImageWriter, CropWriter)),
+    *(writer.product for writer in WRITERS.values()),
+    ImageWriter.product,
+    CropWriter.product,
     ErrorLog.product,
     IMAGE_LIST,
     CLASS_LIST,

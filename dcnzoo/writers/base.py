@@ -7,8 +7,10 @@ name the formats at once.
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dcnzoo.results import Detections
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,14 @@ def create_file(folder: Path, name: PurePosixPath, suffix: str) -> BinaryIO:
     Returns:
         The new file, open for binary writing.
     """
-    for candidate in _candidates(name, suffix):
-        path = folder / candidate
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return path.open("xb")
-        except FileExistsError:
-            continue
-    raise AssertionError("unreachable: there is always another number")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for attempt, candidate in enumerate(_candidates(name, suffix)):
+        with suppress(FileExistsError):
+            file = (folder / candidate).open("xb")
+            if attempt:
+                logger.warning("another image has taken the name; results of %s go to %s", name, file.name)
+            return file
+    raise AssertionError("there is always another number")
 
 
 def _candidates(name: PurePosixPath, suffix: str) -> Iterator[PurePosixPath]:
