@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 from dcnzoo.errors import ChecksumError, DownloadError
 
@@ -117,7 +116,7 @@ def verify_sha256(path: Path, prefix: str) -> None:
 
 def _local_path(url: str) -> Path | None:
     parts = urlsplit(url)
-    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def _file_name(record: Record) -> str:

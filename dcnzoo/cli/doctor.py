@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ _PACKAGES = {
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Show versions, devices and the operators in use, and check that all is well.
+    """Show versions, devices and operators; check them.
 
     The exit code is 1 if something that is needed does not work.
     """
@@ -85,6 +84,8 @@ def _own_version() -> str:
 
 
 def _version(module: str, distribution: str) -> str:
+    from importlib.metadata import version  # slow to import, and `--help` imports this module
+
     import_module(module)
     return version(distribution)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -79,8 +80,8 @@ class LazyGroup(click.Group):
         """The command of that name, with the shared options added; None if there is none."""
         if cmd_name not in self.commands and cmd_name in COMMANDS:
             module, attribute = COMMANDS[cmd_name].split(":")
-            command: click.Command = getattr(import_module(module), attribute)
-            command.params += _shared_options()
+            command: click.Command = copy(getattr(import_module(module), attribute))
+            command.params = [*command.params, *_shared_options()]
             self.add_command(command, cmd_name)
         return super().get_command(ctx, cmd_name)
 
