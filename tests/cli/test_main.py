@@ -162,14 +162,16 @@ def test_exit_code_of_a_command(dcnzoo: Program, code: int) -> None:
     assert dcnzoo("leave", code) == (code, "", "")
 
 
-def test_reader_that_leaves_early_is_no_error() -> None:
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"]], ids=["at the end", "midway"])
+def test_reader_that_leaves_early_is_told_nothing(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "dcnzoo", "list", "--json"],
+            [sys.executable, "-m", "dcnzoo", *arguments],
             stdout=closed,
             stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},  # else the end never comes into it
             timeout=60,
         )
     assert (done.returncode, done.stderr) == (1, b"")

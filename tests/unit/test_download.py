@@ -58,10 +58,24 @@ def stall_midway(handler: BaseHTTPRequestHandler) -> None:
     stall_before(handler)
 
 
+def two_lengths(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "7")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(DATA), DATA))
+
+
+def only_as_it_is(handler: BaseHTTPRequestHandler) -> None:
+    accepted = handler.headers["Accept-Encoding"] == "identity"
+    (content(DATA) if accepted else status(406))(handler)
+
+
 GOOD: dict[str, Answer] = {
     "/plain.pth": content(DATA),
     "/without-length.pth": without_length,
     "/packed.pth": content(gzip.compress(DATA, 1), Content_Encoding="gzip"),
+    "/as-it-is.pth": only_as_it_is,
     "/moved.pth": status(302, Location="/plain.pth"),
     "/nonsense-length.pth": content(DATA, announced="many"),
 }
@@ -70,6 +84,7 @@ BAD: dict[str, tuple[Answer, type[DcnzooError], str]] = {
     "/failing.pth": (status(503), DownloadError, "503 Service Unavailable"),
     "/silent.pth": (silence, DownloadError, "Remote end closed connection"),
     "/truncated.pth": (content(DATA[:9000], announced=len(DATA)), DownloadError, "9000 bytes read"),
+    "/two-lengths.pth": (two_lengths, DownloadError, "announced 7 bytes and sent 2500000"),
     "/circular.pth": (status(302, Location="/circular.pth"), DownloadError, "redirects"),
     "/elsewhere.pth": (status(302, Location="ftp://nowhere/x.pth"), DownloadError, "No connection adapters"),
     "/stalled.pth": (stall_before, DownloadError, "timed out"),
