@@ -53,7 +53,7 @@ def checkpoint_path(record: Record, *, cache_dir: Path | None = None) -> Path:
         record: the checkpoint.
         cache_dir: cache folder; `cache_home()` by default.
     """
-    cached = (cache_dir or cache_home()) / "checkpoints" / _file_name(record)
+    cached = _cached_path(record, cache_dir)
     places = [_local_path(url) or cached for url in record.urls]
     return next((place for place in places if place.is_file()), places[0])
 
@@ -79,7 +79,7 @@ def fetch(record: Record, *, cache_dir: Path | None = None, progress: bool = Tru
         ChecksumError: what the last address gave is another file.
     """
     here = checkpoint_path(record, cache_dir=cache_dir)
-    cached = (cache_dir or cache_home()) / "checkpoints" / _file_name(record)
+    cached = _cached_path(record, cache_dir)
     sources = [partial(_verified, here, record.sha256)] if here != cached or here.is_file() else []
     for url in record.urls:
         local = _local_path(url)
@@ -119,13 +119,14 @@ def _local_path(url: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
-def _file_name(record: Record) -> str:
-    """Last part of the address, with nothing in it that means something to a file system."""
+def _cached_path(record: Record, cache_dir: Path | None) -> Path:
+    """The cache's file for a record: named as the address ends, less what means something to a file system."""
     url = record.urls[0]
     last = PurePosixPath(unquote(urlsplit(url).path)).name
-    name = PurePosixPath(re.sub(r"[^A-Za-z0-9._-]", "_", last).lstrip(".")[-100:] or "checkpoint")
+    name = PurePosixPath(re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:].lstrip(".") or "checkpoint")
     mark = (record.sha256 or hashlib.sha256(url.encode()).hexdigest())[:8]
-    return str(name) if mark in name.stem else f"{name.stem}-{mark}{name.suffix}"
+    unique = name if mark in name.stem else f"{name.stem}-{mark}{name.suffix}"
+    return (cache_dir or cache_home()) / "checkpoints" / unique
 
 
 def _verified(path: Path, sha256: str | None) -> Path:
@@ -135,7 +136,7 @@ def _verified(path: Path, sha256: str | None) -> Path:
         else:
             path.open("rb").close()
     except OSError as error:
-        raise DownloadError(path.as_uri(), f"it cannot be read: {error.strerror}") from error
+        raise DownloadError(path.as_uri(), f"it cannot be read: {error.strerror or error}") from error
     return path
 
 
@@ -164,7 +165,7 @@ def _renamed_when_done(target: Path, url: str) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(target)
     except OSError as error:
-        reason = f"cannot write to {target.parent} ({error.strerror})"
+        reason = f"cannot write to {target.parent} ({error.strerror or error})"
         cure = "set DCNZOO_HOME to a writable folder with enough space"
         raise DownloadError(url, f"{reason}; {cure}") from error
     finally:
@@ -175,6 +176,7 @@ def _renamed_when_done(target: Path, url: str) -> Iterator[BinaryIO]:
 def _stream(url: str, title: str, progress: bool) -> Iterator[bytes]:
     """The pieces of what the server sends; raises DownloadError for whatever goes wrong with the network."""
     import requests
+    from urllib3.exceptions import HTTPError  # requests lets some through
 
     received = 0
     seconds = (CONNECT_SECONDS, READ_SECONDS)
@@ -190,7 +192,7 @@ def _stream(url: str, title: str, progress: bool) -> Iterator[bytes]:
                     received += len(chunk)
                     bar.update(len(chunk))
                     yield chunk
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         raise DownloadError(url, _root_cause(error)) from error
     if total not in (None, received):
         raise DownloadError(url, f"the server announced {total} bytes and sent {received}")

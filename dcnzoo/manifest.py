@@ -40,10 +40,11 @@ _SHORT_NAMES: dict[Backbone, str] = {
     "resnet101": "r101",
     "resnext101_32x4d": "x101_32x4d",
 }
+_DEFORM_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 _ARCHITECTURE_NAME = re.compile(
     rf"(?P<detector>{'|'.join(get_args(Detector))})"
     rf"_(?P<backbone>{'|'.join(_SHORT_NAMES.values())})_fpn(_fp16)?"
-    r"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>[1-9]\d?))?)?"
+    rf"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>{'|'.join(map(str, _DEFORM_GROUPS))}))?)?"
     r"(_(?P<pool>m?dpool))?"
     r"(_\d+[xe])?(_coco)?"
 )
@@ -63,7 +64,8 @@ class Architecture:
         detector: kind of detector; the two with "mask" in their names have mask heads.
         backbone: residual network under the feature pyramid (FPN); resnext101_32x4d has 32 groups.
         conv: the 3×3 convolutions of stages c3 to c5: plain, deformable (DCN v1) or modulated (v2).
-        deform_groups: number of channel groups with offsets of their own; 1 for plain convolutions.
+        deform_groups: number of channel groups with offsets of their own; a divisor of 128, the channels of
+            the narrowest deformable convolution; 1 for plain convolutions.
         pool: how the box head's RoI features are pooled: RoIAlign, or deformable pooling (v1, modulated v2).
 
     Raises:
@@ -80,9 +82,11 @@ class Architecture:
         for name, options in _OPTIONS.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(options)}")
-        if self.deform_groups < 1 or (self.conv == "conv" and self.deform_groups != 1):
+        allowed = (1,) if self.conv == "conv" else _DEFORM_GROUPS
+        if self.deform_groups not in allowed:
             raise ValueError(
-                f"deform_groups is {self.deform_groups}, expected at least 1, and 1 with plain convolutions"
+                f"deform_groups is {self.deform_groups}, expected one of {', '.join(map(str, allowed))}"
+                f" with conv {self.conv!r}"
             )
 
     @property
@@ -575,7 +579,8 @@ def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
             )
             entries = fields.take_or("checkpoints", None, _list_of(_mapping)) or ()
         for position, entry in enumerate(entries, start=1):
-            record = str(entry.get("name", f"number {position}"))
+            given = entry.get("name")
+            record = given if isinstance(given, str) else f"number {position}"
             new = _record(entry, manifest, None if builtin else path.parent)
             manifest.records[new.name] = new
     except _InvalidError as error:

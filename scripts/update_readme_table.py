@@ -44,7 +44,7 @@ def main() -> int:
     if new == old:
         return 0
     if arguments.check:
-        print(f"{arguments.readme} is out of date: run python {Path(__file__).name}", file=sys.stderr)
+        print(f"{arguments.readme} is out of date: run python scripts/{Path(__file__).name}", file=sys.stderr)
         return 1
     arguments.readme.write_text(new, encoding="utf-8")
     return 0

@@ -45,7 +45,7 @@ def _lines(record: Record) -> dict[str, str]:
         "training log": record.log_url or "-",
         "licence": record.licence or "-",
         "URL": "\n".join(record.urls),
-        "SHA-256": f"{record.sha256}…" if record.sha256 else "- (the file is not verified)",
+        "SHA-256": f"starts with {record.sha256}" if record.sha256 else "- (the file is not verified)",
         "file": f"{path}{state}",
     }
 

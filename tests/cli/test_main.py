@@ -24,8 +24,6 @@ FAILURES: dict[str, BaseException] = {
     "click": click.ClickException("something of click's"),
     "interrupt": KeyboardInterrupt(),
     "abort": click.Abort(),
-    "pipe": BrokenPipeError(32, "Broken pipe"),
-    "exit": SystemExit(3),
 }
 
 

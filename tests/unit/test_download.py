@@ -141,6 +141,12 @@ def test_nobody_listening() -> None:
     assert caught.value.url == url
 
 
+@pytest.mark.parametrize("url", ["http://a..b/x", f"http://{'a' * 300}/x", "http://127.0.0.1:abc/x"])
+def test_address_that_cannot_be(url: str) -> None:
+    with pytest.raises(DownloadError, match="Failed to parse"):
+        fetch(record_of(url))
+
+
 def test_checksum_error_carries_both_hashes(server: Server) -> None:
     with pytest.raises(ChecksumError) as caught:
         fetch(record_of(server.url("/plain.pth"), sha256="0" * 8))
