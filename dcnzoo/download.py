@@ -120,7 +120,7 @@ def _local_path(url: str) -> Path | None:
 
 
 def _cached_path(record: Record, cache_dir: Path | None) -> Path:
-    """The cache's file for a record: named as the address ends, less what means something to a file system."""
+    """The cache's file for a record: the end of its address, less what means something to a file system."""
     url = record.urls[0]
     last = PurePosixPath(unquote(urlsplit(url).path)).name
     name = PurePosixPath(re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:].lstrip(".") or "checkpoint")
