@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dcnzoo.errors import ImageReadError
 
@@ -27,13 +26,22 @@ if TYPE_CHECKING:
 
     from dcnzoo.manifest import Preprocessing
 
-logger = logging.getLogger(__name__)
-
 COEFFICIENT_ONE = 2048
 """Fixed-point 1.0 of the resize coefficients (11 bits)."""
 
 ROWS_AT_ONCE = 16
 """Rows per step of the resize: few enough that a step's integers stay in the CPU's cache."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright; any other value is upright already."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,10 @@ def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
         raise ValueError("floating point pixels have no defined white; convert the image to 8 bits first")
     if image.mode.startswith("I"):
         return _from_16_bit(np.asarray(image))
-    # A transparency entry would make Pillow warn that convert() forgets it, which is the intent.
-    image.info.pop("transparency", None)
+    if "transparency" in image.info:
+        # Pillow would warn that convert() forgets the transparency, which is the intent.
+        image = image.copy()
+        del image.info["transparency"]
     return np.array(image.convert("RGB"))
 
 
@@ -243,11 +253,9 @@ def _is_empty(source: Any) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # a damaged EXIF block raises anything, and the pixels are still good
-        logger.warning("ignoring a damaged EXIF block: %s", error)
-        return image.copy()
+    # ImageOps.exif_transpose also rewrites the EXIF block, and so fails where any other tag is damaged.
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
 
 
 def _from_16_bit(samples: NDArray[Any]) -> NDArray[np.uint8]:

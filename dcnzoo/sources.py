@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
@@ -63,7 +63,7 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
     Raises:
         SourceError: a source does not exist or holds no image.
     """
-    folders = [source for source in sources if source != STDIN and Path(source).is_dir()]
+    folders = [source for source in sources if source != STDIN and _holds(Path(source).is_dir)]
     excluded = frozenset(path.resolve() for path in exclude)
     for source in sources:
         images = _expand(source, excluded, prefix=len(folders) > 1)
@@ -141,15 +141,23 @@ def _expand(source: str, exclude: frozenset[Path], prefix: bool) -> Iterator[Ima
         return _listed(sys.stdin.buffer, Path())
     if is_url(source):
         return iter([ImageSource(source, _name_of_url(source))])
-    if path.is_dir():
+    if _holds(path.is_dir):
         return _walk(path, exclude, PurePath(path.resolve().name if prefix else ""))
-    if path.is_file() and path.suffix.lower() == LIST_SUFFIX:
+    if _holds(path.is_file) and path.suffix.lower() == LIST_SUFFIX:
         return _read_list(path)
-    if path.exists():
+    if _holds(path.exists):
         return iter([ImageSource(source, PurePosixPath(path.name))])
     if glob.has_magic(source):
         return _glob(source, exclude)
     raise SourceError(f"no such file or folder: {source}")
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Evaluates a test of a path; one that cannot be looked up, such as a name too long, does not pass."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _walk(folder: Path, exclude: frozenset[Path], prefix: PurePath) -> Iterator[ImageSource]:
@@ -202,7 +210,8 @@ def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
             yield ImageSource(location, _name_of_url(location))
         else:
             path = Path(location)
-            found = base / path if not path.exists() and (base / path).exists() else path
+            beside_list = not _holds(path.exists) and _holds((base / path).exists)
+            found = base / path if beside_list else path
             yield ImageSource(str(found), _name_of_path(path))
 
 

@@ -326,7 +326,8 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Large images below the limit and oddities in their headers: nothing that a user can act on.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
