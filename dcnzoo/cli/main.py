@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -91,6 +90,8 @@ class LazyGroup(click.Group):
         """Finds the command; an unknown one suggests the nearest."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
             close = get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else f" There are {', '.join(COMMANDS)}."
             ctx.fail(f"No such command {name!r}.{hint}")
