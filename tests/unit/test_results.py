@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -292,6 +292,7 @@ class TestColours:
     def test_first_classes_have_the_pure_hues(self) -> None:
         assert tuple(class_colour(label) for label in range(len(HUES))) == HUES
 
+    @settings(deadline=None)
     @given(st.integers(0, 10_000))
     def test_text_is_readable(self, label: int) -> None:
         def luminance(colour: tuple[int, int, int]) -> float:
