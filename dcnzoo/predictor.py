@@ -297,10 +297,12 @@ def load(
 ) -> Predictor:
     """Loads a model for inference.
 
+    On a GPU, "fp32" is full float32: TensorFloat-32 convolutions are switched off for the process.
+
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint file of your own, in place of the published one.
-        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5"; with `name`, the name's.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16" or "fp16" (GPU only).
@@ -321,7 +323,7 @@ def load(
     if (name is None) == (arch is None) or (name is None and weights is None):
         raise ValueError("expected a name (with or without weights), or weights and arch")
     torch_device = find_device(device)
-    check_precision(precision, torch_device)
+    prepare_precision(precision, torch_device)
     known = load_manifest(manifest)
     record = None if name is None else known.find(name)
     architecture = record.architecture if record else Architecture.parse(str(arch))
@@ -344,9 +346,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(
-            f"unknown device {device!r}; use cpu, cuda, or cuda:N for the GPU number N"
-        ) from error
+        raise DeviceError(f"unknown device {device!r}; use cpu, cuda or cuda:1 (the second GPU)") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         built = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
         raise DeviceError(f"cannot use {device}: {built}; use --device cpu, or leave the device out")
@@ -357,8 +357,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Checks that a device can compute in a precision.
+def prepare_precision(precision: str, device: torch.device) -> None:
+    """Checks that a device can compute in a precision, and makes float32 on a GPU mean float32.
 
     Raises:
         DeviceError: it cannot.
@@ -368,6 +368,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
+    if precision == "fp32" and device.type == "cuda":
+        # PyTorch's default keeps 10 bits of each factor, too few for the reference's scores.
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:
