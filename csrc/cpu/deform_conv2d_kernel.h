@@ -1,0 +1,301 @@
+// Deformable convolution without a column buffer: a block of output pixels is sampled, a piece of the
+// reduction axis at a time, into a tile that stays in the cache, and multiplied with packed weights.
+//
+// The reduction axis of a group, (tap, channel), is cut into pieces; a piece is either whole taps or
+// part of one tap. A dense convolution has long pieces and one group per tile; a grouped one has
+// all of its taps in one piece and many groups per tile.
+#pragma once
+
+#include "gemm.h"
+#include "sampling.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// Sizes of the convolution as it is computed: small groups are merged, with zeros off the diagonal,
+// until they fill a vector. That costs no time, since the idle lanes are multiplied either way.
+struct Layout {
+  int64_t groups, channels, columns;  // channels in and columns out per merged group
+  int64_t merged;                     // groups of the convolution per merged group
+  int64_t piece_taps, piece_channels; // of a full piece
+  int64_t taps, padded_columns;
+
+  Layout(const ConvShape& shape, int width) {
+    const int64_t group_channels = shape.in_channels / shape.groups, group_columns = shape.out_channels / shape.groups;
+    merged = 1;
+    while (shape.groups % (2 * merged) == 0 && 2 * merged * max(group_channels, group_columns) <= width) merged *= 2;
+    groups = shape.groups / merged;
+    channels = group_channels * merged;
+    columns = group_columns * merged;
+    taps = shape.taps();
+    padded_columns = round_up(columns, width);
+    piece_channels = ceil_div(channels, ceil_div(channels, longest_piece));
+    piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest_piece / channels));
+    if (groups > 1 && taps * channels <= longest_grouped_piece) piece_taps = taps;
+  }
+
+  int64_t longest() const { return piece_taps * piece_channels; }
+  bool one_piece() const { return longest() == taps * channels; }
+  int64_t group_numel() const { return taps * channels * padded_columns; }
+
+  // A panel of B with this depth and one row tile of A should fit the first-level cache together.
+  static constexpr int64_t longest_piece = 256, longest_grouped_piece = 512;
+};
+
+// A piece of the reduction axis of one group.
+struct Piece {
+  int64_t tap_begin, tap_end, channel_begin, channel_end;
+
+  int64_t channels() const { return channel_end - channel_begin; }
+  int64_t depth() const { return (tap_end - tap_begin) * channels(); }
+};
+
+template <class Function>
+DCNZOO_INLINE void for_each_piece(const Layout& layout, const Function& function) {
+  for (int64_t tap = 0; tap < layout.taps; tap += layout.piece_taps) {
+    for (int64_t channel = 0; channel < layout.channels; channel += layout.piece_channels) {
+      function(Piece{tap, min(tap + layout.piece_taps, layout.taps), channel,
+                     min(channel + layout.piece_channels, layout.channels)});
+    }
+  }
+}
+
+// One element of a merged group's weight; zero between different groups of the convolution.
+template <class T>
+T merged_weight(const Layout& layout, const T* weight, int64_t group, int64_t column, int64_t channel,
+                int64_t tap) {
+  const int64_t channels = layout.channels / layout.merged, columns = layout.columns / layout.merged;
+  if (column >= layout.columns || column / columns != channel / channels) return T{0};
+  const int64_t row = group * layout.columns + column;
+  return weight[(row * channels + channel % channels) * layout.taps + tap];
+}
+
+template <class T>
+void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begin, int64_t end) {
+  const Layout layout(shape, Simd<T>::width);
+  for (int64_t group = begin; group < end; ++group) {
+    T* target = static_cast<T*>(packed) + group * layout.group_numel();
+    for_each_piece(layout, [&](const Piece& piece) {
+      for (int64_t panel = 0; panel < layout.padded_columns; panel += Tile<T>::panel) {
+        const int64_t panel_end = min<int64_t>(panel + Tile<T>::panel, layout.padded_columns);
+        for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap)
+          for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel)
+            for (int64_t column = panel; column < panel_end; ++column)
+              *target++ = merged_weight(layout, static_cast<const T*>(weight), group, column, channel, tap);
+      }
+    });
+  }
+}
+
+template <class T>
+int64_t packed_numel(const ConvShape& shape) {
+  const Layout layout(shape, Simd<T>::width);
+  return layout.groups * layout.group_numel();
+}
+
+template <class T>
+int64_t packed_groups(const ConvShape& shape) {
+  return Layout(shape, Simd<T>::width).groups;
+}
+
+// Scratch memory of one worker, carved from one allocation.
+template <class T>
+struct Scratch {
+  T *y, *x, *scale, *dy, *dx;  // per pixel of the block
+  char* tables;                // tap-major, then deformable group
+  T* tile;                     // [group][pixel][depth]
+
+  static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest(); }
+
+  static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t tile_groups) {
+    return 5 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
+           tile_groups * group_tile(layout, pixels) * sizeof(T);
+  }
+
+  Scratch(void* memory, const ConvShape& shape, int64_t pixels) {
+    T* arrays = static_cast<T*>(memory);
+    y = arrays, x = y + pixels, scale = x + pixels, dy = scale + pixels, dx = dy + pixels;
+    tables = reinterpret_cast<char*>(dx + pixels);
+    tile = reinterpret_cast<T*>(tables + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel);
+  }
+
+  SampleTable<T> table(const ConvShape& shape, int64_t tap, int64_t deform_group, int64_t pixels) const {
+    return {tables + (tap * shape.deform_groups + deform_group) * pixels * SampleTable<T>::bytes_per_pixel, pixels};
+  }
+};
+
+// Groups whose tiles are sampled together: enough channels to make the sampling loop long, few
+// enough to keep the tile in the second-level cache.
+template <class T>
+int64_t tile_groups(const Layout& layout, int64_t pixels) {
+  if (!layout.one_piece()) return 1;
+  const int64_t group_bytes = Scratch<T>::group_tile(layout, pixels) * static_cast<int64_t>(sizeof(T));
+  return min(layout.groups, max<int64_t>(1, 196608 / group_bytes));
+}
+
+template <class T>
+int64_t padded_pixels(int64_t pixels) {
+  return round_up(pixels, 16);
+}
+
+template <class T>
+Schedule schedule(const ConvShape& shape, int threads) {
+  const Layout layout(shape, Simd<T>::width);
+  const int64_t rows = Tile<T>::rows1 > Tile<T>::rows2 ? Tile<T>::rows1 : Tile<T>::rows2;
+  const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
+  const int64_t most = layout.groups > 1 ? 48 : 192, least = 48;
+  const int64_t pixels = max<int64_t>(rows, min<int64_t>(most, 1048576 / table_bytes));
+  int64_t blocks = ceil_div(shape.out_pixels(), pixels);
+  // Even shares: a whole number of blocks per thread, unless the blocks would become too small.
+  const int64_t even = ceil_div(round_up(blocks * shape.images, threads), shape.images);
+  blocks = max(blocks, min(even, ceil_div(shape.out_pixels(), least)));
+  Schedule result;
+  result.blocks_per_image = blocks;
+  result.block_pixels = padded_pixels<T>(round_up(ceil_div(shape.out_pixels(), blocks), rows) + rows);
+  const int64_t panels = layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<T>::panel);
+  result.column_chunks = min(panels, ceil_div(threads, blocks * shape.images));
+  result.scratch_bytes =
+      round_up(Scratch<T>::bytes(shape, layout, result.block_pixels, tile_groups<T>(layout, result.block_pixels)), 64);
+  return result;
+}
+
+template <class T>
+class BlockConvolution {
+ public:
+  BlockConvolution(const DeformConv2d& call, const Schedule& schedule, void* memory, int64_t task)
+      : call_(call),
+        shape_(call.shape),
+        layout_(call.shape, Simd<T>::width),
+        pixels_(schedule.block_pixels),
+        scratch_(memory, call.shape, schedule.block_pixels) {
+    const int64_t chunk = task % schedule.column_chunks, block = task / schedule.column_chunks;
+    image_ = block / schedule.blocks_per_image;
+    // Whole row tiles are dealt out evenly over the blocks.
+    const int64_t rows = Tile<T>::rows1 > Tile<T>::rows2 ? Tile<T>::rows1 : Tile<T>::rows2;
+    const int64_t units = ceil_div(shape_.out_pixels(), rows), index = block % schedule.blocks_per_image;
+    begin_ = units * index / schedule.blocks_per_image * rows;
+    count_ = min(units * (index + 1) / schedule.blocks_per_image * rows, shape_.out_pixels()) - begin_;
+    const bool by_group = layout_.groups > 1;
+    const int64_t parts = by_group ? layout_.groups : ceil_div(layout_.columns, Tile<T>::panel);
+    const int64_t first = parts * chunk / schedule.column_chunks, last = parts * (chunk + 1) / schedule.column_chunks;
+    group_begin_ = by_group ? first : 0;
+    group_end_ = by_group ? last : 1;
+    column_begin_ = by_group ? 0 : first * Tile<T>::panel;
+    column_end_ = by_group ? layout_.columns : min<int64_t>(last * Tile<T>::panel, layout_.columns);
+  }
+
+  void run() {
+    if (count_ <= 0) return;
+    fill_tables();
+    const int64_t step = tile_groups<T>(layout_, pixels_);
+    for (int64_t group = group_begin_; group < group_end_; group += step) {
+      const int64_t group_end = min(group + step, group_end_);
+      int64_t done = 0;  // depth of the pieces before this one
+      for_each_piece(layout_, [&](const Piece& piece) {
+        sample_tile(group, group_end, piece);
+        multiply_tile(group, group_end, piece, done);
+        done += piece.depth();
+      });
+    }
+  }
+
+ private:
+  void fill_tables() {
+    block_origins(shape_, begin_, count_, scratch_.y, scratch_.x);
+    for (int64_t deform_group = 0; deform_group < shape_.deform_groups; ++deform_group) {
+      for (int64_t tap = 0; tap < layout_.taps; ++tap) fill_table_of(tap, deform_group);
+    }
+  }
+
+  void fill_table_of(int64_t tap, int64_t deform_group) {
+    const int64_t point = deform_group * layout_.taps + tap;
+    gather_channel(call_.offset, image_, 2 * point, shape_.out_width, begin_, count_, scratch_.dy);
+    gather_channel(call_.offset, image_, 2 * point + 1, shape_.out_width, begin_, count_, scratch_.dx);
+    const T tap_y = static_cast<T>(tap / shape_.kernel_w * shape_.dilation_h);
+    const T tap_x = static_cast<T>(tap % shape_.kernel_w * shape_.dilation_w);
+    for (int64_t i = 0; i < count_; ++i) {
+      scratch_.dy[i] += scratch_.y[i] + tap_y;
+      scratch_.dx[i] += scratch_.x[i] + tap_x;
+    }
+    const bool masked = call_.mask.data != nullptr;
+    if (masked) gather_channel(call_.mask, image_, point, shape_.out_width, begin_, count_, scratch_.scale);
+    if (masked && call_.mask_is_logits) {
+      for (int64_t i = 0; i < count_; ++i) scratch_.scale[i] = 1 / (1 + std::exp(-scratch_.scale[i]));
+    }
+    fill_table(scratch_.dy, scratch_.dx, masked ? scratch_.scale : nullptr, count_, shape_.height, shape_.width,
+               scratch_.table(shape_, tap, deform_group, pixels_));
+  }
+
+  // Samples the piece for the groups [group, group_end), one run of channels per deformable group.
+  void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
+    const int64_t begin = group * layout_.channels + piece.channel_begin;
+    const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
+    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
+    for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap) {
+      T* target = scratch_.tile + (tap - piece.tap_begin) * piece.channels();
+      for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+        sample_run(scratch_.table(shape_, tap, d, pixels_), max(begin, d * deform_channels),
+                   min(end, (d + 1) * deform_channels), begin, piece, target);
+      }
+    }
+  }
+
+  // Channels [first, last) of the image; `origin` is the channel that `target` stands for.
+  void sample_run(const SampleTable<T>& table, int64_t first, int64_t last, int64_t origin, const Piece& piece,
+                  T* target) {
+    const T* image = static_cast<const T*>(call_.input) + image_ * shape_.height * shape_.width * shape_.in_channels;
+    const int64_t lda = piece.depth(), group_stride = Scratch<T>::group_tile(layout_, pixels_);
+    const int64_t channels = layout_.channels, base = origin - piece.channel_begin;  // first channel of the first group
+    if ((first - base) % channels == 0 && (last - base) % channels == 0) {
+      const int64_t whole_begin = (first - base) / channels, whole_end = (last - base) / channels;
+      for (int64_t i = 0; i < count_; ++i) {
+        const Corners<T> corners(table, i, image, shape_.in_channels);
+        for (int64_t g = whole_begin; g < whole_end; ++g)
+          corners.sample(base + g * channels, channels, target + g * group_stride + i * lda);
+      }
+      return;
+    }
+    for (int64_t c = first; c < last;) {
+      const int64_t g = (c - base) / channels, segment_end = min(last, base + (g + 1) * channels);
+      T* segment = target + g * group_stride + (c - base - g * channels - piece.channel_begin);
+      for (int64_t i = 0; i < count_; ++i)
+        Corners<T>(table, i, image, shape_.in_channels).sample(c, segment_end - c, segment + i * lda);
+      c = segment_end;
+    }
+  }
+
+  void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
+    T* output = static_cast<T*>(call_.output) + (image_ * shape_.out_pixels() + begin_) * shape_.out_channels;
+    const T* bias = static_cast<const T*>(call_.bias);
+    const bool last = done + piece.depth() == layout_.taps * layout_.channels;
+    for (int64_t g = group; g < group_end; ++g) {
+      const T* b = static_cast<const T*>(call_.packed_weight) + g * layout_.group_numel() +
+                   done * layout_.padded_columns + column_begin_ * piece.depth();
+      const int64_t column = g * layout_.columns + column_begin_;
+      const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr ? nullptr : bias + column};
+      matrix_product(count_, column_end_ - column_begin_, piece.depth(),
+                     scratch_.tile + (g - group) * Scratch<T>::group_tile(layout_, pixels_), piece.depth(), b,
+                     output + column, shape_.out_channels, epilogue);
+    }
+  }
+
+  const DeformConv2d& call_;
+  const ConvShape& shape_;
+  const Layout layout_;
+  const int64_t pixels_;
+  const Scratch<T> scratch_;
+  int64_t image_, begin_, count_, group_begin_, group_end_, column_begin_, column_end_;
+};
+
+template <class T>
+void run(const DeformConv2d& call, const Schedule& schedule, int64_t task, void* scratch) {
+  BlockConvolution<T>(call, schedule, scratch, task).run();
+}
+
+template <class T>
+constexpr DeformConv2dKernels deform_conv2d_kernels() {
+  return {packed_numel<T>, pack<T>, packed_groups<T>, schedule<T>, run<T>};
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

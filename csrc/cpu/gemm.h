@@ -1,0 +1,127 @@
+// Register-blocked matrix product C[rows × columns] (+)= A[rows × depth] · B[depth × columns].
+//
+// A is row-major (the tile of sampled pixels), B is packed into panels of `panel` columns,
+// C is row-major (the channels-last output itself).
+#pragma once
+
+#include "simd.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// What happens to the product on its way to C.
+template <class T>
+struct Epilogue {
+  bool accumulate;  // add to what C holds; otherwise start from the bias (or zero)
+  bool relu;
+  const T* bias;  // of C's first column; null for none
+};
+
+// Rows per micro-kernel for two vectors and for one vector of columns: as many accumulators as the
+// register file holds beside two vectors of B and one broadcast element of A.
+template <class T>
+struct Tile {
+#if DCNZOO_VECTOR_BYTES == 64
+  static constexpr int rows2 = 14, rows1 = 14;  // 32 registers
+#else
+  static constexpr int rows2 = 6, rows1 = 12;  // 16 registers
+#endif
+  static constexpr int panel = 2 * Simd<T>::width;
+};
+
+template <class T, int ROWS, int VECTORS>
+void micro_kernel(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc, Epilogue<T> epilogue) {
+  using S = Simd<T>;
+  using V = typename S::vector;
+  V acc[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    V row_b[VECTORS];
+#pragma GCC unroll 2
+    for (int j = 0; j < VECTORS; ++j) row_b[j] = S::load(b + k * VECTORS * S::width + j * S::width);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      const V element = S::splat(a[i * lda + k]);
+#pragma GCC unroll 2
+      for (int j = 0; j < VECTORS; ++j) acc[i][j] += element * row_b[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < VECTORS; ++j) {
+      T* target = c + i * ldc + j * S::width;
+      V value = acc[i][j];
+      if (epilogue.accumulate) {
+        value += S::load(target);
+      } else if (epilogue.bias != nullptr) {
+        value += S::load(epilogue.bias + j * S::width);
+      }
+      if (epilogue.relu) value = value < V{} ? V{} : value;  // keeps NaN
+      S::store(target, value);
+    }
+  }
+}
+
+template <class T, int ROWS, int VECTORS>
+DCNZOO_INLINE void micro_kernel_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
+                                     int64_t ldc, const Epilogue<T>& epilogue) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) {
+      return micro_kernel_rows<T, ROWS - 1, VECTORS>(rows, depth, a, lda, b, c, ldc, epilogue);
+    }
+  }
+  micro_kernel<T, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue);
+}
+
+// The last panel, whose columns do not fill its vectors, goes through a small copy of C and bias.
+template <class T, int ROWS, int VECTORS>
+void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
+                  Epilogue<T> epilogue) {
+  constexpr int padded = VECTORS * Simd<T>::width;
+  T tile[ROWS * padded] = {}, bias[padded] = {};
+  if (epilogue.accumulate) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) tile[i * padded + j] = c[i * ldc + j];
+  } else if (epilogue.bias != nullptr) {
+    for (int64_t j = 0; j < columns; ++j) bias[j] = epilogue.bias[j];
+    epilogue.bias = bias;
+  }
+  micro_kernel_rows<T, ROWS, VECTORS>(rows, depth, a, lda, b, tile, padded, epilogue);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];
+}
+
+template <class T, int ROWS, int VECTORS>
+void panel_product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
+                   const Epilogue<T>& epilogue) {
+  const bool full = columns == VECTORS * Simd<T>::width;
+  for (int64_t i = 0; i < rows; i += ROWS) {
+    const int64_t count = min<int64_t>(ROWS, rows - i);
+    if (full) {
+      micro_kernel_rows<T, ROWS, VECTORS>(count, depth, a + i * lda, lda, b, c + i * ldc, ldc, epilogue);
+    } else {
+      ragged_panel<T, ROWS, VECTORS>(count, columns, depth, a + i * lda, lda, b, c + i * ldc, ldc, epilogue);
+    }
+  }
+}
+
+// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of Tile::panel
+// columns; a last panel of one vector is stored as such.
+template <class T>
+void matrix_product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
+                    int64_t ldc, Epilogue<T> epilogue) {
+  constexpr int width = Simd<T>::width, panel = Tile<T>::panel;
+  const T* bias = epilogue.bias;
+  for (int64_t j = 0; j < columns; j += panel) {
+    const int64_t count = min<int64_t>(panel, columns - j);
+    epilogue.bias = bias == nullptr ? nullptr : bias + j;
+    if (count > width) {
+      panel_product<T, Tile<T>::rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+    } else {
+      panel_product<T, Tile<T>::rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

@@ -1,0 +1,156 @@
+// Bilinear sampling of channels-last maps: per output pixel and kernel tap a table entry of four
+// corner pixels and four weights, then plain vector arithmetic over the channels.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// The sampling points of one tap and one deformable group, for the pixels of a block.
+template <class T>
+struct SampleTable {
+  int32_t* pixel[4];  // corners y0x0, y0x1, y1x0, y1x1 as row · width + column, always inside the map
+  T* weight[4];       // bilinear weight · mask; 0 where the corner lies outside
+
+  static constexpr size_t bytes_per_pixel = 4 * (sizeof(int32_t) + sizeof(T));
+
+  // Carves the arrays for `pixels` (a multiple of 16) out of `memory`.
+  SampleTable(char* memory, int64_t pixels) {
+    for (int corner = 0; corner < 4; ++corner) {
+      weight[corner] = reinterpret_cast<T*>(memory) + corner * pixels;
+      pixel[corner] = reinterpret_cast<int32_t*>(memory + 4 * sizeof(T) * pixels) + corner * pixels;
+    }
+  }
+};
+
+// Reads channel `channel` of image `image` at the output pixels [begin, begin + count).
+template <class T>
+void gather_channel(const StridedMaps& maps, int64_t image, int64_t channel, int64_t out_width, int64_t begin,
+                    int64_t count, T* target) {
+  int64_t row = begin / out_width, column = begin % out_width;
+  for (int64_t i = 0; i < count;) {
+    int64_t index = image * maps.n + channel * maps.c + row * maps.h + column * maps.w;
+    const int64_t run = min(count - i, out_width - column);
+    if (maps.element == Element::float64) {
+      for (int64_t j = 0; j < run; ++j, index += maps.w)
+        target[i + j] = static_cast<T>(static_cast<const double*>(maps.data)[index]);
+    } else {
+      for (int64_t j = 0; j < run; ++j, index += maps.w)
+        target[i + j] = static_cast<T>(static_cast<const float*>(maps.data)[index]);
+    }
+    i += run;
+    ++row;
+    column = 0;
+  }
+}
+
+// Positions of the undisplaced taps' origin: out · stride − pad, per pixel of the block.
+template <class T>
+void block_origins(const ConvShape& shape, int64_t begin, int64_t count, T* y, T* x) {
+  int64_t row = begin / shape.out_width, column = begin % shape.out_width;
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<T>(row * shape.stride_h - shape.pad_h);
+    x[i] = static_cast<T>(column * shape.stride_w - shape.pad_w);
+    if (++column == shape.out_width) {
+      column = 0;
+      ++row;
+    }
+  }
+}
+
+// One axis of the bilinear interpolation, for a vector of coordinates.
+template <class T>
+struct Axis {
+  using V = typename Simd<T>::vector;
+  using Mask = decltype(V{} < V{});
+  typedef int32_t Index __attribute__((vector_size(Simd<T>::width * sizeof(int32_t))));
+
+  Index low, high;       // clamped to the map
+  V low_weight, high_weight;  // 0 where the corner or the point lies outside
+
+  // Not-a-number counts as outside. Indices are valid whatever the coordinate: it is bounded before it
+  // becomes an integer.
+  DCNZOO_INLINE Axis(V coordinate, T size) {
+    const V lowest = Simd<T>::splat(-2), highest = Simd<T>::splat(size + 1);
+    V bounded = coordinate > lowest ? coordinate : lowest;
+    bounded = bounded < highest ? bounded : highest;
+    V floor = __builtin_convertvector(__builtin_convertvector(bounded, Index), V);
+    floor = floor > bounded ? floor - 1 : floor;
+    const V fraction = coordinate - floor, last = Simd<T>::splat(size - 1);
+    const Mask inside = (coordinate > -1) & (coordinate < size);
+    low_weight = (inside & (floor >= 0)) ? 1 - fraction : V{};
+    high_weight = (inside & (floor < last)) ? fraction : V{};
+    low = clamped(floor, last);
+    high = clamped(floor + 1, last);
+  }
+
+  static DCNZOO_INLINE Index clamped(V value, V last) {
+    value = value > V{} ? value : V{};
+    value = value < last ? value : last;
+    return __builtin_convertvector(value, Index);
+  }
+};
+
+// Fills a table from absolute coordinates and the modulation of each point (`scale`, may be null).
+// The arrays are padded to whole vectors.
+template <class T>
+void fill_table(const T* y, const T* x, const T* scale, int64_t count, int64_t height, int64_t width,
+                const SampleTable<T>& table) {
+  using S = Simd<T>;
+  using Index = typename Axis<T>::Index;
+  for (int64_t i = 0; i < count; i += S::width) {
+    Axis<T> vertical(S::load(y + i), static_cast<T>(height));
+    const Axis<T> horizontal(S::load(x + i), static_cast<T>(width));
+    if (scale != nullptr) {
+      const auto factor = S::load(scale + i);
+      vertical.low_weight *= factor;
+      vertical.high_weight *= factor;
+    }
+    const Index row[2] = {vertical.low * static_cast<int32_t>(width), vertical.high * static_cast<int32_t>(width)};
+    const Index pixel[4] = {row[0] + horizontal.low, row[0] + horizontal.high, row[1] + horizontal.low,
+                            row[1] + horizontal.high};
+    for (int corner = 0; corner < 4; ++corner) __builtin_memcpy(table.pixel[corner] + i, &pixel[corner], sizeof(Index));
+    S::store(table.weight[0] + i, vertical.low_weight * horizontal.low_weight);
+    S::store(table.weight[1] + i, vertical.low_weight * horizontal.high_weight);
+    S::store(table.weight[2] + i, vertical.high_weight * horizontal.low_weight);
+    S::store(table.weight[3] + i, vertical.high_weight * horizontal.high_weight);
+  }
+}
+
+// The four corners of one table entry, ready for the channel loop.
+template <class T>
+struct Corners {
+  const T* source[4];
+  T weight[4];
+
+  DCNZOO_INLINE Corners(const SampleTable<T>& table, int64_t i, const T* image, int64_t channels) {
+    for (int corner = 0; corner < 4; ++corner) {
+      source[corner] = image + table.pixel[corner][i] * channels;
+      weight[corner] = table.weight[corner][i];
+    }
+  }
+
+  // Interpolates `count` consecutive channels from channel `first`.
+  DCNZOO_INLINE void sample(int64_t first, int64_t count, T* target) const {
+    using S = Simd<T>;
+    int64_t c = 0;
+    for (; c + S::width <= count; c += S::width) {
+      auto value = S::load(source[0] + first + c) * weight[0];
+      value += S::load(source[1] + first + c) * weight[1];
+      value += S::load(source[2] + first + c) * weight[2];
+      value += S::load(source[3] + first + c) * weight[3];
+      S::store(target + c, value);
+    }
+    for (; c < count; ++c) {
+      target[c] = source[0][first + c] * weight[0] + source[1][first + c] * weight[1] +
+                  source[2][first + c] * weight[2] + source[3][first + c] * weight[3];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace dcnzoo::cpu
