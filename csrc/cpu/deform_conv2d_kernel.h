@@ -105,7 +105,7 @@ struct Scratch {
   char* tables;                // tap-major, then deformable group
   T* tile;                     // [group][pixel][depth]
 
-  static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest(); }
+  static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest() + 16; }
 
   static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t tile_groups) {
     return 5 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
@@ -207,7 +207,7 @@ class BlockConvolution {
     }
   }
 
-  void fill_table_of(int64_t tap, int64_t deform_group) {
+  __attribute__((noinline)) void fill_table_of(int64_t tap, int64_t deform_group) {
     const int64_t point = deform_group * layout_.taps + tap;
     gather_channel(call_.offset, image_, 2 * point, shape_.out_width, begin_, count_, scratch_.dy);
     gather_channel(call_.offset, image_, 2 * point + 1, shape_.out_width, begin_, count_, scratch_.dx);
@@ -226,45 +226,61 @@ class BlockConvolution {
                scratch_.table(shape_, tap, deform_group, pixels_));
   }
 
-  // Samples the piece for the groups [group, group_end), one run of channels per deformable group.
-  void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
+  // Samples the piece for the groups [group, group_end). The taps of a pixel come one after the other, so
+  // that its rows of the tile are written while they are in the first-level cache.
+  __attribute__((noinline)) void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
+    const bool whole_groups = piece.channels() == layout_.channels &&
+                              (shape_.in_channels / shape_.deform_groups) % layout_.channels == 0;
+    if (!whole_groups || layout_.channels % Simd<T>::width != 0) return sample_tile_by<0>(group, group_end, piece);
+    switch (layout_.channels / Simd<T>::width) {
+      case 1: return sample_tile_by<1>(group, group_end, piece);
+      case 2: return sample_tile_by<2>(group, group_end, piece);
+      case 4: return sample_tile_by<4>(group, group_end, piece);
+      default: return sample_tile_by<0>(group, group_end, piece);
+    }
+  }
+
+  template <int VECTORS>
+  void sample_tile_by(int64_t group, int64_t group_end, const Piece& piece) {
+    const T* image = static_cast<const T*>(call_.input) + image_ * shape_.height * shape_.width * shape_.in_channels;
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
-    for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap) {
-      T* target = scratch_.tile + (tap - piece.tap_begin) * piece.channels();
-      for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
-        sample_run(scratch_.table(shape_, tap, d, pixels_), max(begin, d * deform_channels),
-                   min(end, (d + 1) * deform_channels), begin, piece, target);
+    for (int64_t i = 0; i < count_; ++i) {
+      T* target = scratch_.tile + i * piece.depth();
+      for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
+        for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+          const Corners<T> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
+          sample_run<VECTORS>(corners, max(begin, d * deform_channels), min(end, (d + 1) * deform_channels), group,
+                              piece.channel_begin, target);
+        }
       }
     }
   }
 
-  // Channels [first, last) of the image; `origin` is the channel that `target` stands for.
-  void sample_run(const SampleTable<T>& table, int64_t first, int64_t last, int64_t origin, const Piece& piece,
-                  T* target) {
-    const T* image = static_cast<const T*>(call_.input) + image_ * shape_.height * shape_.width * shape_.in_channels;
-    const int64_t lda = piece.depth(), group_stride = Scratch<T>::group_tile(layout_, pixels_);
-    const int64_t channels = layout_.channels, base = origin - piece.channel_begin;  // first channel of the first group
-    if ((first - base) % channels == 0 && (last - base) % channels == 0) {
-      const int64_t whole_begin = (first - base) / channels, whole_end = (last - base) / channels;
-      for (int64_t i = 0; i < count_; ++i) {
-        const Corners<T> corners(table, i, image, shape_.in_channels);
-        for (int64_t g = whole_begin; g < whole_end; ++g)
-          corners.sample(base + g * channels, channels, target + g * group_stride + i * lda);
+  // Channels [first, last) of the image; `target` stands for channel `origin` of group `group`. VECTORS is
+  // the length of a group, or 0 for any length.
+  template <int VECTORS>
+  DCNZOO_INLINE void sample_run(const Corners<T>& corners, int64_t first, int64_t last, int64_t group, int64_t origin,
+                                T* target) const {
+    const int64_t group_stride = Scratch<T>::group_tile(layout_, pixels_);
+    if constexpr (VECTORS > 0) {
+      constexpr int64_t channels = VECTORS * Simd<T>::width;
+      target += (first / channels - group) * group_stride;
+      for (int64_t c = first; c < last; c += channels, target += group_stride) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) corners.sample_vector(c + v * Simd<T>::width, target + v * Simd<T>::width);
       }
       return;
     }
     for (int64_t c = first; c < last;) {
-      const int64_t g = (c - base) / channels, segment_end = min(last, base + (g + 1) * channels);
-      T* segment = target + g * group_stride + (c - base - g * channels - piece.channel_begin);
-      for (int64_t i = 0; i < count_; ++i)
-        Corners<T>(table, i, image, shape_.in_channels).sample(c, segment_end - c, segment + i * lda);
+      const int64_t g = c / layout_.channels, segment_end = min(last, (g + 1) * layout_.channels);
+      corners.sample(c, segment_end - c, target + (g - group) * group_stride + (c - g * layout_.channels - origin));
       c = segment_end;
     }
   }
 
-  void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
+  __attribute__((noinline)) void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
     T* output = static_cast<T*>(call_.output) + (image_ * shape_.out_pixels() + begin_) * shape_.out_channels;
     const T* bias = static_cast<const T*>(call_.bias);
     const bool last = done + piece.depth() == layout_.taps * layout_.channels;

@@ -134,17 +134,20 @@ struct Corners {
     }
   }
 
-  // Interpolates `count` consecutive channels from channel `first`.
-  DCNZOO_INLINE void sample(int64_t first, int64_t count, T* target) const {
+  // Interpolates a vector of consecutive channels from channel `first`.
+  DCNZOO_INLINE void sample_vector(int64_t first, T* target) const {
     using S = Simd<T>;
+    auto value = S::load(source[0] + first) * weight[0];
+    value += S::load(source[1] + first) * weight[1];
+    value += S::load(source[2] + first) * weight[2];
+    value += S::load(source[3] + first) * weight[3];
+    S::store(target, value);
+  }
+
+  // Interpolates `count` consecutive channels.
+  DCNZOO_INLINE void sample(int64_t first, int64_t count, T* target) const {
     int64_t c = 0;
-    for (; c + S::width <= count; c += S::width) {
-      auto value = S::load(source[0] + first + c) * weight[0];
-      value += S::load(source[1] + first + c) * weight[1];
-      value += S::load(source[2] + first + c) * weight[2];
-      value += S::load(source[3] + first + c) * weight[3];
-      S::store(target + c, value);
-    }
+    for (; c + Simd<T>::width <= count; c += Simd<T>::width) sample_vector(first + c, target + c);
     for (; c < count; ++c) {
       target[c] = source[0][first + c] * weight[0] + source[1][first + c] * weight[1] +
                   source[2][first + c] * weight[2] + source[3][first + c] * weight[3];
