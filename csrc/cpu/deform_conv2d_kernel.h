@@ -101,21 +101,21 @@ int64_t packed_groups(const ConvShape& shape) {
 // Scratch memory of one worker, carved from one allocation.
 template <class T>
 struct Scratch {
-  T *y, *x, *scale, *dy, *dx;  // per pixel of the block
+  T *y, *x, *scale;  // per pixel of the block
   char* tables;                // tap-major, then deformable group
   T* tile;                     // [group][pixel][depth]
 
   static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest() + 16; }
 
   static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t tile_groups) {
-    return 5 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
+    return 3 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
            tile_groups * group_tile(layout, pixels) * sizeof(T);
   }
 
   Scratch(void* memory, const ConvShape& shape, int64_t pixels) {
     T* arrays = static_cast<T*>(memory);
-    y = arrays, x = y + pixels, scale = x + pixels, dy = scale + pixels, dx = dy + pixels;
-    tables = reinterpret_cast<char*>(dx + pixels);
+    y = arrays, x = y + pixels, scale = x + pixels;
+    tables = reinterpret_cast<char*>(scale + pixels);
     tile = reinterpret_cast<T*>(tables + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel);
   }
 
@@ -133,30 +133,44 @@ int64_t tile_groups(const Layout& layout, int64_t pixels) {
   return min(layout.groups, max<int64_t>(1, 196608 / group_bytes));
 }
 
-template <class T>
-int64_t padded_pixels(int64_t pixels) {
-  return round_up(pixels, 16);
+// Pixels of the largest rectangle, padded to whole vectors.
+inline int64_t tile_pixels(const ConvShape& shape, const Schedule& schedule) {
+  return round_up(ceil_div(shape.out_height, schedule.tiles_y) * ceil_div(shape.out_width, schedule.tiles_x), 16);
+}
+
+// Estimated time of a cut into rectangles, in pixels of one thread: the busiest thread's share, row tiles
+// that are not full, streaming the weights per rectangle, and the rim of input that neighbours read again.
+inline double cut_cost(const ConvShape& shape, int64_t tiles_x, int64_t tiles_y, int64_t rows, int threads) {
+  const int64_t height = ceil_div(shape.out_height, tiles_y), width = ceil_div(shape.out_width, tiles_x);
+  const int64_t rounds = ceil_div(tiles_x * tiles_y * shape.images, threads);
+  const int64_t steps = tiles_x == 1 ? ceil_div(height * width, rows) : height * ceil_div(width, rows);
+  const double filled = 0.8 * static_cast<double>(height * width) + 0.2 * static_cast<double>(steps * rows);
+  return static_cast<double>(rounds) * (filled + 4 + 0.1 * static_cast<double>(height + width));
 }
 
 template <class T>
 Schedule schedule(const ConvShape& shape, int threads) {
   const Layout layout(shape, Simd<T>::width);
-  const int64_t rows = Tile<T>::rows1 > Tile<T>::rows2 ? Tile<T>::rows1 : Tile<T>::rows2;
   const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
-  const int64_t most = layout.groups > 1 ? 48 : 192, least = 48;
-  const int64_t pixels = max<int64_t>(rows, min<int64_t>(most, 1048576 / table_bytes));
-  int64_t blocks = ceil_div(shape.out_pixels(), pixels);
-  // Even shares: a whole number of blocks per thread, unless the blocks would become too small.
-  const int64_t even = ceil_div(round_up(blocks * shape.images, threads), shape.images);
-  blocks = max(blocks, min(even, ceil_div(shape.out_pixels(), least)));
-  Schedule result;
-  result.blocks_per_image = blocks;
-  result.block_pixels = padded_pixels<T>(round_up(ceil_div(shape.out_pixels(), blocks), rows) + rows);
-  const int64_t panels = layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<T>::panel);
-  result.column_chunks = min(panels, ceil_div(threads, blocks * shape.images));
-  result.scratch_bytes =
-      round_up(Scratch<T>::bytes(shape, layout, result.block_pixels, tile_groups<T>(layout, result.block_pixels)), 64);
-  return result;
+  const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
+  const int64_t target = layout.groups > 1 ? 64 : 192, least = 24;
+  const int64_t most = max<int64_t>(least, min<int64_t>(target, 1048576 / table_bytes));
+  Schedule best{};
+  double best_cost = 0;
+  for (int64_t tiles_x = 1; tiles_x <= max<int64_t>(1, shape.out_width / 12); ++tiles_x) {
+    const int64_t width = ceil_div(shape.out_width, tiles_x);
+    const int64_t fewest = ceil_div(shape.out_height, max<int64_t>(1, most / width));
+    for (int64_t tiles_y = fewest; tiles_y <= min(2 * fewest + threads, shape.out_height); ++tiles_y) {
+      if (tiles_y > fewest && ceil_div(shape.out_height, tiles_y) * width < least) break;
+      const double cost = cut_cost(shape, tiles_x, tiles_y, rows, threads);
+      if (best.tiles_x == 0 || cost < best_cost) best.tiles_x = tiles_x, best.tiles_y = tiles_y, best_cost = cost;
+    }
+  }
+  const int64_t parts = layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<T>::panel);
+  best.column_chunks = min(parts, ceil_div(threads, best.tiles_x * best.tiles_y * shape.images));
+  const int64_t pixels = tile_pixels(shape, best);
+  best.scratch_bytes = round_up(Scratch<T>::bytes(shape, layout, pixels, tile_groups<T>(layout, pixels)), 64);
+  return best;
 }
 
 template <class T>
@@ -166,15 +180,17 @@ class BlockConvolution {
       : call_(call),
         shape_(call.shape),
         layout_(call.shape, Simd<T>::width),
-        pixels_(schedule.block_pixels),
-        scratch_(memory, call.shape, schedule.block_pixels) {
-    const int64_t chunk = task % schedule.column_chunks, block = task / schedule.column_chunks;
-    image_ = block / schedule.blocks_per_image;
-    // Whole row tiles are dealt out evenly over the blocks.
-    const int64_t rows = Tile<T>::rows1 > Tile<T>::rows2 ? Tile<T>::rows1 : Tile<T>::rows2;
-    const int64_t units = ceil_div(shape_.out_pixels(), rows), index = block % schedule.blocks_per_image;
-    begin_ = units * index / schedule.blocks_per_image * rows;
-    count_ = min(units * (index + 1) / schedule.blocks_per_image * rows, shape_.out_pixels()) - begin_;
+        pixels_(tile_pixels(call.shape, schedule)),
+        scratch_(memory, call.shape, pixels_) {
+    const int64_t chunk = task % schedule.column_chunks, tile = task / schedule.column_chunks;
+    // Rectangles follow each other downwards, so that the next one finds its input in the cache.
+    const int64_t tile_y = tile % schedule.tiles_y, strip = tile / schedule.tiles_y;
+    const int64_t tile_x = strip % schedule.tiles_x;
+    image_ = strip / schedule.tiles_x;
+    area_.y = shape_.out_height * tile_y / schedule.tiles_y;
+    area_.x = shape_.out_width * tile_x / schedule.tiles_x;
+    area_.height = shape_.out_height * (tile_y + 1) / schedule.tiles_y - area_.y;
+    area_.width = shape_.out_width * (tile_x + 1) / schedule.tiles_x - area_.x;
     const bool by_group = layout_.groups > 1;
     const int64_t parts = by_group ? layout_.groups : ceil_div(layout_.columns, Tile<T>::panel);
     const int64_t first = parts * chunk / schedule.column_chunks, last = parts * (chunk + 1) / schedule.column_chunks;
@@ -185,7 +201,6 @@ class BlockConvolution {
   }
 
   void run() {
-    if (count_ <= 0) return;
     fill_tables();
     const int64_t step = tile_groups<T>(layout_, pixels_);
     for (int64_t group = group_begin_; group < group_end_; group += step) {
@@ -201,34 +216,26 @@ class BlockConvolution {
 
  private:
   void fill_tables() {
-    block_origins(shape_, begin_, count_, scratch_.y, scratch_.x);
     for (int64_t deform_group = 0; deform_group < shape_.deform_groups; ++deform_group) {
       for (int64_t tap = 0; tap < layout_.taps; ++tap) fill_table_of(tap, deform_group);
     }
   }
 
-  __attribute__((noinline)) void fill_table_of(int64_t tap, int64_t deform_group) {
+  void fill_table_of(int64_t tap, int64_t deform_group) {
     const int64_t point = deform_group * layout_.taps + tap;
-    gather_channel(call_.offset, image_, 2 * point, shape_.out_width, begin_, count_, scratch_.dy);
-    gather_channel(call_.offset, image_, 2 * point + 1, shape_.out_width, begin_, count_, scratch_.dx);
-    const T tap_y = static_cast<T>(tap / shape_.kernel_w * shape_.dilation_h);
-    const T tap_x = static_cast<T>(tap % shape_.kernel_w * shape_.dilation_w);
-    for (int64_t i = 0; i < count_; ++i) {
-      scratch_.dy[i] += scratch_.y[i] + tap_y;
-      scratch_.dx[i] += scratch_.x[i] + tap_x;
-    }
+    gather_channel(call_.offset, image_, 2 * point, area_, scratch_.y);
+    gather_channel(call_.offset, image_, 2 * point + 1, area_, scratch_.x);
+    add_origins(shape_, tap, area_, scratch_.y, scratch_.x);
     const bool masked = call_.mask.data != nullptr;
-    if (masked) gather_channel(call_.mask, image_, point, shape_.out_width, begin_, count_, scratch_.scale);
-    if (masked && call_.mask_is_logits) {
-      for (int64_t i = 0; i < count_; ++i) scratch_.scale[i] = 1 / (1 + std::exp(-scratch_.scale[i]));
-    }
-    fill_table(scratch_.dy, scratch_.dx, masked ? scratch_.scale : nullptr, count_, shape_.height, shape_.width,
+    if (masked) gather_channel(call_.mask, image_, point, area_, scratch_.scale);
+    if (masked && call_.mask_is_logits) sigmoid(scratch_.scale, area_.pixels());
+    fill_table(scratch_.y, scratch_.x, masked ? scratch_.scale : nullptr, area_.pixels(), shape_.height, shape_.width,
                scratch_.table(shape_, tap, deform_group, pixels_));
   }
 
   // Samples the piece for the groups [group, group_end). The taps of a pixel come one after the other, so
   // that its rows of the tile are written while they are in the first-level cache.
-  __attribute__((noinline)) void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
+  void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
     const bool whole_groups = piece.channels() == layout_.channels &&
                               (shape_.in_channels / shape_.deform_groups) % layout_.channels == 0;
     if (!whole_groups || layout_.channels % Simd<T>::width != 0) return sample_tile_by<0>(group, group_end, piece);
@@ -246,7 +253,7 @@ class BlockConvolution {
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
-    for (int64_t i = 0; i < count_; ++i) {
+    for (int64_t i = 0; i < area_.pixels(); ++i) {
       T* target = scratch_.tile + i * piece.depth();
       for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
         for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
@@ -280,8 +287,12 @@ class BlockConvolution {
     }
   }
 
-  __attribute__((noinline)) void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
-    T* output = static_cast<T*>(call_.output) + (image_ * shape_.out_pixels() + begin_) * shape_.out_channels;
+  void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
+    const int64_t first_pixel = image_ * shape_.out_pixels() + area_.y * shape_.out_width + area_.x;
+    T* output = static_cast<T*>(call_.output) + first_pixel * shape_.out_channels;
+    const bool full_rows = area_.width == shape_.out_width;
+    const Rows rows = full_rows ? Rows{1, area_.pixels(), 0}
+                                : Rows{area_.height, area_.width, shape_.out_width * shape_.out_channels};
     const T* bias = static_cast<const T*>(call_.bias);
     const bool last = done + piece.depth() == layout_.taps * layout_.channels;
     for (int64_t g = group; g < group_end; ++g) {
@@ -289,7 +300,7 @@ class BlockConvolution {
                    done * layout_.padded_columns + column_begin_ * piece.depth();
       const int64_t column = g * layout_.columns + column_begin_;
       const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr ? nullptr : bias + column};
-      matrix_product(count_, column_end_ - column_begin_, piece.depth(),
+      matrix_product(rows, column_end_ - column_begin_, piece.depth(),
                      scratch_.tile + (g - group) * Scratch<T>::group_tile(layout_, pixels_), piece.depth(), b,
                      output + column, shape_.out_channels, epilogue);
     }
@@ -300,7 +311,8 @@ class BlockConvolution {
   const Layout layout_;
   const int64_t pixels_;
   const Scratch<T> scratch_;
-  int64_t image_, begin_, count_, group_begin_, group_end_, column_begin_, column_end_;
+  Rectangle area_;
+  int64_t image_, group_begin_, group_end_, column_begin_, column_end_;
 };
 
 template <class T>

@@ -42,14 +42,13 @@ struct DeformConv2d {
   bool relu;
 };
 
-// How a call is cut into independent tasks: pixel blocks × column chunks (of output channels, or of
-// groups when there are several).
+// How a call is cut into independent tasks: rectangles of output pixels × column chunks (of output
+// channels, or of groups when there are several).
 struct Schedule {
-  int64_t blocks_per_image, column_chunks;
-  int64_t block_pixels;
+  int64_t tiles_x, tiles_y, column_chunks;
   size_t scratch_bytes;  // per worker, 64-byte aligned
 
-  int64_t tasks(const ConvShape& shape) const { return shape.images * blocks_per_image * column_chunks; }
+  int64_t tasks(const ConvShape& shape) const { return shape.images * tiles_x * tiles_y * column_chunks; }
 };
 
 // The kernels of one element type.

@@ -27,39 +27,48 @@ struct SampleTable {
   }
 };
 
-// Reads channel `channel` of image `image` at the output pixels [begin, begin + count).
-template <class T>
-void gather_channel(const StridedMaps& maps, int64_t image, int64_t channel, int64_t out_width, int64_t begin,
-                    int64_t count, T* target) {
-  int64_t row = begin / out_width, column = begin % out_width;
-  for (int64_t i = 0; i < count;) {
-    int64_t index = image * maps.n + channel * maps.c + row * maps.h + column * maps.w;
-    const int64_t run = min(count - i, out_width - column);
-    if (maps.element == Element::float64) {
-      for (int64_t j = 0; j < run; ++j, index += maps.w)
-        target[i + j] = static_cast<T>(static_cast<const double*>(maps.data)[index]);
-    } else {
-      for (int64_t j = 0; j < run; ++j, index += maps.w)
-        target[i + j] = static_cast<T>(static_cast<const float*>(maps.data)[index]);
-    }
-    i += run;
-    ++row;
-    column = 0;
+// A rectangle of output pixels; its pixels are numbered row by row.
+struct Rectangle {
+  int64_t y, x, height, width;
+
+  int64_t pixels() const { return height * width; }
+};
+
+template <class Source, class T>
+void gather_elements(const StridedMaps& maps, int64_t first, const Rectangle& pixels, T* target) {
+  const Source* source = static_cast<const Source*>(maps.data) + first + pixels.y * maps.h + pixels.x * maps.w;
+  for (int64_t row = 0; row < pixels.height; ++row, source += maps.h) {
+    for (int64_t column = 0; column < pixels.width; ++column) *target++ = static_cast<T>(source[column * maps.w]);
   }
 }
 
-// Positions of the undisplaced taps' origin: out · stride − pad, per pixel of the block.
+// Reads one channel of one image at the given output pixels.
 template <class T>
-void block_origins(const ConvShape& shape, int64_t begin, int64_t count, T* y, T* x) {
-  int64_t row = begin / shape.out_width, column = begin % shape.out_width;
-  for (int64_t i = 0; i < count; ++i) {
-    y[i] = static_cast<T>(row * shape.stride_h - shape.pad_h);
-    x[i] = static_cast<T>(column * shape.stride_w - shape.pad_w);
-    if (++column == shape.out_width) {
-      column = 0;
-      ++row;
+void gather_channel(const StridedMaps& maps, int64_t image, int64_t channel, const Rectangle& pixels, T* target) {
+  const int64_t first = image * maps.n + channel * maps.c;
+  switch (maps.element) {
+    case Element::float32: return gather_elements<float>(maps, first, pixels, target);
+    case Element::float64: return gather_elements<double>(maps, first, pixels, target);
+  }
+}
+
+// Adds the undisplaced positions of a tap, out · stride − pad + tap · dilation, to its offsets.
+template <class T>
+void add_origins(const ConvShape& shape, int64_t tap, const Rectangle& pixels, T* y, T* x) {
+  const int64_t tap_y = tap / shape.kernel_w * shape.dilation_h - shape.pad_h;
+  const int64_t tap_x = tap % shape.kernel_w * shape.dilation_w - shape.pad_w;
+  for (int64_t row = 0; row < pixels.height; ++row) {
+    const T origin_y = static_cast<T>((pixels.y + row) * shape.stride_h + tap_y);
+    for (int64_t column = 0; column < pixels.width; ++column) {
+      *y++ += origin_y;
+      *x++ += static_cast<T>((pixels.x + column) * shape.stride_w + tap_x);
     }
   }
+}
+
+template <class T>
+void sigmoid(T* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = 1 / (1 + std::exp(-values[i]));
 }
 
 // One axis of the bilinear interpolation, for a vector of coordinates.
