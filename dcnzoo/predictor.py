@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcnzoo.build import load_model
+from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import DeviceError
@@ -91,7 +91,7 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        self.model = model.to(device, PRECISIONS[precision])
+        self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
