@@ -24,6 +24,22 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "int[2] padding, int[2] dilation, *, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
+
+  // 3×3 convolution, stride 1, padding 1, by Winograd's F(tile×tile, 3×3). `packed_weight` here and below
+  // is what the `pack` operator of the same name made of the layer's weight; results are channels-last.
+  m.def("pack_winograd_weight(Tensor weight, int tile) -> Tensor");
+  m.def(
+      "winograd_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int tile, bool relu) -> "
+      "Tensor");
+
+  // Linear layer on rows, 1×1 convolution on maps, and the latter added to `output`: before the ReLU.
+  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def(
+      "pointwise_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> "
+      "Tensor");
+  m.def(
+      "pointwise_conv2d_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {

@@ -17,9 +17,9 @@ struct Rows {
 // What happens to the product on its way to C.
 template <class T>
 struct Epilogue {
-  bool accumulate;  // add to what C holds; otherwise start from the bias (or zero)
+  bool accumulate;  // add what C holds
   bool relu;
-  const T* bias;  // of C's first column; null for none
+  const T* bias;  // to add, of C's first column; null for none
 };
 
 // A piece of B that is needed soon, fetched while the present one is in use.
@@ -72,11 +72,8 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
     for (int j = 0; j < VECTORS; ++j) {
       T* target = c + i * ldc + j * S::width;
       V value = acc[i][j];
-      if (epilogue.accumulate) {
-        value += S::load(target);
-      } else if (epilogue.bias != nullptr) {
-        value += S::load(epilogue.bias + j * S::width);
-      }
+      if (epilogue.accumulate) value += S::load(target);
+      if (epilogue.bias != nullptr) value += S::load(epilogue.bias + j * S::width);
       if (epilogue.relu) value = value < V{} ? V{} : value;  // keeps NaN
       S::store(target, value);
     }
@@ -103,7 +100,8 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int6
   if (epilogue.accumulate) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) tile[i * padded + j] = c[i * ldc + j];
-  } else if (epilogue.bias != nullptr) {
+  }
+  if (epilogue.bias != nullptr) {
     for (int64_t j = 0; j < columns; ++j) bias[j] = epilogue.bias[j];
     epilogue.bias = bias;
   }
