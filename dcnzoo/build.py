@@ -80,7 +80,9 @@ def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architec
     for name in expected:
         if name.endswith(".num_batches_tracked"):  # a counter that inference does not need and old files lack
             found.setdefault(name, torch.zeros((), dtype=torch.int64))
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    shapes = {
+        name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found
+    }
     mismatched = [(name, got, want) for name, (got, want) in shapes.items() if got != want]
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected or mismatched:
@@ -121,9 +123,7 @@ def faster_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead
 
 def mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
     """RoI head of Mask R-CNN."""
-    return StandardRoIHead(
-        box_pool, BoxHead(num_classes), RoIAlign(output_size=14), MaskHead(num_classes)
-    )
+    return StandardRoIHead(box_pool, BoxHead(num_classes), RoIAlign(output_size=14), MaskHead(num_classes))
 
 
 def cascade_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
@@ -134,9 +134,7 @@ def cascade_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHea
 def cascade_mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
     """RoI head of Cascade Mask R-CNN."""
     mask_heads = nn.ModuleList(MaskHead(num_classes) for _ in CASCADE_STDS)
-    return CascadeRoIHead(
-        box_pool, _cascade_box_heads(num_classes), RoIAlign(output_size=14), mask_heads
-    )
+    return CascadeRoIHead(box_pool, _cascade_box_heads(num_classes), RoIAlign(output_size=14), mask_heads)
 
 
 def _cascade_box_heads(num_classes: int) -> nn.ModuleList:

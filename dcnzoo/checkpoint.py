@@ -2,8 +2,8 @@
 
 A `.pth` is a pickle, and a pickle is a program. The unpickler here knows how to rebuild tensors and
 plain containers. Every other class that a training framework may have stored beside the weights becomes an
-inert placeholder, which is neither imported nor called; and a file that asks for functions of the
-standard library, as an attack would, is refused.
+inert placeholder, which is neither imported nor called; and a file that asks for functions of libraries
+that are sure to be at hand, as an attack would, is refused.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     if not isinstance(content, Mapping):
-        raise CheckpointError(str(path), f"holds a {type(content).__name__}, expected a dictionary of tensors")
+        raise CheckpointError(
+            str(path), f"holds a {type(content).__name__}, expected a dictionary of tensors"
+        )
     state_dict = content.get("state_dict", content)
     tensors = {}
     for name, value in state_dict.items() if isinstance(state_dict, Mapping) else ():
@@ -103,21 +105,21 @@ def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:
 def _read(path: Path) -> Any:
     """Unpickles `path` safely, with every failure turned into a CheckpointError."""
     try:
-        with path.open("rb") as stream:
-            _refuse_foreign_formats(path, stream)
-            return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=_safe_pickle)
-    except CheckpointError:
-        raise
-    except _UnsafePickleError as error:
-        problem = f"asks to run {error}, which no weights need: the file is unsafe and was not loaded"
-        raise CheckpointError(str(path), problem) from error
+        stream = path.open("rb")
     except OSError as error:
         raise CheckpointError(str(path), error.strerror or str(error)) from error
-    except MemoryError as error:
-        raise CheckpointError(str(path), "does not fit into memory, or is damaged") from error
-    except Exception as error:
-        problem = "is truncated or damaged, or no checkpoint; fetch or copy it again"
-        raise CheckpointError(str(path), f"{problem} ({type(error).__name__}: {error})") from error
+    with stream:
+        try:
+            _refuse_foreign_formats(path, stream)
+            return torch.load(stream, map_location="cpu", weights_only=False, pickle_module=_safe_pickle)
+        except CheckpointError:
+            raise
+        except _UnsafePickleError as error:
+            problem = f"asks to run {error}, which no weights need: the file is unsafe and was not loaded"
+            raise CheckpointError(str(path), problem) from error
+        except Exception as error:
+            problem = "is truncated or damaged, or no checkpoint; fetch or copy it again"
+            raise CheckpointError(str(path), f"{problem} ({type(error).__name__}: {error})") from error
 
 
 def _refuse_foreign_formats(path: Path, stream: BinaryIO) -> None:
@@ -145,7 +147,7 @@ class _Placeholder:
     def __new__(cls, *args: Any, **kwargs: Any) -> _Placeholder:  # noqa: ARG004
         return super().__new__(cls)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Placeholder:
+    def __call__(self, *args: Any, **kwargs: Any) -> _Placeholder:  # noqa: ARG002
         return self
 
     def __setstate__(self, state: Any) -> None:
@@ -184,7 +186,7 @@ _HARMLESS: dict[tuple[str, str], Any] = {
 }
 """What a pickle may really use."""
 
-_INERT_STANDARD_LIBRARY = {
+_INERT = {
     ("builtins", "getattr"),  # methods of logging helpers, as MMEngine pickles them
     ("builtins", "object"),
     ("_codecs", "encode"),  # bytes of numpy scalars
@@ -209,8 +211,24 @@ _INERT_STANDARD_LIBRARY = {
     ("functools", "partial"),
     ("enum", "Enum"),
     ("uuid", "UUID"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
 }
-"""Names of the standard library that honest files mention: placeholders, like any framework's classes."""
+"""Names of those libraries that honest files mention: placeholders, like any framework's classes."""
+
+_WITHIN_REACH = sys.stdlib_module_names | {
+    "numpy",
+    "pip",
+    "pkg_resources",
+    "setuptools",
+    "torch",
+    "torchvision",
+}
+"""Libraries that every victim has installed: where an attack finds its functions."""
 
 _PYTHON_2_NAMES = {"__builtin__": "builtins"}
 
@@ -225,8 +243,7 @@ class _SafeUnpickler(pickle.Unpickler):
             return _HARMLESS[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        library = module.partition(".")[0]
-        if library in sys.stdlib_module_names and (module, name) not in _INERT_STANDARD_LIBRARY:
+        if module.partition(".")[0] in _WITHIN_REACH and (module, name) not in _INERT:
             raise _UnsafePickleError(f"{module}.{name}")
         return type(name, (_Placeholder,), {"__module__": module})
 

@@ -7,7 +7,6 @@ that it does not understand. A manifest of the user's own has the same form and 
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 import re
 import reprlib
@@ -41,10 +40,11 @@ _SHORT_NAMES: dict[Backbone, str] = {
     "resnet101": "r101",
     "resnext101_32x4d": "x101_32x4d",
 }
+_DEFORM_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 _ARCHITECTURE_NAME = re.compile(
     rf"(?P<detector>{'|'.join(get_args(Detector))})"
     rf"_(?P<backbone>{'|'.join(_SHORT_NAMES.values())})_fpn(_fp16)?"
-    r"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>[1-9]\d?))?)?"
+    rf"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>{'|'.join(map(str, _DEFORM_GROUPS))}))?)?"
     r"(_(?P<pool>m?dpool))?"
     r"(_\d+[xe])?(_coco)?"
 )
@@ -64,7 +64,8 @@ class Architecture:
         detector: kind of detector; the two with "mask" in their names have mask heads.
         backbone: residual network under the feature pyramid (FPN); resnext101_32x4d has 32 groups.
         conv: the 3×3 convolutions of stages c3 to c5: plain, deformable (DCN v1) or modulated (v2).
-        deform_groups: number of channel groups with offsets of their own; 1 for plain convolutions.
+        deform_groups: number of channel groups with offsets of their own; a divisor of 128, the channels of
+            the narrowest deformable convolution; 1 for plain convolutions.
         pool: how the box head's RoI features are pooled: RoIAlign, or deformable pooling (v1, modulated v2).
 
     Raises:
@@ -81,9 +82,11 @@ class Architecture:
         for name, options in _OPTIONS.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(options)}")
-        if self.deform_groups < 1 or (self.conv == "conv" and self.deform_groups != 1):
+        allowed = (1,) if self.conv == "conv" else _DEFORM_GROUPS
+        if self.deform_groups not in allowed:
             raise ValueError(
-                f"deform_groups is {self.deform_groups}, expected at least 1, and 1 with plain convolutions"
+                f"deform_groups is {self.deform_groups}, expected one of {', '.join(map(str, allowed))}"
+                f" with conv {self.conv!r}"
             )
 
     @property
@@ -279,7 +282,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     from difflib import SequenceMatcher  # for the error path only
 
     def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", text[:200].lower())
+        return re.sub(r"[^a-z0-9]+", "_", text[:200].lower()).strip("_")
 
     def likeness(other: str) -> tuple[float, float]:
         candidate = plain(other)
@@ -289,7 +292,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
         return max(whole, start, float(has_all_words)), whole
 
     typed = plain(name)
-    scores = {other: likeness(other) for other in known if typed.strip("_")}
+    scores = {other: likeness(other) for other in known if typed}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)[:count]
     return [other for other in ranked if scores[other][0] >= max(0.7, scores[ranked[0]][0] - 0.1)]
 
@@ -384,11 +387,11 @@ def _one_of(options: tuple[str, ...]) -> Callable[[object], Any]:
     return convert
 
 
-def _number(low: float = -math.inf, high: float = math.inf) -> Callable[[object], float]:
+def _number(low: float = -1e9, high: float = 1e9) -> Callable[[object], float]:
     def convert(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _InvalidError(f"expected a number, got {_show(value)}")
-        if not (low <= value <= high and math.isfinite(value)):
+        if not low <= value <= high:  # also true of nan
             raise _InvalidError(f"expected a number from {low:g} to {high:g}, got {_show(value)}")
         return float(value)
 
@@ -463,7 +466,7 @@ def _preprocessing(value: object) -> Preprocessing:
         return Preprocessing(
             short_side=short_side,
             long_side=fields.take_or("long_side", max(short_side, usual.long_side), _integer(short_side)),
-            mean=fields.take_or("mean", usual.mean, _rgb(-math.inf)),
+            mean=fields.take_or("mean", usual.mean, _rgb(-1e9)),
             std=fields.take_or("std", usual.std, _rgb(1e-6)),
             size_divisor=fields.take_or("size_divisor", usual.size_divisor, _integer(1)),
         )
@@ -576,7 +579,8 @@ def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
             )
             entries = fields.take_or("checkpoints", None, _list_of(_mapping)) or ()
         for position, entry in enumerate(entries, start=1):
-            record = str(entry.get("name", f"number {position}"))
+            given = entry.get("name")
+            record = given if isinstance(given, str) else f"number {position}"
             new = _record(entry, manifest, None if builtin else path.parent)
             manifest.records[new.name] = new
     except _InvalidError as error:

@@ -55,13 +55,21 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
   V acc[ROWS][VECTORS] = {};
   for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1);  // it is needed at the end
   upcoming.fetch();
+  // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
+  // per row and spill them to the stack inside the loop.
+  constexpr int stride = 3, pointers = (ROWS + stride - 1) / stride;
+  const T* row_a[pointers];
+  for (int i = 0; i < pointers; ++i) {
+    row_a[i] = a + i * stride * lda;
+    __asm__("" : "+r"(row_a[i]));
+  }
   for (int64_t k = 0; k < depth; ++k) {
     V row_b[VECTORS];
 #pragma GCC unroll 2
     for (int j = 0; j < VECTORS; ++j) row_b[j] = S::load(b + k * VECTORS * S::width + j * S::width);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      const V element = S::splat(a[i * lda + k]);
+      const V element = S::splat(row_a[i / stride][i % stride * lda + k]);
 #pragma GCC unroll 2
       for (int j = 0; j < VECTORS; ++j) acc[i][j] += element * row_b[j];
     }

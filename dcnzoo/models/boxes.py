@@ -53,7 +53,7 @@ def to_original_frame(boxes: Tensor, image_size: tuple[int, int], original_size:
 
 def select_detections(
     boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keeps confident boxes, suppresses duplicates per class, takes the best.
 
     Args:
@@ -64,13 +64,13 @@ def select_detections(
         max_detections: at most so many.
 
     Returns:
-        boxes (D, 4), scores (D,), labels (D,) int64 and row in `boxes` (D,) int64, by descending score.
+        boxes (D, 4), scores (D,) and labels (D,) int64, by descending score.
     """
     rows, labels = (scores > score_threshold).nonzero(as_tuple=True)
     candidates = boxes.expand(-1, scores.shape[1], -1)[rows, labels]
     confidences = scores[rows, labels]
     keep = batched_nms(candidates, confidences, labels, iou_threshold)[:max_detections]
-    return candidates[keep], confidences[keep], labels[keep], rows[keep]
+    return candidates[keep], confidences[keep], labels[keep]
 
 
 def boxes_to_rois(boxes: list[Tensor]) -> Tensor:

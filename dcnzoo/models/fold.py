@@ -32,7 +32,11 @@ def _fold_pairs(parent: nn.Module, *pairs: tuple[str, str]) -> None:
 
 @torch.no_grad()
 def _fold(conv: nn.Module, norm: nn.BatchNorm2d) -> None:
-    if not isinstance(conv, nn.Conv2d | DeformConv2d) or norm.running_mean is None or norm.running_var is None:
+    if (
+        not isinstance(conv, nn.Conv2d | DeformConv2d)
+        or norm.running_mean is None
+        or norm.running_var is None
+    ):
         raise TypeError(f"cannot fold {norm} into {conv}")
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale

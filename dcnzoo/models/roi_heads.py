@@ -5,6 +5,8 @@ Shape letters: N images, R RoIs, K classes, D detections.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ Size = tuple[int, int]
 
 
 class RoIHead(nn.Module):
-    """What both kinds share: from decoded boxes and scores to instances, with masks where there is a mask head.
+    """What both kinds share: from decoded boxes and scores to instances, masks included.
 
     Args:
         bbox_roi_extractor: features of the box head.
@@ -61,11 +63,12 @@ class RoIHead(nn.Module):
         """
         limits = (score_threshold, NMS_IOU_THRESHOLD, max_detections)
         resized, selected = [], []
-        per_image = zip(self.predict_boxes(features, proposals, image_sizes), image_sizes, original_sizes)
+        decoded = self.predict_boxes(features, proposals, image_sizes)
+        per_image = zip(decoded, image_sizes, original_sizes, strict=True)
         for (boxes, scores), image_size, original_size in per_image:
             # as the reference: with masks, duplicates are judged in the resized frame, else in the original
             frame = boxes if self.mask_roi_extractor else to_original_frame(boxes, image_size, original_size)
-            kept, confidences, labels, rows = select_detections(frame, scores, *limits)
+            kept, confidences, labels = select_detections(frame, scores, *limits)
             if self.mask_roi_extractor:
                 resized.append(kept)
                 kept = to_original_frame(kept, image_size, original_size)
@@ -91,10 +94,8 @@ class RoIHead(nn.Module):
         probs = labels.new_zeros((0, 28, 28), dtype=torch.float32)
         if len(labels):
             probs = self.predict_masks(self.mask_roi_extractor(features, boxes_to_rois(boxes)), labels)
-        parts = probs.split([len(instance.labels) for instance in instances])
-        return [
-            instance._replace(mask_probs=part) for instance, part in zip(instances, parts, strict=True)
-        ]
+        parts = torch.split(probs, [len(instance.labels) for instance in instances])
+        return [instance._replace(mask_probs=part) for instance, part in zip(instances, parts, strict=True)]
 
 
 class StandardRoIHead(RoIHead):
@@ -118,7 +119,8 @@ class StandardRoIHead(RoIHead):
         class_logits, deltas = self.bbox_head(pooled)
         boxes = decode_boxes(torch.cat(proposals), deltas, self.bbox_head.stds)
         counts = [len(proposal) for proposal in proposals]
-        parts = zip(boxes.split(counts), class_scores(class_logits).split(counts), image_sizes, strict=True)
+        scores = class_scores(class_logits)
+        parts = zip(torch.split(boxes, counts), torch.split(scores, counts), image_sizes, strict=True)
         return [(clip_boxes(box, image_size), score) for box, score, image_size in parts]
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
@@ -149,13 +151,14 @@ class CascadeRoIHead(RoIHead):
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image boxes (R, 1, 4), resized frame, and scores (R, K)."""
         counts, boxes, all_logits = [len(proposal) for proposal in proposals], proposals, []
-        for head in self.bbox_head:
+        for head in cast("list[BoxHead]", self.bbox_head):
             class_logits, deltas = head(self.bbox_roi_extractor(features, boxes_to_rois(boxes)))
             all_logits.append(class_logits)
-            refined = decode_boxes(torch.cat(boxes), deltas, head.stds)[:, 0].split(counts)
+            refined = torch.split(decode_boxes(torch.cat(boxes), deltas, head.stds)[:, 0], counts)
             boxes = [clip_boxes(box, size) for box, size in zip(refined, image_sizes, strict=True)]
-        scores = class_scores(torch.stack(all_logits).mean(dim=0)).split(counts)
-        return [(box[:, None], score) for box, score in zip(boxes, scores, strict=True)]
+        scores = class_scores(torch.stack(all_logits).mean(dim=0))
+        parts = zip(boxes, torch.split(scores, counts), strict=True)
+        return [(box[:, None], score) for box, score in parts]
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, 256, 14, 14)."""

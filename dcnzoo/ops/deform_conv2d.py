@@ -48,13 +48,11 @@ def deform_conv2d(
         ValueError: shapes that do not fit together.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
-    arguments = (input, offset, weight, bias, mask)
-    # torchvision's CPU kernel knows no short floats: computing in float32 is also what accuracy wants
-    widen = input.dtype in _SHORT_DTYPES and input.device.type == "cpu"
-    x, offset, weight, bias, mask = [t.float() if widen and t is not None else t for t in arguments]
-    output = torchvision_deform_conv2d(
-        x, offset, weight, bias, stride=stride, padding=padding, dilation=dilation, mask=mask
-    )
+    arguments: list[Tensor | None] = [input, offset, weight, bias, mask]
+    if input.dtype in _SHORT_DTYPES and input.device.type == "cpu":
+        # torchvision's CPU kernel knows no short floats
+        arguments = [None if tensor is None else tensor.float() for tensor in arguments]
+    output: Tensor = torchvision_deform_conv2d(*arguments[:4], stride, padding, dilation, arguments[4])
     if input.is_contiguous(memory_format=torch.channels_last):
         output = output.contiguous(memory_format=torch.channels_last)
     return output.to(input.dtype)
@@ -71,11 +69,14 @@ def _check_shapes(
 ) -> None:
     if input.ndim != 4 or weight.ndim != 4 or offset.ndim != 4:
         raise ValueError(
-            f"input, offset and weight must have 4 dimensions, got {input.ndim}, {offset.ndim} and {weight.ndim}"
+            "input, offset and weight must have 4 dimensions, "
+            f"got {input.ndim}, {offset.ndim} and {weight.ndim}"
         )
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     if group_channels == 0 or channels % group_channels or out_channels % (channels // group_channels):
-        raise ValueError(f"weight {tuple(weight.shape)} does not divide {channels} input channels into groups")
+        raise ValueError(
+            f"weight {tuple(weight.shape)} does not divide {channels} input channels into groups"
+        )
     out_size = tuple(
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)

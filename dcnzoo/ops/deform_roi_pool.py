@@ -11,7 +11,8 @@ from torch import Tensor
 from dcnzoo.ops.roi_align import roi_align
 from dcnzoo.ops.types import Pair
 
-_BELOW_ONE = 1 - 1e-6
+_MARGIN = 1e-4
+"""Pixels by which a bin keeps away from a whole number of them."""
 
 
 def deform_roi_pool(
@@ -50,7 +51,9 @@ def deform_roi_pool(
     return pooled.permute(0, 3, 1, 2)
 
 
-def _shifted_bins(rois: Tensor, offset: Tensor, output_size: Pair, spatial_scale: float, gamma: float) -> Tensor:
+def _shifted_bins(
+    rois: Tensor, offset: Tensor, output_size: Pair, spatial_scale: float, gamma: float
+) -> Tensor:
     """Every bin as a RoI of its own, (R·P·P, 5) in the frame of the feature map.
 
     RoIAlign of such a RoI to 1×1 takes the same samples: ceil(bin) per axis, spread over the bin.
@@ -63,7 +66,8 @@ def _shifted_bins(rois: Tensor, offset: Tensor, output_size: Pair, spatial_scale
     bin_size = size / torch.tensor(output_size[::-1], device=rois.device)
     start = scaled[:, :2, None, None] + bins_yx.flip(0) * bin_size[:, :, None, None]
     start = start + gamma * size[:, :, None, None] * offset
-    # a bin of exactly n pixels must not become n + rounding: that would take n + 1 samples
-    end = start + _BELOW_ONE * bin_size[:, :, None, None]
+    # the number of samples must survive the rounding of `end - start`
+    samples = bin_size.ceil()
+    end = start + bin_size.clamp(samples - 1 + _MARGIN, samples - _MARGIN)[:, :, None, None]
     image = rois[:, 0, None, None, None].expand(-1, 1, *output_size)
     return torch.cat([image, start, end], dim=1).permute(0, 2, 3, 1).reshape(-1, 5)

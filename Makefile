@@ -1,0 +1,46 @@
+# The two commands of the README are `make demo` and `make test`. Everything is installed into .venv;
+# choose the interpreter with PYTHON=python3.12.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format unit parity wheel clean
+
+demo: $(INSTALLED)
+	$(BIN)/python scripts/demo.py
+
+# everything that CI runs
+test: check wheel
+	$(BIN)/python -m pytest
+
+# style, types, generated parts of the README; changes nothing
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python scripts/update_readme_table.py --check
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/python scripts/update_readme_table.py
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not parity and not e2e"
+
+parity: $(INSTALLED)
+	$(BIN)/python -m pytest -m parity
+
+# a wheel, installed into an empty environment and used from another directory
+wheel: $(INSTALLED)
+	scripts/check_wheel.sh
+
+$(INSTALLED): pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,30 @@
+"""`dcnzoo download`: fetches checkpoints ahead of use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from dcnzoo.cli.main import Settings
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every checkpoint of the manifest.")
+@click.pass_obj
+def download(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
+    """Download checkpoints, verify them, and print where they lie.
+
+    They are kept under DCNZOO_HOME, by default in the user's cache folder.
+    """
+    from dcnzoo.download import fetch
+    from dcnzoo.manifest import load_manifest
+
+    if bool(names) == everything:
+        raise click.UsageError("Name one or more checkpoints, or give --all.")
+    manifest = load_manifest(settings.manifest)
+    records = manifest.match() if everything else [manifest.find(name) for name in names]
+    for record in records:
+        print(fetch(record), flush=True)

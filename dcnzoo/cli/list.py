@@ -1,0 +1,75 @@
+"""`dcnzoo list`: the checkpoints that there are."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from dcnzoo.cli.main import Settings
+    from dcnzoo.manifest import Record
+
+_COLUMNS = ("name", "box AP", "mask AP", "backbone", "conv", "RoI pooling", "downloaded")
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print every field, for programs.")
+@click.pass_obj
+def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
+    """List the checkpoints.
+
+    PATTERN chooses some: a part of the name (r101), or a shell pattern ('mask_*').
+    AP is the published one, on COCO val2017, in percent.
+    """
+    from dcnzoo.errors import UnknownModelError
+    from dcnzoo.manifest import load_manifest, nearest
+
+    manifest = load_manifest(settings.manifest)
+    records = manifest.match(pattern or "*")
+    if pattern and not records:
+        raise UnknownModelError(pattern, nearest(pattern, manifest.records))
+    if as_json:
+        print(json.dumps([describe(record) for record in records], indent=2, ensure_ascii=False))
+    else:
+        print(_table([_COLUMNS, *map(_row, records)]))
+
+
+def describe(record: Record) -> dict[str, Any]:
+    """Every field of a record as JSON has it, with the architecture's name and where the file lies."""
+    from dataclasses import asdict
+
+    from dcnzoo.download import checkpoint_path
+
+    path = checkpoint_path(record)
+    fields = asdict(record)
+    fields["architecture"] = {"name": record.architecture.name, **fields["architecture"]}
+    return {**fields, "path": str(path), "downloaded": path.is_file()}
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    from dcnzoo.download import checkpoint_path
+
+    architecture, published = record.architecture, record.published
+    groups = f" ({architecture.deform_groups} groups)" if architecture.deform_groups > 1 else ""
+    return (
+        record.name,
+        _figure(published.box_ap),
+        _figure(published.mask_ap),
+        architecture.backbone,
+        architecture.conv + groups,
+        architecture.pool,
+        "yes" if checkpoint_path(record).is_file() else "-",
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

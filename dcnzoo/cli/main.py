@@ -1,0 +1,151 @@
+"""The `dcnzoo` program: finds the command, runs it, and turns errors into words and exit codes.
+
+Exit codes: 0 done, 1 an error (or images that failed), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dcnzoo import __version__
+from dcnzoo.errors import DcnzooError
+
+COMMANDS = {
+    "predict": "dcnzoo.cli.predict:predict",
+    "list": "dcnzoo.cli.list:list_models",
+    "info": "dcnzoo.cli.info:info",
+    "download": "dcnzoo.cli.download:download",
+    "doctor": "dcnzoo.cli.doctor:doctor",
+}
+
+
+@dataclass
+class Settings:
+    """What holds for every command; commands get it with `@click.pass_obj`.
+
+    Attributes:
+        manifest: the user's manifest, which extends the built-in one.
+        debug: whether an error shows its traceback.
+    """
+
+    manifest: Path | None = None
+    debug: bool = False
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    settings = context.ensure_object(Settings)
+    if value and parameter.name:
+        setattr(settings, parameter.name, value)
+
+
+def _shared_options() -> list[click.Parameter]:
+    """Options that may stand before the command's name or after it."""
+    return [
+        click.Option(
+            ["--manifest"],
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            expose_value=False,
+            callback=_remember,
+            help="Manifest with checkpoints of your own (or set DCNZOO_MANIFEST).",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember,
+            help="Show the traceback of an error.",
+        ),
+    ]
+
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names of the commands, in the order of the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, with the shared options added; None if there is none."""
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
+            module, attribute = COMMANDS[cmd_name].split(":")
+            command: click.Command = copy(getattr(import_module(module), attribute))
+            command.params = [*command.params, *_shared_options()]
+            self.add_command(command, cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command; an unknown one suggests the nearest."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" There are {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=LazyGroup,
+    params=_shared_options(),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Detectors with Deformable ConvNets, with the published MMDetection weights."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and gives its exit code.
+
+    Args:
+        arguments: command line without the program's name; by default the process's own.
+    """
+    settings = Settings()
+    try:
+        code = cli.main(
+            None if arguments is None else list(arguments), "dcnzoo", standalone_mode=False, obj=settings
+        )
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone (`dcnzoo list | head -1`); keep the interpreter's last flush quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if settings.debug:
+            import traceback
+
+            traceback.print_exc()
+        print(f"error: {_in_words(error)}", file=sys.stderr)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, DcnzooError):
+        return str(error)
+    return f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
+
+
+def main() -> None:
+    """Entry point of the `dcnzoo` script and of `python -m dcnzoo`."""
+    sys.exit(run())

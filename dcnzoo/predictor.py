@@ -1,0 +1,456 @@
+"""From images to detections: the Python interface.
+
+Shapes: N images, D detections, K classes, H and W the size of an original image.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dcnzoo.build import load_model
+from dcnzoo.checkpoint import load_checkpoint
+from dcnzoo.download import fetch
+from dcnzoo.errors import DeviceError
+from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
+from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, load_manifest
+from dcnzoo.ops import paste_masks
+from dcnzoo.results import Detections, find_labels
+from dcnzoo.sources import read_image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dcnzoo.checkpoint import Checkpoint
+    from dcnzoo.models.rcnn import RCNN, Instances
+
+logger = logging.getLogger(__name__)
+
+ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | torch.Tensor"
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+SCORE_THRESHOLD = 0.05
+MAX_DETECTIONS = 100
+"""What COCO's metric expects, and what the published figures were obtained with."""
+
+UNLIMITED = 100_000
+
+
+class StageTimes(defaultdict[str, float]):
+    """Seconds spent per stage of the work."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the time that the block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[stage] += time.perf_counter() - start
+
+    def add(self, other: StageTimes) -> None:
+        """Adds the seconds of another run of the same stages."""
+        for stage, seconds in other.items():
+            self[stage] += seconds
+
+
+class Predictor:
+    """A model with all that is needed to use it on images.
+
+    Calls may come from several threads.
+
+    Attributes:
+        model: in evaluation mode, on `device`, in the dtype of `precision`.
+        preprocessing: sizes and normalisation of its input.
+        class_names: names of the K classes.
+        category_ids: COCO category ids of the K classes.
+        device: where it computes.
+        precision: "fp32", "fp16" or "bf16".
+    """
+
+    def __init__(
+        self,
+        model: RCNN,
+        preprocessing: Preprocessing,
+        classes: ClassSet,
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> None:
+        self.model = model.to(device, PRECISIONS[precision])
+        self.preprocessing = preprocessing
+        self.class_names, self.category_ids = classes.names, classes.category_ids
+        self.device, self.precision = device, precision
+
+    @overload
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        batch_size: int = ...,
+        score_threshold: float = ...,
+        max_detections: int = ...,
+        classes: Iterable[str | int] | None = ...,
+    ) -> Detections: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Iterator[ImageLike],
+        *,
+        batch_size: int = ...,
+        score_threshold: float = ...,
+        max_detections: int = ...,
+        classes: Iterable[str | int] | None = ...,
+    ) -> Iterator[Detections]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = ...,
+        score_threshold: float = ...,
+        max_detections: int = ...,
+        classes: Iterable[str | int] | None = ...,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: ImageLike | Iterator[ImageLike] | list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = 1,
+        score_threshold: float = SCORE_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS,
+        classes: Iterable[str | int] | None = None,
+    ) -> Detections | Iterator[Detections] | list[Detections]:
+        """Detects in one image or in several.
+
+        An image is a path, an http(s) address, a Pillow image, an RGB array (H, W, 3) or grey array (H, W) of
+        uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats in 0-1.
+
+        Args:
+            images: an image, a list of images, or an iterator of images, which is read as results are taken.
+            batch_size: images that go through the model together; their sizes may differ.
+            score_threshold: keep detections whose score exceeds it.
+            max_detections: keep at most so many per image, the best.
+            classes: names or COCO category ids to look for; all by default.
+
+        Returns:
+            Detections of the one image, a list for a list, an iterator for an iterator.
+
+        Raises:
+            ImageReadError: an image cannot be read.
+            ValueError: an image has another shape or type than those above, or a class is unknown.
+        """
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        labels = self.find_labels(classes)
+        several: Iterable[Any] = images if isinstance(images, (list, tuple, Iterator)) else [images]
+        results = self._stream(iter(several), batch_size, score_threshold, max_detections, labels)
+        if isinstance(images, Iterator):
+            return results
+        return list(results) if several is images else next(results)
+
+    def predict_batch(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        score_threshold: float = SCORE_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS,
+        labels: NDArray[np.int64] | None = None,
+        times: StageTimes | None = None,
+    ) -> list[Detections]:
+        """Detects in decoded images, as one batch.
+
+        Args:
+            images: at least one (H, W, 3) RGB image.
+            score_threshold: keep detections whose score exceeds it.
+            max_detections: keep at most so many per image.
+            labels: keep only these classes, see `find_labels`.
+            times: gets the seconds of the stages added.
+
+        Returns:
+            Detections per image.
+        """
+        times = StageTimes() if times is None else times
+        with times.measure("preprocess"):
+            prepared = [self.prepare(image) for image in images]
+        return self.predict_prepared(
+            prepared,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            labels=labels,
+            times=times,
+        )
+
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        """Resizes an (H, W, 3) RGB image; may run in another thread than the model."""
+        return prepare_image(image, self.preprocessing)
+
+    def predict_prepared(
+        self,
+        prepared: Sequence[PreparedImage],
+        *,
+        score_threshold: float = SCORE_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS,
+        labels: NDArray[np.int64] | None = None,
+        times: StageTimes | None = None,
+    ) -> list[Detections]:
+        """Detects in images that `prepare` has resized; otherwise as `predict_batch`.
+
+        Raises:
+            DeviceError: the batch does not fit into the GPU's memory.
+        """
+        times = StageTimes() if times is None else times
+        with times.measure("preprocess"):
+            batch = collate(prepared, self.preprocessing)
+        with times.measure("inference"), torch.inference_mode():
+            limit = max_detections if labels is None else UNLIMITED
+            images = batch.images.to(self.device, PRECISIONS[self.precision])
+            try:
+                found = self.model(
+                    images,
+                    batch.image_sizes,
+                    batch.original_sizes,
+                    score_threshold=score_threshold,
+                    max_detections=limit,
+                )
+            except torch.OutOfMemoryError as error:
+                raise DeviceError(
+                    f"{len(prepared)} images of {images.shape[-1]}x{images.shape[-2]} do not fit into the"
+                    f" memory of {self.device}; use a smaller --batch-size or --short-side"
+                ) from error
+            found = [_to_cpu(_keep(instances, labels, max_detections)) for instances in found]
+        with times.measure("postprocess"):
+            return [
+                self._detections(instances, size)
+                for instances, size in zip(found, batch.original_sizes, strict=True)
+            ]
+
+    def find_labels(self, classes: Iterable[str | int] | None) -> NDArray[np.int64] | None:
+        """Translates class names and COCO category ids to labels; None stands for all.
+
+        Raises:
+            ValueError: a class is unknown.
+        """
+        return None if classes is None else find_labels(classes, self.class_names, self.category_ids)
+
+    def _stream(
+        self,
+        images: Iterator[ImageLike],
+        batch_size: int,
+        score_threshold: float,
+        max_detections: int,
+        labels: NDArray[np.int64] | None,
+    ) -> Iterator[Detections]:
+        while batch := list(islice(images, batch_size)):
+            results = self.predict_batch(
+                [_to_pixels(image) for image in batch],
+                score_threshold=score_threshold,
+                max_detections=max_detections,
+                labels=labels,
+            )
+            for image, detections in zip(batch, results, strict=True):
+                path = str(image) if isinstance(image, (str, Path)) else None
+                yield replace(detections, path=path)
+
+    def _detections(self, instances: Instances, image_size: tuple[int, int]) -> Detections:
+        rles = None
+        if instances.mask_probs is not None:
+            rles = tuple(paste_masks(instances.mask_probs, instances.boxes, image_size))
+        return Detections(
+            boxes=instances.boxes.numpy(),
+            scores=instances.scores.numpy(),
+            labels=instances.labels.numpy(),
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            image_size=image_size,
+            rles=rles,
+        )
+
+
+def load(
+    name: str | None = None,
+    *,
+    weights: str | Path | None = None,
+    arch: str | None = None,
+    manifest: str | Path | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    short_side: int | None = None,
+    long_side: int | None = None,
+) -> Predictor:
+    """Loads a model for inference.
+
+    Args:
+        name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
+        weights: a checkpoint file of your own, in place of the published one.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
+        manifest: a manifest file that extends the built-in one.
+        device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
+        precision: "fp32", or for speed "bf16" or "fp16" (GPU only).
+        short_side: resize images to this short side; by default as the model was trained.
+        long_side: limit of the long side; by default as the model was trained.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        UnknownModelError: no such name or architecture.
+        DownloadError: the checkpoint cannot be fetched.
+        ChecksumError: the fetched checkpoint is not the published file.
+        CheckpointError: the file is no checkpoint of that architecture.
+        DeviceError: the device or precision is not available.
+        ValueError: arguments that do not go together.
+    """
+    if (name is None) == (arch is None) or (name is None and weights is None):
+        raise ValueError("expected a name (with or without weights), or weights and arch")
+    torch_device = find_device(device)
+    check_precision(precision, torch_device)
+    known = load_manifest(manifest)
+    record = None if name is None else known.find(name)
+    architecture = record.architecture if record else Architecture.parse(str(arch))
+    preprocessing = with_sides(record.preprocessing if record else Preprocessing(), short_side, long_side)
+    path = weights if weights is not None or record is None else fetch(record)
+    checkpoint = load_checkpoint(str(path))
+    model = load_model(architecture, checkpoint)
+    classes = find_classes(checkpoint, record.classes if record else None, known.class_sets.values())
+    return Predictor(model, preprocessing, classes, torch_device, precision)
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Returns the device to compute on: the one asked for, or the GPU if there is one, or the CPU.
+
+    Raises:
+        DeviceError: it is unknown or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {device!r}; use cpu, cuda or cuda:1 (the second GPU)") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        built = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
+        raise DeviceError(f"cannot use {device}: {built}; use --device cpu, or leave the device out")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"cannot use {device}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+    if found.type not in ("cpu", "cuda"):
+        raise DeviceError(f"cannot use {device}: the detectors run on cpu and cuda")
+    return found
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Checks that a device can compute in a precision.
+
+    Raises:
+        DeviceError: it cannot.
+        ValueError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
+
+
+def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:
+    """Returns the preprocessing with other sides to resize to.
+
+    Where only one is given, the other is moved as far as it must for short <= long.
+
+    Raises:
+        ValueError: both are given and the short side is the longer one.
+    """
+    short, long = short_side or preprocessing.short_side, long_side or preprocessing.long_side
+    if short > long and short_side and long_side:
+        raise ValueError(f"expected short side <= long side, got {short_side} and {long_side}")
+    if short > long:
+        short, long = (long, long) if long_side else (short, short)
+    return replace(preprocessing, short_side=short, long_side=long)
+
+
+def find_classes(checkpoint: Checkpoint, expected: ClassSet | None, known: Iterable[ClassSet]) -> ClassSet:
+    """Finds the names and category ids of a checkpoint's classes.
+
+    Args:
+        checkpoint: its own names come first.
+        expected: classes of the manifest's record, used if the file has no names and as many classes.
+        known: class sets that give the category ids to equal names; without one they are 1 to K.
+
+    Returns:
+        As many classes as the checkpoint's box head has.
+    """
+    count = checkpoint.num_classes or 0
+    for names in (checkpoint.classes, expected and expected.names):
+        if names and len(names) == count:
+            break
+        if names:
+            logger.warning("%s has %d classes; ignoring the %d names", checkpoint.path, count, len(names))
+    else:
+        names = tuple(f"class_{label}" for label in range(count))
+    ids = (classes.category_ids for classes in (*filter(None, [expected]), *known) if classes.names == names)
+    return ClassSet(names, next(ids, tuple(range(1, count + 1))))
+
+
+def _keep(instances: Instances, labels: NDArray[np.int64] | None, max_detections: int) -> Instances:
+    """Keeps the best instances of the given classes; all classes for None."""
+    if labels is None:
+        return instances
+    wanted = torch.isin(instances.labels, torch.from_numpy(labels).to(instances.labels.device))
+    return _map(instances, lambda tensor: tensor[wanted][:max_detections])
+
+
+def _to_cpu(instances: Instances) -> Instances:
+    return _map(instances, lambda tensor: tensor.cpu())
+
+
+def _map(instances: Instances, change: Callable[[torch.Tensor], torch.Tensor]) -> Instances:
+    mask_probs = None if instances.mask_probs is None else change(instances.mask_probs)
+    boxes, scores, labels = (change(tensor) for tensor in instances[:3])
+    return instances._replace(boxes=boxes, scores=scores, labels=labels, mask_probs=mask_probs)
+
+
+def _to_pixels(image: ImageLike) -> NDArray[np.uint8]:
+    """Converts any accepted image to (H, W, 3) RGB."""
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return rgb_array(image)
+    if isinstance(image, torch.Tensor):
+        return _tensor_to_pixels(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a path, Pillow image, array or tensor, got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(
+            f"expected a uint8 array (height, width, 3) or (height, width), got {image.dtype} {image.shape}"
+        )
+    if image.size == 0:
+        raise ValueError(f"expected an image with pixels, got shape {image.shape}")
+    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _tensor_to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"expected a tensor (3 or 1, height, width), got {tuple(image.shape)}")
+    image = image.detach().cpu()
+    if image.is_floating_point():
+        if not (image.numel() and 0 <= float(image.min()) <= float(image.max()) <= 1):
+            raise ValueError("expected a float tensor with values from 0 to 1; give 0-255 as uint8")
+        image = (image.float() * 255).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+    return _to_pixels(pixels if len(image) == 3 else pixels[:, :, 0])

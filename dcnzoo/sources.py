@@ -1,0 +1,229 @@
+"""Where images come from: files, folders, globs, lists of paths, addresses, standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from dcnzoo.errors import ImageReadError, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STDIN = "-"
+LIST_SUFFIX = ".txt"
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Files with one of these suffixes are taken from folders and globs; a file that is named is always taken."""
+
+TIMEOUT_SECONDS = 30
+MAX_DOWNLOAD_BYTES = 512 * 2**20
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """One image to read.
+
+    Attributes:
+        location: path or http(s) address.
+        name: relative path, suffix included, under which results are filed; never leaves its root.
+    """
+
+    location: str
+    name: PurePosixPath
+
+
+def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterator[ImageSource]:
+    """Lists the images of several sources, in order and lazily.
+
+    A source is an image file, a folder (searched recursively, in alphabetical order, without hidden
+    files), a glob, a `.txt` file with one path or address per line, an http(s) address, or `-` for lines
+    on standard input. Lines are relative to the working directory, or else to their list's folder.
+
+    Args:
+        sources: what the user named.
+        exclude: folders to leave out of searches, such as those with the results.
+
+    Yields:
+        The images. Those of a folder are named relative to it, those of one of several folders with the
+        folder's name in front.
+
+    Raises:
+        SourceError: a source does not exist or holds no image.
+    """
+    folders = [source for source in sources if source != STDIN and _holds(Path(source).is_dir)]
+    excluded = frozenset(path.resolve() for path in exclude)
+    for source in sources:
+        images = _expand(source, excluded, prefix=len(folders) > 1)
+        first = next(images, None)
+        if first is None:
+            raise SourceError(f"no images in {'standard input' if source == STDIN else source}")
+        yield from chain([first], images)
+
+
+def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:
+    """Checks that every source exists and holds an image, without reading standard input or an address.
+
+    Args:
+        sources: what the user named.
+        exclude: as for `find_images`.
+
+    Raises:
+        SourceError: a source does not exist or holds no image.
+    """
+    for source in sources:
+        if source != STDIN:
+            next(find_images([source], exclude))
+
+
+def is_url(location: str) -> bool:
+    """Tells whether a location is an http(s) address."""
+    return location.lower().startswith(("http://", "https://"))
+
+
+def read_image(location: str | Path) -> NDArray[np.uint8]:
+    """Reads and decodes an image from a path or an http(s) address.
+
+    Returns:
+        (H, W, 3) RGB, upright.
+
+    Raises:
+        ImageReadError: it cannot be fetched, read or decoded.
+    """
+    from dcnzoo.image import decode_image
+
+    if not (isinstance(location, str) and is_url(location)):
+        return decode_image(location)
+    try:
+        return decode_image(_fetch(location))
+    except ImageReadError as error:
+        raise ImageReadError(location, error.reason) from error
+
+
+def _fetch(url: str) -> bytes:
+    import requests
+
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            response.raise_for_status()
+            content = bytearray()
+            for chunk in response.iter_content(CHUNK_BYTES):
+                content += chunk
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    raise ImageReadError(url, f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB")
+            return bytes(content)
+    except requests.RequestException as error:
+        raise ImageReadError(url, _request_failure(error)) from error
+
+
+def _request_failure(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the server answered {response.status_code} {response.reason}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _expand(source: str, exclude: frozenset[Path], prefix: bool) -> Iterator[ImageSource]:
+    path = Path(source)
+    if source == STDIN:
+        return _listed(sys.stdin.buffer, Path())
+    if is_url(source):
+        return iter([ImageSource(source, _name_of_url(source))])
+    if _holds(path.is_dir):
+        return _walk(path, exclude, PurePath(path.resolve().name if prefix else ""))
+    if _holds(path.is_file) and path.suffix.lower() == LIST_SUFFIX:
+        return _read_list(path)
+    if _holds(path.exists):
+        return iter([ImageSource(source, PurePosixPath(path.name))])
+    if glob.has_magic(source):
+        return _glob(source, exclude)
+    raise SourceError(f"no such file or folder: {source}")
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Evaluates a test of a path; one that cannot be looked up, such as a name too long, does not pass."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _walk(folder: Path, exclude: frozenset[Path], prefix: PurePath) -> Iterator[ImageSource]:
+    for root, folders, files in os.walk(folder, onerror=_raise_unlisted):
+        folders[:] = sorted(name for name in folders if _is_searched(Path(root, name), exclude))
+        for name in sorted(files):
+            path = Path(root, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield ImageSource(str(path), PurePosixPath(prefix / path.relative_to(folder)))
+
+
+def _is_searched(folder: Path, exclude: frozenset[Path]) -> bool:
+    return not folder.name.startswith(".") and folder.resolve() not in exclude
+
+
+def _raise_unlisted(error: OSError) -> None:
+    raise SourceError(f"cannot list folder {error.filename}: {error.strerror}") from error
+
+
+def _glob(pattern: str, exclude: frozenset[Path]) -> Iterator[ImageSource]:
+    root = PurePath(*_parts_before_magic(pattern))
+    # Path.glob would refuse an absolute pattern.
+    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+        path = Path(match)
+        searched = exclude.isdisjoint(path.resolve().parents)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and searched:
+            yield ImageSource(match, PurePosixPath(path.relative_to(root)))
+
+
+def _parts_before_magic(pattern: str) -> Iterator[str]:
+    for part in PurePath(pattern).parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _read_list(path: Path) -> Iterator[ImageSource]:
+    with path.open("rb") as lines:
+        yield from _listed(lines, path.parent)
+
+
+def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
+    for line in lines:
+        location = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
+        if not location:
+            continue
+        if "\0" in location:
+            raise SourceError("a list of images must be text, one path or address per line")
+        if is_url(location):
+            yield ImageSource(location, _name_of_url(location))
+        else:
+            path = Path(location)
+            beside_list = not _holds(path.exists) and _holds((base / path).exists)
+            found = base / path if beside_list else path
+            yield ImageSource(str(found), _name_of_path(path))
+
+
+def _name_of_path(path: Path) -> PurePosixPath:
+    """Names a listed path relative to the working directory, or in full below it if it lies elsewhere."""
+    absolute = Path(os.path.normpath(path.absolute()))
+    if absolute.is_relative_to(Path.cwd()):
+        return PurePosixPath(absolute.relative_to(Path.cwd()))
+    return PurePosixPath(absolute.relative_to(absolute.anchor))
+
+
+def _name_of_url(url: str) -> PurePosixPath:
+    """Names an address by the last part of its path, without characters that mean something in a path."""
+    last = unquote(urlsplit(url).path.rstrip("/").rsplit("/", 1)[-1])
+    return PurePosixPath(re.sub(r"[^\w.-]", "_", last, flags=re.ASCII)[-100:].strip(".") or "image")

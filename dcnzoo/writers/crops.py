@@ -1,0 +1,45 @@
+"""The contents of each box as a picture of its own."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from dcnzoo.writers.base import ImageResult, Writer, create_file
+from dcnzoo.writers.images import JPEG_QUALITY
+
+
+class CropWriter(Writer):
+    """One JPEG per detection, in a folder per class; the number in its name is the detection's rank."""
+
+    product = "crops"
+    needs_pixels = True
+
+    def write(self, result: ImageResult) -> None:
+        """Cuts out and saves the detections of one image."""
+        from PIL import Image
+
+        if result.pixels is None:
+            raise ValueError("expected the pixels of the image, got None")
+        height, width = result.drawn.image_size
+        name = result.source.name
+        for rank, (class_name, box) in enumerate(
+            zip(result.drawn.names, result.drawn.boxes.tolist(), strict=True)
+        ):
+            left, right = _pixel_range(box[0], box[2], width)
+            top, bottom = _pixel_range(box[1], box[3], height)
+            crop_name = name.with_name(f"{name.stem}-{rank:03d}{name.suffix}")
+            with create_file(self.path / folder_name(class_name), crop_name, ".jpg") as file:
+                crop = Image.fromarray(result.pixels[top:bottom, left:right])
+                crop.save(file, "JPEG", quality=JPEG_QUALITY)
+
+
+def folder_name(class_name: str) -> str:
+    """Returns a class name that is safe as a folder's: it comes from a checkpoint, so it may be anything."""
+    return re.sub(r"[^\w +-]", "_", class_name)[:100].strip() or "_"
+
+
+def _pixel_range(low: float, high: float, size: int) -> tuple[int, int]:
+    """Rounds a side of a box outwards to whole pixels of the image, at least one."""
+    start = min(max(math.floor(low), 0), size - 1)
+    return start, max(start + 1, min(math.ceil(high), size))

@@ -1,0 +1,40 @@
+"""YOLO text files: one per image, boxes relative to the image's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcnzoo.writers.base import ImageResult, Writer, create_file
+
+CLASS_LIST = "classes.txt"
+
+
+class YoloWriter(Writer):
+    """One line per detection: label, centre x, centre y, width, height, score.
+
+    The four lengths are fractions of the image's width or height; the label is the line number, from 0,
+    of the class in `classes.txt` beside the folder. An image without detections has an empty file.
+    """
+
+    product = "labels"
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.path.mkdir()
+        self._class_list = out / CLASS_LIST
+
+    def write(self, result: ImageResult) -> None:
+        """Writes the file of one image."""
+        detections = result.detections
+        if not self._class_list.exists():
+            names = "".join(f"{name}\n" for name in detections.class_names)
+            self._class_list.write_text(names, encoding="utf-8", newline="\n")
+        height, width = detections.image_size
+        lines = []
+        for label, (x1, y1, x2, y2), score in zip(
+            detections.labels, detections.boxes.tolist(), detections.scores, strict=True
+        ):
+            box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
+        with create_file(self.path, result.source.name, ".txt") as file:
+            file.write("".join(lines).encode("ascii"))

@@ -1,0 +1,329 @@
+"""Output formats, and the folder that they go to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+
+from dcnzoo.errors import ImageReadError, OutputError, SourceError
+from dcnzoo.image import decode_image
+from dcnzoo.results import Detections
+from dcnzoo.sources import ImageSource
+from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageResult, ImageWriter, Writer
+from dcnzoo.writers.base import JsonArrayFile
+from dcnzoo.writers.folder import OutputFolder, output_errors
+
+FOUND = Detections(
+    boxes=np.array([[8, 12, 24, 36], [0.1234567, 0, 80, 60]], np.float32),
+    scores=np.array([0.9, 1 / 3], np.float32),
+    labels=np.array([2, 0]),
+    class_names=("person", "traffic light", "dog"),
+    category_ids=(1, 10, 18),
+    image_size=(60, 80),
+)
+ROWS, COLUMNS = np.mgrid[:60, :80]
+PIXELS = np.dstack([ROWS * 4, COLUMNS * 3, COLUMNS * 0]).astype(np.uint8)  # smooth: JPEG keeps it
+RLES = tuple({"size": [60, 80], "counts": counts} for counts in ("PPYo1", "0PPYo1"))
+
+
+def result(name: str = "a.jpg", found: Detections = FOUND, image_id: int = 7) -> ImageResult:
+    source = ImageSource(f"photos/{name}", PurePosixPath(name))
+    return ImageResult(source, found, found.above(0.3), PIXELS, image_id)
+
+
+def write(writer: type[Writer], out: Path, *results: ImageResult) -> Path:
+    with writer(out) as opened:
+        for one in results:
+            opened.write(one)
+    return out / writer.product
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+class TestJsonl:
+    def test_one_line_per_image(self, tmp_path: Path) -> None:
+        path = write(WRITERS["jsonl"], tmp_path, result(), result("b.jpg", FOUND[:0]))
+        first, second = (json.loads(line) for line in path.read_text().splitlines())
+        assert first == {
+            "image": "photos/a.jpg",
+            "width": 80,
+            "height": 60,
+            "detections": [
+                {"class": "dog", "label": 2, "category_id": 18, "score": 0.9, "box": [8, 12, 24, 36]},
+                {
+                    "class": "person",
+                    "label": 0,
+                    "category_id": 1,
+                    "score": 0.333333,
+                    "box": [0.123, 0, 80, 60],
+                },
+            ],
+        }
+        assert second["detections"] == []
+
+    def test_masks(self, tmp_path: Path) -> None:
+        path = write(WRITERS["jsonl"], tmp_path, result(found=replace(FOUND, rles=RLES)))
+        assert [found["mask"] for found in json.loads(path.read_text())["detections"]] == list(RLES)
+
+    def test_lines_are_on_disk_at_once(self, tmp_path: Path) -> None:
+        with WRITERS["jsonl"](tmp_path) as writer:
+            writer.write(result())
+            assert json.loads((tmp_path / "detections.jsonl").read_text())["image"] == "photos/a.jpg"
+
+
+class TestCsv:
+    def test_one_row_per_detection(self, tmp_path: Path) -> None:
+        odd = result('we,ird "name".jpg')
+        path = write(WRITERS["csv"], tmp_path, odd, result("b.jpg", FOUND[:0]), result("c.jpg", FOUND[:1]))
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["image"] for row in rows] == [odd.source.location] * 2 + ["photos/c.jpg"]
+        expected = ["80", "60", "person", "0", "1", "0.333333", "0.123", "0.0", "80.0", "60.0"]
+        assert list(rows[1].values())[1:] == expected
+
+    def test_a_path_that_is_no_utf8(self, tmp_path: Path) -> None:
+        path = write(WRITERS["csv"], tmp_path, result("caf\udce9.jpg"))
+        assert b"caf\xe9.jpg,80" in path.read_bytes()
+
+
+class TestYolo:
+    def test_relative_centre_and_size(self, tmp_path: Path) -> None:
+        folder = write(WRITERS["yolo"], tmp_path, result("sub/a.jpg"), result("b.jpg", FOUND[:0]))
+        assert files(folder) == ["b.txt", "sub/a.txt"]
+        first = (folder / "sub" / "a.txt").read_text().splitlines()[0]
+        assert first == "2 0.200000 0.400000 0.200000 0.400000 0.900000"
+        assert (folder / "b.txt").read_text() == ""
+
+    def test_class_list(self, tmp_path: Path) -> None:
+        write(WRITERS["yolo"], tmp_path, result())
+        assert (tmp_path / "classes.txt").read_text() == "person\ntraffic light\ndog\n"
+
+    def test_names_collide_neither_silently_nor_at_all(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        names = ("a.jpg", "a.png", "a.jpg", "a.png", "b/a.jpg")
+        with caplog.at_level(logging.WARNING):
+            folder = write(WRITERS["yolo"], tmp_path, *map(result, names))
+        assert files(folder) == ["a.jpg.txt", "a.png-2.txt", "a.png.txt", "a.txt", "b/a.txt"]
+        assert len(caplog.messages) == 3
+        assert "results of a.png go to" in caplog.messages[0]
+
+
+class TestCoco:
+    def test_results_and_images(self, tmp_path: Path) -> None:
+        results = (result(image_id=7), result("b.jpg", FOUND[:0], 8), result("c.jpg", FOUND[:1], 9))
+        path = write(WRITERS["coco"], tmp_path, *results)
+        assert json.loads(path.read_text()) == FOUND.to_coco(7) + FOUND[:1].to_coco(9)
+        assert json.loads((tmp_path / "images.json").read_text())["images"] == [
+            {"id": number, "file_name": f"photos/{name}.jpg", "width": 80, "height": 60}
+            for number, name in ((7, "a"), (8, "b"), (9, "c"))
+        ]
+
+    def test_nothing_found_is_an_empty_list(self, tmp_path: Path) -> None:
+        assert json.loads(write(WRITERS["coco"], tmp_path).read_text()) == []
+
+    def test_valid_after_every_image(self, tmp_path: Path) -> None:
+        with WRITERS["coco"](tmp_path) as writer:
+            for count in range(1, 4):
+                writer.write(result(image_id=count))
+                assert len(json.loads((tmp_path / "detections.coco.json").read_text())) == 2 * count
+                assert len(json.loads((tmp_path / "images.json").read_text())["images"]) == count
+
+
+class TestImageIds:
+    @staticmethod
+    def ids(*names: str, annotations: Path | None = None) -> list[int | None]:
+        numbering = ImageIds(annotations)
+        return [numbering.find(ImageSource(name, PurePosixPath(name))) for name in names]
+
+    def test_numeric_names(self) -> None:
+        assert self.ids("000000000785.jpg", "sub/12.png") == [785, 12]
+
+    def test_other_names_get_free_numbers(self) -> None:
+        assert self.ids("a.jpg", "2.jpg", "b.jpg", "c.jpg") == [1, 2, 3, 4]
+
+    def test_no_number_is_used_twice(self) -> None:
+        names = ("1.jpg", "1.png", "x/1.jpg", "2.jpg", "a.jpg", "0.jpg", "\u0663.jpg", f"{10**30}.jpg")
+        assert self.ids(*names) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def test_annotations(self, tmp_path: Path) -> None:
+        images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "val/b.jpg"}]
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps({"images": images}))
+        found = self.ids("a.jpg", "x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg", annotations=path)
+        assert found == [5, 5, 6, None, None]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "cannot read"),
+            ("{", "no COCO"),
+            ("[]", "no COCO"),
+            ('{"images": [{"id": 1}]}', "file_name"),
+        ],
+    )
+    def test_bad_annotations(self, tmp_path: Path, content: str | None, message: str) -> None:
+        path = tmp_path / "annotations.json"
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SourceError, match=message):
+            ImageIds(path)
+
+
+class TestPictures:
+    def test_annotated_images(self, tmp_path: Path) -> None:
+        folder = write(ImageWriter, tmp_path, result("sub/a.png"), result("b.jpg", FOUND[:0]))
+        assert files(folder) == ["b.jpg", "sub/a.jpg"]
+        plain, drawn = (decode_image(folder / name).astype(int) for name in ("b.jpg", "sub/a.jpg"))
+        np.testing.assert_allclose(plain, PIXELS, atol=12)
+        assert np.abs(drawn - PIXELS).max() > 60
+
+    def test_only_drawn_detections(self, tmp_path: Path) -> None:
+        faint = replace(FOUND, scores=np.array([0.2, 0.1], np.float32))
+        write(ImageWriter, tmp_path, result("a.jpg", faint), result("b.jpg", FOUND[:0]))
+        a, b = ((tmp_path / "images" / f"{name}.jpg").read_bytes() for name in "ab")
+        assert a == b
+
+    def test_crops_have_the_size_of_their_box(self, tmp_path: Path) -> None:
+        folder = write(CropWriter, tmp_path, result("sub/a.jpg"))
+        assert files(folder) == ["dog/sub/a-000.jpg", "person/sub/a-001.jpg"]
+        crop = decode_image(folder / "dog" / "sub" / "a-000.jpg")
+        np.testing.assert_allclose(crop.astype(int), PIXELS[12:36, 8:24], atol=12)
+
+    def test_boxes_at_the_border_give_a_pixel(self, tmp_path: Path) -> None:
+        boxes = np.array([[80, 60, 80, 60], [79.5, 10, 79.6, 10]], np.float32)
+        folder = write(CropWriter, tmp_path, result(found=replace(FOUND, boxes=boxes)))
+        assert [decode_image(folder / name).shape for name in files(folder)] == [(1, 1, 3), (1, 1, 3)]
+
+    @pytest.mark.parametrize("name", ["../../etc", "/root", "a/b", "..", "", "x" * 400, "\0"])
+    def test_a_class_name_never_leaves_the_folder(self, tmp_path: Path, name: str) -> None:
+        odd = replace(FOUND, class_names=(name, "b", name))
+        write(CropWriter, tmp_path / "out", result(found=odd))
+        assert len(files(tmp_path / "out" / "crops")) == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("writer", [ImageWriter, CropWriter])
+    def test_pixels_must_be_there(self, tmp_path: Path, writer: type[Writer]) -> None:
+        assert writer.needs_pixels
+        with pytest.raises(ValueError, match="expected the pixels"):
+            write(writer, tmp_path, replace(result(), pixels=None))
+
+
+class TestErrorLog:
+    def test_no_file_without_errors(self, tmp_path: Path) -> None:
+        ErrorLog(tmp_path)
+        assert files(tmp_path) == []
+
+    def test_lines(self, tmp_path: Path) -> None:
+        log = ErrorLog(tmp_path)
+        for name in ("a.jpg", "caf\udce9.jpg"):
+            log.write(ImageReadError(name, "the file is empty"))
+        lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+        assert [line["source"] for line in lines] == ["a.jpg", "caf\udce9.jpg"]
+        assert lines[0]["reason"] == "the file is empty"
+
+
+class TestJsonArray:
+    def test_nothing_to_add(self, tmp_path: Path) -> None:
+        array = JsonArrayFile(tmp_path / "a.json")
+        array.extend([])
+        array.extend([{"a": 1}])
+        array.extend([])
+        array.close()
+        assert json.loads((tmp_path / "a.json").read_text()) == [{"a": 1}]
+
+    def test_does_not_replace_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").touch()
+        with pytest.raises(FileExistsError):
+            JsonArrayFile(tmp_path / "a.json")
+
+
+class TestFolder:
+    @staticmethod
+    def folder(path: Path, overwrite: bool = False) -> OutputFolder:
+        return OutputFolder(path, PRODUCTS, overwrite)
+
+    def fill(self, path: Path) -> None:
+        folder = self.folder(path)
+        folder.check([])
+        folder.start({"model": "x"})
+        write(WRITERS["yolo"], path, result())
+        write(WRITERS["jsonl"], path, result())
+
+    def test_new_folder_is_made(self, tmp_path: Path) -> None:
+        self.fill(tmp_path / "a" / "b")
+        assert json.loads((tmp_path / "a" / "b" / "run.json").read_text())["model"] == "x"
+
+    def test_results_are_kept_unless_told(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        with pytest.raises(OutputError, match=r"holds results \(detections.jsonl, labels.*--overwrite"):
+            self.folder(tmp_path).check([])
+
+    def test_checking_alone_deletes_nothing(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        before = files(tmp_path)
+        self.folder(tmp_path, overwrite=True).check([])
+        assert files(tmp_path) == before
+
+    def test_overwrite_leaves_nothing_of_the_last_run_and_all_else(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        (tmp_path / "mine.txt").touch()
+        folder = self.folder(tmp_path, overwrite=True)
+        folder.check([])
+        folder.start({})
+        assert files(tmp_path) == ["mine.txt", "run.json"]
+
+    def test_a_link_is_removed_and_its_target_kept(self, tmp_path: Path) -> None:
+        self.fill(tmp_path / "out")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "a.jpg").touch()
+        (tmp_path / "out" / "images").symlink_to(tmp_path / "mine")
+        self.folder(tmp_path / "out", overwrite=True).start({})
+        assert files(tmp_path / "mine") == ["a.jpg"]
+        assert not (tmp_path / "out" / "images").exists()
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("note", [None, "", "[]", '{"program": "other"}'])
+    def test_what_no_run_has_made_is_never_replaced(
+        self, tmp_path: Path, overwrite: bool, note: str | None
+    ) -> None:
+        (tmp_path / "images").mkdir()
+        if note is not None:
+            (tmp_path / "run.json").write_text(note)
+        with pytest.raises(OutputError, match="images, which no run of dcnzoo has made"):
+            self.folder(tmp_path, overwrite).check([])
+
+    @pytest.mark.parametrize("source", ["images", "images/a.jpg", "images/*.jpg", "../out/images", "labels"])
+    def test_sources_may_not_lie_where_results_go(
+        self, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "out" / "images").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "out")
+        with pytest.raises(OutputError, match="where results go"):
+            self.folder(Path(), overwrite=True).check([source])
+
+    def test_sources_beside_the_results_are_fine(self, tmp_path: Path) -> None:
+        self.folder(tmp_path / "out").check([str(tmp_path), str(tmp_path / "out"), "http://host/images", "-"])
+
+    # Permission bits do not stop the superuser, under whom tests may run; these cases stop everybody.
+    @pytest.mark.parametrize("path", ["file", "file/below", "/proc/nowhere"])
+    def test_cannot_be_made(self, tmp_path: Path, path: str) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"cannot write to .*; choose another --out"):
+            self.folder(tmp_path / path).check([])
+
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [("below/a", "cannot write to below/a: No space left"), (None, "cannot write to out: No space left")],
+    )
+    def test_disk_trouble_names_the_file(self, file: str | None, message: str) -> None:
+        with pytest.raises(OutputError, match=message), output_errors(Path("out")):
+            raise OSError(28, "No space left on device", file)
