@@ -25,11 +25,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
 
-  // 3×3 convolution, stride 1, padding 1, by Winograd's F(tile×tile, 3×3). `packed_weight` here and below
+  // 3×3 convolution, stride 1, padding 1, by Winograd's F(4×4, 3×3). `packed_weight` here and below
   // is what the `pack` operator of the same name made of the layer's weight; results are channels-last.
-  m.def("pack_winograd_weight(Tensor weight, int tile) -> Tensor");
+  m.def("pack_winograd_weight(Tensor weight) -> Tensor");
   m.def(
-      "winograd_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int tile, bool relu) -> "
+      "winograd_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> "
       "Tensor");
 
   // Linear layer on rows, 1×1 convolution on maps, and the latter added to `output`: before the ReLU.

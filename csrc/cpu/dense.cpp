@@ -67,40 +67,36 @@ void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
   });
 }
 
-void check_tile(int64_t tile) { STD_TORCH_CHECK(tile == 2 || tile == 4, "winograd: tile must be 2 or 4"); }
-
-Tensor pack_winograd_weight(const Tensor& weight, int64_t tile) {
+Tensor pack_winograd_weight(const Tensor& weight) {
   check_float32(weight, "weight");
-  check_tile(tile);
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0,
                   "winograd: weight must be (out_channels, in_channels, 3, 3)");
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   const WinogradKernels& winograd = kernels().winograd;
   const Tensor dense = torch::stable::contiguous(weight);
   const Tensor packed =
-      torch::stable::empty({winograd.packed_numel(out_channels, in_channels, tile)}, ScalarType::Float);
+      torch::stable::empty({winograd.packed_numel(out_channels, in_channels)}, ScalarType::Float);
   float* target = static_cast<float*>(packed.mutable_data_ptr());
   torch::stable::parallel_for(0, in_channels, 1, [&](int64_t begin, int64_t end) {
-    winograd.pack(data(dense), out_channels, in_channels, tile, target, begin, end);
+    winograd.pack(data(dense), out_channels, in_channels, target, begin, end);
   });
   return packed;
 }
 
 Tensor winograd_conv2d(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
-                       int64_t out_channels, int64_t tile, bool relu) {
+                       int64_t out_channels, bool relu) {
   check_float32(input, "input");
   check_float32(packed_weight, "packed_weight");
-  check_tile(tile);
   STD_TORCH_CHECK(input.dim() == 4 && out_channels > 0, "winograd: input must have 4 dimensions");
   const WinogradKernels& winograd = kernels().winograd;
   const int64_t channels = input.size(1);
-  STD_TORCH_CHECK(channels > 0 && packed_weight.numel() == winograd.packed_numel(out_channels, channels, tile),
+  STD_TORCH_CHECK(channels > 0 && packed_weight.numel() == winograd.packed_numel(out_channels, channels),
                   "winograd: packed_weight does not fit the input");
   const Tensor maps = channels_last(input), weight = torch::stable::contiguous(packed_weight);
   const std::optional<Tensor> offsets = dense_bias(bias, out_channels);
   const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3));
   if (output.numel() == 0) return output;
-  const Winograd call{input.size(0), input.size(2), input.size(3), channels, out_channels, tile, data(maps),
+  const Winograd call{input.size(0), input.size(2), input.size(3), channels, out_channels, data(maps),
                       data(weight), data(offsets), static_cast<float*>(output.mutable_data_ptr()), relu};
   const WinogradSchedule schedule = winograd.schedule(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(schedule.tasks(), schedule.scratch_bytes,

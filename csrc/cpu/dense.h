@@ -7,12 +7,11 @@
 
 namespace dcnzoo::cpu {
 
-// 3×3 convolution with stride 1 and padding 1, computed by Winograd's F(tile×tile, 3×3).
+// 3×3 convolution with stride 1 and padding 1, computed by Winograd's F(4×4, 3×3).
 struct Winograd {
   int64_t images, height, width, in_channels, out_channels;
-  int64_t tile;  // 2 or 4
   const float* input;
-  const float* packed_weight;  // from `pack` of the same capability and tile
+  const float* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
   float* output;
   bool relu;
@@ -27,10 +26,10 @@ struct WinogradSchedule {
 };
 
 struct WinogradKernels {
-  int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels, int64_t tile);
+  int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
   // Packs the input channels [begin, end) of a dense (out_channels, in_channels, 3, 3) weight.
-  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t tile, float* packed,
-               int64_t begin, int64_t end);
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+               int64_t end);
   WinogradSchedule (*schedule)(const Winograd&, int threads);
   void (*run)(const Winograd&, const WinogradSchedule&, int64_t task, void* scratch);
 };

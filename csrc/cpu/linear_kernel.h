@@ -65,8 +65,19 @@ void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task
   float* output = call.output + (run * call.length + begin) * call.out_channels;
   for (int64_t piece = 0; piece < call.in_channels; piece += layout.piece_channels) {
     const int64_t depth = min(layout.piece_channels, call.in_channels - piece);
+#if PACK
+    static thread_local float* buf = (float*)__builtin_malloc(4*1024*512);
+    for (int64_t i = 0; i < end - begin; ++i)
+      for (int64_t c = 0; c < depth; c += 8) Simd<float>::store(buf + i * depth + c, Simd<float>::load(input + piece + i * call.row_stride + c));
+#endif
     const bool first = piece == 0, last = piece + depth == call.in_channels;
-    matrix_product(Rows{1, end - begin, 0}, call.out_channels, depth, input + piece, call.row_stride,
+    matrix_product(Rows{1, end - begin, 0}, call.out_channels, depth,
+#if PACK
+ buf, depth,
+#else
+ input + piece, call.row_stride,
+#endif
+
                    call.packed_weight + piece * layout.padded_columns, output, call.out_channels,
                    Epilogue<float>{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr});
   }

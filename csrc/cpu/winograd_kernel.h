@@ -1,7 +1,7 @@
-// Winograd's minimal filtering F(m×m, 3×3) (arXiv:1509.09308): a tile of m×m outputs needs (m+2)²
-// multiplications per pair of channels instead of 9m².
+// Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
+// multiplications per pair of channels instead of 144.
 //
-// A block of tiles at a time: its inputs are transformed into (m+2)² matrices [tile × channel]; each is
+// A block of tiles at a time: its inputs are transformed into 36 matrices [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
 // Everything between input and output stays in the caches.
 #pragma once
@@ -12,37 +12,12 @@
 namespace dcnzoo::cpu {
 namespace {
 
-// The one-dimensional transforms of F(m, 3) by interpolation at m + 1 points and infinity.
-template <int TILE>
-struct Filtering;
-
-// Points 0, ±1.
-template <>
-struct Filtering<2> {
-  template <class V>
-  static DCNZOO_INLINE void input(const V* d, V* r) {
-    r[0] = d[2] - d[0];
-    r[1] = d[2] + d[1];
-    r[2] = d[2] - d[1];
-    r[3] = d[3] - d[1];
-  }
-  template <class V>
-  static DCNZOO_INLINE void output(const V* m, V* y) {
-    y[0] = m[0] + m[1] + m[2];
-    y[1] = m[1] - m[2] + m[3];
-  }
-  static void weight(const double* g, double* u) {
-    u[0] = -g[0];
-    u[1] = (g[0] + g[1] + g[2]) / 2;
-    u[2] = (g[0] - g[1] + g[2]) / 2;
-    u[3] = g[2];
-  }
-};
-
-// Points 0, ±p, ±q. With the usual ±1, ±2 the largest error is five times as large: these balance the
-// powers of the points. Both and their products are exact in binary.
-template <>
-struct Filtering<4> {
+// The one-dimensional transforms of F(4, 3).
+//
+// Interpolation at 0, ±p, ±q and infinity. With the usual ±1, ±2 the largest error is five times as large:
+// the powers of these are balanced, and still exact in binary.
+struct Filtering {
+  static constexpr int tile = 4, size = tile + 2;
   static constexpr float p = 0.625f, q = 1.5f, p2 = p * p, q2 = q * q;
 
   template <class V>
@@ -79,47 +54,48 @@ struct Filtering<4> {
 
 // The packed weights: [chunk of columns][point][piece of channels], each a matrix in panels.
 struct WinogradLayout {
-  static constexpr int64_t chunk_columns = 64, longest_piece = 128;
+  static constexpr int64_t points = Filtering::size * Filtering::size;
+  static constexpr int64_t chunk_columns = 64, longest_piece = 256;
   static constexpr int width = Simd<float>::width;
 
-  int64_t points, channels, columns;
+  int64_t channels, columns;
   int64_t padded_channels;  // a row of transformed input
 
-  WinogradLayout(int64_t out_channels, int64_t in_channels, int64_t tile)
-      : points((tile + 2) * (tile + 2)),
-        channels(in_channels),
+  WinogradLayout(int64_t out_channels, int64_t in_channels)
+      : channels(in_channels),
         columns(out_channels),
         padded_channels(round_up(in_channels, width)) {}
 
   int64_t chunks() const { return ceil_div(columns, chunk_columns); }
   int64_t columns_of(int64_t chunk) const { return min(chunk_columns, columns - chunk * chunk_columns); }
   int64_t padded_columns_of(int64_t chunk) const { return round_up(columns_of(chunk), width); }
-  int64_t piece_channels() const { return ceil_div(channels, ceil_div(channels, longest_piece)); }
+  int64_t piece_channels() const { return min(channels, round_up(ceil_div(channels, ceil_div(channels, longest_piece)), width)); }
   int64_t offset(int64_t chunk, int64_t point) const {
     return points * channels * chunk * chunk_columns + point * channels * padded_columns_of(chunk);
   }
   int64_t numel() const { return points * channels * round_up(columns, width); }
 };
 
-template <int TILE>
-void transform_weight(const float* weight, float* transformed) {
-  constexpr int size = TILE + 2;
+inline void transform_weight(const float* weight, float* transformed) {
+  constexpr int size = Filtering::size;
   double rows[3][size], columns[3], result[size];
   for (int i = 0; i < 3; ++i) {
     const double g[3] = {weight[3 * i], weight[3 * i + 1], weight[3 * i + 2]};
-    Filtering<TILE>::weight(g, rows[i]);
+    Filtering::weight(g, rows[i]);
   }
   for (int j = 0; j < size; ++j) {
     for (int i = 0; i < 3; ++i) columns[i] = rows[i][j];
-    Filtering<TILE>::weight(columns, result);
+    Filtering::weight(columns, result);
     for (int i = 0; i < size; ++i) transformed[i * size + j] = static_cast<float>(result[i]);
   }
 }
 
-template <int TILE>
-void pack_winograd_tile(const float* weight, const WinogradLayout& layout, float* packed, int64_t begin, int64_t end) {
-  constexpr int64_t points = (TILE + 2) * (TILE + 2), panel = Tile<float>::panel;
-  float transformed[points] = {};
+// Packs the input channels [begin, end).
+inline void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+                          int64_t end) {
+  constexpr int64_t panel = Tile<float>::panel;
+  const WinogradLayout layout(out_channels, in_channels);
+  float transformed[WinogradLayout::points] = {};
   for (int64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
     const int64_t padded = layout.padded_columns_of(chunk);
     for (int64_t channel = begin; channel < end; ++channel) {
@@ -127,12 +103,13 @@ void pack_winograd_tile(const float* weight, const WinogradLayout& layout, float
       const int64_t depth = min(layout.piece_channels(), layout.channels - piece);
       for (int64_t column = 0; column < padded; ++column) {
         const int64_t row = chunk * layout.chunk_columns + column;
-        const bool real = row < layout.columns;
-        if (real) transform_weight<TILE>(weight + (row * layout.channels + channel) * 9, transformed);
-        const int64_t panel_begin = column / panel * panel, panel_columns = min(panel, padded - panel_begin);
-        const int64_t place = piece * padded + panel_begin * depth + (channel - piece) * panel_columns + column - panel_begin;
-        for (int64_t point = 0; point < points; ++point)
-          packed[layout.offset(chunk, point) + place] = real ? transformed[point] : 0.0f;
+        const bool real = row < layout.columns;  // the rest are zeros
+        if (real) transform_weight(weight + (row * layout.channels + channel) * 9, transformed);
+        const int64_t first = column / panel * panel, panel_columns = min(panel, padded - first);
+        float* target = packed + layout.offset(chunk, 0) + piece * padded + first * depth +
+                        (channel - piece) * panel_columns + column - first;
+        for (int64_t point = 0; point < layout.points; ++point)
+          target[point * layout.channels * padded] = real ? transformed[point] : 0.0f;
       }
     }
   }
@@ -153,15 +130,14 @@ struct Partial {
   }
 };
 
-template <int TILE>
 class WinogradBlock {
  public:
-  static constexpr int size = TILE + 2, points = size * size;
+  static constexpr int tile = Filtering::tile, size = Filtering::size, points = size * size;
   // Off a multiple of 4096 bytes, so that the matrices of the points do not share cache sets.
   static constexpr int64_t stagger = 16;
 
-  static int64_t tiles_x(const Winograd& call) { return ceil_div(call.width, TILE); }
-  static int64_t tiles_y(const Winograd& call) { return ceil_div(call.height, TILE); }
+  static int64_t tiles_x(const Winograd& call) { return ceil_div(call.width, tile); }
+  static int64_t tiles_y(const Winograd& call) { return ceil_div(call.height, tile); }
   static int64_t tiles(const Winograd& call) { return call.images * tiles_y(call) * tiles_x(call); }
 
   static size_t scratch_bytes(const WinogradLayout& layout, int64_t block_tiles) {
@@ -171,7 +147,7 @@ class WinogradBlock {
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
-      : call_(call), layout_(call.out_channels, call.in_channels, TILE) {
+      : call_(call), layout_(call.out_channels, call.in_channels) {
     const int64_t part = task % schedule.parts, block = task / schedule.parts;
     begin_ = tiles(call) * block / schedule.blocks;
     end_ = tiles(call) * (block + 1) / schedule.blocks;
@@ -186,10 +162,10 @@ class WinogradBlock {
 
   void run() {
     for (int64_t c = 0; c < layout_.padded_channels; ++c) zeros_[c] = 0;
-    for (int64_t tile = begin_; tile < end_; ++tile) transform_input(tile);
+    for (int64_t index = begin_; index < end_; ++index) transform_input(index);
     for (int64_t chunk = chunk_begin_; chunk < chunk_end_; ++chunk) {
       for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
-      for (int64_t tile = begin_; tile < end_; ++tile) transform_output(chunk, tile);
+      for (int64_t index = begin_; index < end_; ++index) transform_output(chunk, index);
     }
   }
 
@@ -201,13 +177,13 @@ class WinogradBlock {
     int64_t image, y, x;  // of the tile's first output pixel
   };
 
-  Place place(int64_t tile) const {
-    const int64_t row = tile / tiles_x(call_);
-    return {row / tiles_y(call_), row % tiles_y(call_) * TILE, tile % tiles_x(call_) * TILE};
+  Place place(int64_t index) const {
+    const int64_t row = index / tiles_x(call_);
+    return {row / tiles_y(call_), row % tiles_y(call_) * tile, index % tiles_x(call_) * tile};
   }
 
-  void transform_input(int64_t tile) {
-    const Place at = place(tile);
+  void transform_input(int64_t index) {
+    const Place at = place(index);
     const float* pixels[points];  // those outside the map are a row of zeros
     for (int i = 0; i < size; ++i) {
       for (int j = 0; j < size; ++j) {
@@ -217,10 +193,14 @@ class WinogradBlock {
             inside ? call_.input + ((at.image * call_.height + y) * call_.width + x) * call_.in_channels : zeros_;
       }
     }
-    float* target = transformed_ + (tile - begin_) * layout_.padded_channels;
-    int64_t c = 0;
-    for (; c + S::width <= call_.in_channels; c += S::width) transform_input_vector(pixels, c, S::width, target + c);
-    if (c < call_.in_channels) transform_input_vector(pixels, c, call_.in_channels - c, target + c);
+    const int64_t step = layout_.piece_channels();
+    for (int64_t piece = 0; piece < layout_.channels; piece += step) {
+      const int64_t depth = min(step, layout_.channels - piece);
+      float* target = transformed_ + piece * (end_ - begin_) + (index - begin_) * round_up(depth, S::width);
+      int64_t c = 0;
+      for (; c + S::width <= depth; c += S::width) transform_input_vector(pixels, piece + c, S::width, target + c);
+      if (c < depth) transform_input_vector(pixels, piece + c, depth - c, target + c);
+    }
   }
 
   DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, float* target) const {
@@ -230,14 +210,14 @@ class WinogradBlock {
       V d[size], r[size];
 #pragma GCC unroll 6
       for (int i = 0; i < size; ++i) d[i] = Partial::load(pixels[i * size + j] + c, count);
-      Filtering<TILE>::input(d, r);
+      Filtering::input(d, r);
 #pragma GCC unroll 6
       for (int i = 0; i < size; ++i) half[i][j] = r[i];
     }
 #pragma GCC unroll 6
     for (int i = 0; i < size; ++i) {
       V r[size];
-      Filtering<TILE>::input(half[i], r);
+      Filtering::input(half[i], r);
 #pragma GCC unroll 6
       for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * input_stride_, r[j]);
     }
@@ -249,21 +229,21 @@ class WinogradBlock {
     const int64_t step = layout_.piece_channels();
     for (int64_t piece = 0; piece < layout_.channels; piece += step) {
       const int64_t depth = min(step, layout_.channels - piece);
-      matrix_product(Rows{1, end_ - begin_, 0}, layout_.padded_columns_of(chunk), depth, a + piece,
-                     layout_.padded_channels, b + piece * layout_.padded_columns_of(chunk),
+      matrix_product(Rows{1, end_ - begin_, 0}, layout_.padded_columns_of(chunk), depth, a + piece * (end_ - begin_),
+                     round_up(depth, S::width), b + piece * layout_.padded_columns_of(chunk),
                      products_ + point * product_stride_, layout_.chunk_columns, Epilogue<float>{piece > 0, false, nullptr});
     }
   }
 
-  void transform_output(int64_t chunk, int64_t tile) {
-    const Place at = place(tile);
-    const int64_t rows = min<int64_t>(TILE, call_.height - at.y), columns = min<int64_t>(TILE, call_.width - at.x);
+  void transform_output(int64_t chunk, int64_t index) {
+    const Place at = place(index);
+    const int64_t rows = min<int64_t>(tile, call_.height - at.y), columns = min<int64_t>(tile, call_.width - at.x);
     const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
-    const float* source = products_ + (tile - begin_) * layout_.chunk_columns;
+    const float* source = products_ + (index - begin_) * layout_.chunk_columns;
     float* target =
         call_.output + ((at.image * call_.height + at.y) * call_.width + at.x) * call_.out_channels + first;
     for (int64_t c = 0; c < count; c += S::width) {
-      V y[TILE][TILE];
+      V y[tile][tile];
       transform_output_vector(source + c, y);
       const V bias = call_.bias == nullptr ? V{} : Partial::load(call_.bias + first + c, count - c);
       for (int64_t i = 0; i < rows; ++i) {
@@ -276,19 +256,19 @@ class WinogradBlock {
     }
   }
 
-  DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[TILE]) const {
-    V half[TILE][size];
+  DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[tile]) const {
+    V half[tile][size];
 #pragma GCC unroll 6
     for (int j = 0; j < size; ++j) {
-      V m[size], r[TILE];
+      V m[size], r[tile];
 #pragma GCC unroll 6
       for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * product_stride_);
-      Filtering<TILE>::output(m, r);
+      Filtering::output(m, r);
 #pragma GCC unroll 4
-      for (int i = 0; i < TILE; ++i) half[i][j] = r[i];
+      for (int i = 0; i < tile; ++i) half[i][j] = r[i];
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < TILE; ++i) Filtering<TILE>::output(half[i], y[i]);
+    for (int i = 0; i < tile; ++i) Filtering::output(half[i], y[i]);
   }
 
   const Winograd& call_;
@@ -298,37 +278,24 @@ class WinogradBlock {
   float *zeros_, *transformed_, *products_;
 };
 
-int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels, int64_t tile) {
-  return WinogradLayout(out_channels, in_channels, tile).numel();
+inline int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
+  return WinogradLayout(out_channels, in_channels).numel();
 }
 
-void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, int64_t tile, float* packed,
-                   int64_t begin, int64_t end) {
-  const WinogradLayout layout(out_channels, in_channels, tile);
-  const auto pack = tile == 2 ? &pack_winograd_tile<2> : &pack_winograd_tile<4>;
-  pack(weight, layout, packed, begin, end);
-}
-
-template <int TILE>
-WinogradSchedule schedule_winograd_tile(const Winograd& call, int threads) {
-  const WinogradLayout layout(call.out_channels, call.in_channels, TILE);
-  const int64_t tiles = WinogradBlock<TILE>::tiles(call);
-  constexpr int64_t most = 48 * 36 / WinogradBlock<TILE>::points;
+inline WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
+  constexpr int64_t most_tiles = 48;  // their 36 matrices are somewhat larger than the second-level cache
+  const WinogradLayout layout(call.out_channels, call.in_channels);
+  const int64_t tiles = WinogradBlock::tiles(call);
   WinogradSchedule schedule{};
-  schedule.blocks = ceil_div(tiles, most);
+  schedule.blocks = ceil_div(tiles, most_tiles);
   schedule.parts = min(layout.chunks(), ceil_div(threads, schedule.blocks));
   if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
-  schedule.scratch_bytes = WinogradBlock<TILE>::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
+  schedule.scratch_bytes = WinogradBlock::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
   return schedule;
 }
 
-WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
-  return call.tile == 2 ? schedule_winograd_tile<2>(call, threads) : schedule_winograd_tile<4>(call, threads);
-}
-
-void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
-  if (call.tile == 2) return WinogradBlock<2>(call, schedule, task, static_cast<float*>(scratch)).run();
-  WinogradBlock<4>(call, schedule, task, static_cast<float*>(scratch)).run();
+inline void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
+  WinogradBlock(call, schedule, task, static_cast<float*>(scratch)).run();
 }
 
 constexpr WinogradKernels winograd_kernels() {
