@@ -52,7 +52,8 @@ class StableWheel(bdist_wheel):
 def native_wanted() -> bool:
     """DCNZOO_BUILD_OPS=1 demands the extension, 0 leaves it out; otherwise the tools at hand decide."""
     setting = os.environ.get("DCNZOO_BUILD_OPS")
-    compiler = shutil.which(os.environ.get("CXX", "c++").split()[0])
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
     if setting == "0":
         return False
     if BuildExtension is None or compiler is None:

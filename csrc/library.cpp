@@ -21,25 +21,25 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // With `mask_is_logits` the mask goes through a sigmoid first.
   m.def(
       "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
-      "int[2] padding, int[2] dilation, *, Tensor? packed_weight=None, bool mask_is_logits=False, "
+      "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
+  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
+  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
 
-  // 3×3 convolution, stride 1, padding 1, by Winograd's F(4×4, 3×3). `packed_weight` here and below
-  // is what the `pack` operator of the same name made of the layer's weight; results are channels-last.
-  m.def("pack_winograd_weight(Tensor weight) -> Tensor");
-  m.def(
-      "winograd_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> "
-      "Tensor");
-
-  // Linear layer on rows, 1×1 convolution on maps, and the latter added to `output`: before the ReLU.
-  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
+  // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
+  m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def("pack_conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("packed_conv3x3_numel(int out_channels, int in_channels) -> int");
   m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def(
-      "pointwise_conv2d(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> "
-      "Tensor");
+      "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
+  m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
   m.def(
-      "pointwise_conv2d_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
+      "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def("packed_linear_numel(int out_channels, int in_channels) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {

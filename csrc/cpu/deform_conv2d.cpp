@@ -40,14 +40,14 @@ StridedMaps strided_maps(const Tensor& tensor) {
           tensor.stride(3)};
 }
 
-ConvShape weight_shape(const Tensor& weight, int64_t groups) {
-  STD_TORCH_CHECK(weight.dim() == 4, "deform_conv2d: weight must have 4 dimensions");
-  STD_TORCH_CHECK(groups > 0 && weight.size(0) % groups == 0, "deform_conv2d: groups must divide the output channels");
+ConvShape weight_shape(torch::headeronly::IntHeaderOnlyArrayRef weight, int64_t groups) {
+  STD_TORCH_CHECK(weight.size() == 4, "deform_conv2d: weight must have 4 dimensions");
+  STD_TORCH_CHECK(groups > 0 && weight[0] % groups == 0, "deform_conv2d: groups must divide the output channels");
   ConvShape shape{};
-  shape.in_channels = weight.size(1) * groups;
-  shape.out_channels = weight.size(0);
-  shape.kernel_h = weight.size(2);
-  shape.kernel_w = weight.size(3);
+  shape.in_channels = weight[1] * groups;
+  shape.out_channels = weight[0];
+  shape.kernel_h = weight[2];
+  shape.kernel_w = weight[3];
   shape.groups = groups;
   STD_TORCH_CHECK(shape.in_channels > 0 && shape.out_channels > 0 && shape.taps() > 0, "deform_conv2d: empty weight");
   return shape;
@@ -65,7 +65,7 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& of
   STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4, "deform_conv2d: input and offset must have 4 dimensions");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) > 0 && input.size(1) % weight.size(1) == 0,
                   "deform_conv2d: weight does not divide the input channels into groups");
-  ConvShape shape = weight_shape(weight, input.size(1) / weight.size(1));
+  ConvShape shape = weight_shape(weight.sizes(), input.size(1) / weight.size(1));
   shape.images = input.size(0);
   shape.height = input.size(2);
   shape.width = input.size(3);
@@ -79,6 +79,7 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& of
                       offset.size(1) == 2 * shape.deform_groups * shape.taps() && offset.size(0) == shape.images &&
                       offset.size(2) == shape.out_height && offset.size(3) == shape.out_width,
                   "deform_conv2d: offset does not fit");
+  STD_TORCH_CHECK(shape.height > 0 && shape.width > 0, "deform_conv2d: empty map");
   STD_TORCH_CHECK(shape.height * shape.width <= INT32_MAX, "deform_conv2d: the map has more than 2^31 pixels");
   return shape;
 }
@@ -119,8 +120,13 @@ void run(const DeformConv2dKernels& kernels, const DeformConv2d& call) {
   });
 }
 
+int64_t packed_deform_conv2d_numel(const std::vector<int64_t>& weight_sizes, int64_t groups, bool float64) {
+  const Kernels& kernels = *capability().kernels;
+  return (float64 ? kernels.float64 : kernels.float32).packed_numel(weight_shape(weight_sizes, groups));
+}
+
 Tensor pack_deform_conv2d_weight(const Tensor& weight, int64_t groups) {
-  const ConvShape shape = weight_shape(weight, groups);
+  const ConvShape shape = weight_shape(weight.sizes(), groups);
   const DeformConv2dKernels& kernels = kernels_for(weight.scalar_type());
   const Tensor dense = torch::stable::contiguous(weight);
   const Tensor packed = torch::stable::empty({kernels.packed_numel(shape)}, weight.scalar_type());
@@ -162,7 +168,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
   call.output = output.mutable_data_ptr();
   call.mask_is_logits = mask_is_logits;
   call.relu = relu;
-  run(kernels, call);
+  if (shape.images > 0) run(kernels, call);
   return output;
 }
 
@@ -172,4 +178,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("deform_conv2d", TORCH_BOX(&dcnzoo::cpu::deform_conv2d));
   m.impl("pack_deform_conv2d_weight", TORCH_BOX(&dcnzoo::cpu::pack_deform_conv2d_weight));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+  m.impl("packed_deform_conv2d_numel", TORCH_BOX(&dcnzoo::cpu::packed_deform_conv2d_numel));
 }

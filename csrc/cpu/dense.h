@@ -34,28 +34,30 @@ struct WinogradKernels {
   void (*run)(const Winograd&, const WinogradSchedule&, int64_t task, void* scratch);
 };
 
-// output = relu?(input · weightᵀ + bias [+ output]), over `runs` runs of `length` rows. A run follows
-// the one before in the output; in the input a row is `row_stride` and a run `run_stride` elements on.
+// output = relu?(input · weightᵀ + bias [+ output]) over `runs` runs of `length` rows. Within a run, rows
+// are `row_stride` elements apart in the input and `out_channels` in the output.
 struct Linear {
-  int64_t runs, length, row_stride, run_stride;
+  int64_t runs, length;
+  int64_t row_stride, run_stride, output_run_stride;
   int64_t in_channels, out_channels;
   const float* input;
-  const float* packed_weight;
-  const float* bias;  // may be null
+  const float* packed_weight;  // from `pack` of the same capability
+  const float* bias;           // may be null
   float* output;
-  bool accumulate;
+  bool accumulate;  // adds what the output holds
   bool relu;
 };
 
+// A task is a block of whole runs, or a block of rows of one run.
 struct LinearSchedule {
-  int64_t blocks, parts;  // of a run, and of the output channels
+  int64_t run_blocks, row_blocks;
 
-  int64_t tasks(const Linear& call) const { return call.runs * blocks * parts; }
+  int64_t tasks() const { return run_blocks * row_blocks; }
 };
 
 struct LinearKernels {
   int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
-  // Packs the input channels of the pieces [begin, end) of a dense (out_channels, in_channels) weight.
+  // Packs the pieces [begin, end) of the input channels of a dense (out_channels, in_channels) weight.
   void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
                int64_t end);
   int64_t (*pieces)(int64_t in_channels);

@@ -26,13 +26,13 @@ struct LinearLayout {
   int64_t numel() const { return channels * padded_columns; }
 };
 
-int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
+inline int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
   return LinearLayout(out_channels, in_channels).numel();
 }
 
-int64_t linear_pieces(int64_t in_channels) { return LinearLayout(1, in_channels).pieces(); }
+inline int64_t linear_pieces(int64_t in_channels) { return LinearLayout(1, in_channels).pieces(); }
 
-void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+inline void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
                  int64_t end) {
   const LinearLayout layout(out_channels, in_channels);
   for (int64_t piece = begin; piece < end; ++piece) {
@@ -47,37 +47,31 @@ void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels,
   }
 }
 
-LinearSchedule schedule_linear(const Linear& call, int threads) {
-  const LinearLayout layout(call.out_channels, call.in_channels);
-  const int64_t most = layout.numel() > (4 << 20) ? 252 : 96;
-  LinearSchedule schedule{};
-  schedule.blocks = ceil_div(call.length, most);
-  if (call.runs == 1) schedule.blocks = min(call.length, round_up(schedule.blocks, threads));
-  schedule.parts = 1;
-  return schedule;
+inline LinearSchedule schedule_linear(const Linear& call, int threads) {
+  constexpr int64_t cached_weight = 4 << 20;  // elements; a larger weight should be streamed as seldom as possible
+  const int64_t most_rows = LinearLayout(call.out_channels, call.in_channels).numel() > cached_weight ? 252 : 96;
+  const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
+  if (call.runs > 1 && joined && 2 * call.length <= most_rows) {
+    const int64_t blocks = ceil_div(call.runs, most_rows / call.length);
+    return {min(call.runs, round_up(blocks, threads)), 1};
+  }
+  const int64_t blocks = ceil_div(call.length, most_rows);
+  return {call.runs, call.runs > 1 ? blocks : min(call.length, round_up(blocks, threads))};
 }
 
-void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task) {
+inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task) {
   const LinearLayout layout(call.out_channels, call.in_channels);
-  const int64_t block = task % schedule.blocks, run = task / schedule.blocks;
-  const int64_t begin = call.length * block / schedule.blocks, end = call.length * (block + 1) / schedule.blocks;
-  const float* input = call.input + run * call.run_stride + begin * call.row_stride;
-  float* output = call.output + (run * call.length + begin) * call.out_channels;
+  const int64_t row_block = task % schedule.row_blocks, run_block = task / schedule.row_blocks;
+  const int64_t run = call.runs * run_block / schedule.run_blocks;
+  const int64_t runs = call.runs * (run_block + 1) / schedule.run_blocks - run;
+  const int64_t row = call.length * row_block / schedule.row_blocks;
+  const Rows rows{runs, call.length * (row_block + 1) / schedule.row_blocks - row, call.output_run_stride};
+  const float* input = call.input + run * call.run_stride + row * call.row_stride;
+  float* output = call.output + run * call.output_run_stride + row * call.out_channels;
   for (int64_t piece = 0; piece < call.in_channels; piece += layout.piece_channels) {
     const int64_t depth = min(layout.piece_channels, call.in_channels - piece);
-#if PACK
-    static thread_local float* buf = (float*)__builtin_malloc(4*1024*512);
-    for (int64_t i = 0; i < end - begin; ++i)
-      for (int64_t c = 0; c < depth; c += 8) Simd<float>::store(buf + i * depth + c, Simd<float>::load(input + piece + i * call.row_stride + c));
-#endif
     const bool first = piece == 0, last = piece + depth == call.in_channels;
-    matrix_product(Rows{1, end - begin, 0}, call.out_channels, depth,
-#if PACK
- buf, depth,
-#else
- input + piece, call.row_stride,
-#endif
-
+    matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride,
                    call.packed_weight + piece * layout.padded_columns, output, call.out_channels,
                    Epilogue<float>{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr});
   }
