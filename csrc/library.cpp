@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
   m.def(
       "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  // Its weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
   m.def("packed_linear_numel(int out_channels, int in_channels) -> int");
 }
