@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dense.h"
+
 namespace dcnzoo::cpu {
 
 enum class Element : int32_t { float32, float64 };
@@ -64,6 +66,7 @@ struct DeformConv2dKernels {
 struct Kernels {
   DeformConv2dKernels float32;
   DeformConv2dKernels float64;
+  DenseKernels dense;
 };
 
 extern const Kernels kernels_default;
