@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
 
+  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
+  m.def(
+      "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
+      "-> Tensor");
+
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");

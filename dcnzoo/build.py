@@ -19,6 +19,7 @@ from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import fold_batch_norm
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.heads import BoxHead, MaskHead
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.models.resnet import ConvFactory, ResNet, conv3x3
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
@@ -27,6 +28,10 @@ from dcnzoo.models.rpn import RPNHead
 
 CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 """Units of the box deltas of the three stages."""
+
+
+PACKED_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
+"""Layers that run on the compiled kernels once their weights are packed."""
 
 
 def build_model(architecture: Architecture, num_classes: int) -> RCNN:
@@ -77,7 +82,7 @@ def prepare_for_inference(model: RCNN) -> RCNN:
 def pack_weights(model: RCNN) -> RCNN:
     """Arranges weights for the compiled kernels, in place; device and dtype must be final."""
     for module in model.modules():
-        if isinstance(module, DeformConv2d):
+        if isinstance(module, PACKED_LAYERS):
             module.pack()
     return model
 

@@ -102,9 +102,7 @@ def weights(*shape: int) -> Tensor:
 def onednn_weight(weight: Tensor, x: Tensor, padding: int, stride: int) -> Tensor:
     """The weight of a convolution as oneDNN likes it for this input."""
     reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
-    packed: Tensor = reorder(
-        weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, list(x.shape)
-    )
+    packed: Tensor = reorder(weight.to_mkldnn(), [padding] * 2, [stride] * 2, [1, 1], 1, list(x.shape))
     return packed
 
 
@@ -136,9 +134,7 @@ def conv1x1_layer(c: int, o: int, h: int, w: int, stride: int) -> Layer:
         (c, o, h, w, stride),
         2 * x.numel() / stride**2 * o / 1e9,
         {
-            "native": lambda: dense.conv1x1(
-                x, weight, b, stride=stride, relu=True, packed_weight=packed
-            ),
+            "native": lambda: dense.conv1x1(x, weight, b, stride=stride, relu=True, packed_weight=packed),
             "pytorch": lambda: F.conv2d(x, weight, b, stride).relu_(),
             "onednn": lambda: onednn(x, theirs, b, [0, 0], [stride] * 2, [1, 1], 1, "relu", [], ""),
         },

@@ -110,7 +110,11 @@ def test_conv1x1_add_works_in_place() -> None:
 @pytest.mark.parametrize("view", ["contiguous", "slice", "expanded"])
 def test_inputs_may_be_views(view: str) -> None:
     x = random(2, 16, 9, 9)
-    views = {"contiguous": x.contiguous(), "slice": x[:, :, 1:8, ::2], "expanded": x[:1].expand(3, -1, -1, -1)}
+    views = {
+        "contiguous": x.contiguous(),
+        "slice": x[:, :, 1:8, ::2],
+        "expanded": x[:1].expand(3, -1, -1, -1),
+    }
     weight = random(16, 16, 3, 3).transpose(2, 3)
     packed = dense.pack_conv3x3_weight(weight)
     found = dense.conv3x3(views[view], weight, packed_weight=packed)
@@ -200,7 +204,15 @@ def test_exports() -> None:
 @needs_native
 @pytest.mark.parametrize(
     "name",
-    ["conv3x3", "conv1x1", "conv1x1_add_", "conv_transpose2x2", "linear", "pack_conv3x3_weight", "pack_linear_weight"],
+    [
+        "conv3x3",
+        "conv1x1",
+        "conv1x1_add_",
+        "conv_transpose2x2",
+        "linear",
+        "pack_conv3x3_weight",
+        "pack_linear_weight",
+    ],
 )
 def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
