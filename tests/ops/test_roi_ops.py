@@ -110,8 +110,8 @@ def test_the_compiled_operator_passes_opcheck(deformed: bool) -> None:
     ],
 )
 def test_the_compiled_operator_refuses_impossible_rois(roi: tuple[float, ...], message: str) -> None:
+    rois = torch.tensor([roi], dtype=torch.float32)
     with pytest.raises(RuntimeError, match=message):
-        rois = torch.tensor([roi], dtype=torch.float32)
         ops.roi_align(torch.ones(1, 8, 9, 11), rois, output_size=(2, 2), spatial_scale=1.0)
 
 
