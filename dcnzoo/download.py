@@ -41,6 +41,23 @@ def cache_home() -> Path:
     return user_cache_path("dcnzoo", appauthor=False)
 
 
+def cached_path(record: Record, cache_dir: Path | None = None) -> Path:
+    """Where the cache has, or would have, a checkpoint's file.
+
+    The name is the end of the address, less what means something to a file system.
+
+    Args:
+        record: the checkpoint.
+        cache_dir: cache folder; `cache_home()` by default.
+    """
+    url = record.urls[0]
+    last = PurePosixPath(unquote(urlsplit(url).path)).name
+    name = PurePosixPath(re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:].lstrip(".") or "checkpoint")
+    mark = (record.sha256 or hashlib.sha256(url.encode()).hexdigest())[:8]
+    unique = name if mark in name.stem else f"{name.stem}-{mark}{name.suffix}"
+    return (cache_dir or cache_home()) / "checkpoints" / unique
+
+
 def checkpoint_path(record: Record, *, cache_dir: Path | None = None) -> Path:
     """Where a checkpoint's file lies, or will lie once it is fetched.
 
@@ -51,7 +68,7 @@ def checkpoint_path(record: Record, *, cache_dir: Path | None = None) -> Path:
         record: the checkpoint.
         cache_dir: cache folder; `cache_home()` by default.
     """
-    cached = _cached_path(record, cache_dir)
+    cached = cached_path(record, cache_dir)
     places = [_local_path(url) or cached for url in record.urls]
     return next((place for place in places if place.is_file()), places[0])
 
@@ -91,7 +108,7 @@ def fetch(
         DcnzooError: a setting in the environment makes no sense.
     """
     here = checkpoint_path(record, cache_dir=cache_dir)
-    cached = _cached_path(record, cache_dir)
+    cached = cached_path(record, cache_dir)
     sources = [partial(_verified, here, record.sha256)] if here != cached or here.is_file() else []
     for url in record.urls:
         local = _local_path(url)
@@ -191,27 +208,27 @@ def verify_sha256(path: Path, prefix: str) -> None:
         ChecksumError: they differ.
         OSError: the file cannot be read.
     """
+    actual = sha256_of(path)
+    if not actual.startswith(prefix.lower()):
+        raise ChecksumError(str(path), prefix, actual, "it is damaged, or another file")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-    if not digest.hexdigest().startswith(prefix.lower()):
-        raise ChecksumError(str(path), prefix, digest.hexdigest(), "it is damaged, or another file")
+    return digest.hexdigest()
 
 
 def _local_path(url: str) -> Path | None:
     parts = urlsplit(url)
     return Path(unquote(parts.path)) if parts.scheme == "file" else None
-
-
-def _cached_path(record: Record, cache_dir: Path | None) -> Path:
-    """The cache's file for a record: the end of its address, less what means something to a file system."""
-    url = record.urls[0]
-    last = PurePosixPath(unquote(urlsplit(url).path)).name
-    name = PurePosixPath(re.sub(r"[^A-Za-z0-9._-]", "_", last)[-100:].lstrip(".") or "checkpoint")
-    mark = (record.sha256 or hashlib.sha256(url.encode()).hexdigest())[:8]
-    unique = name if mark in name.stem else f"{name.stem}-{mark}{name.suffix}"
-    return (cache_dir or cache_home()) / "checkpoints" / unique
 
 
 def _verified(path: Path, sha256: str | None) -> Path:

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import ssl
 import sys
 import time
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
 LONGEST_DELAY_SECONDS = 30.0
 CHUNK_BYTES = 1 << 16
+
+PART_SUFFIX, NOTE_SUFFIX = ".part", ".part.json"
+
 PROGRESS_BYTES = 1 << 20
 """A connection that brought so much was no failure: the count of retries starts again."""
 
@@ -101,9 +105,9 @@ class Part:
     """
 
     def __init__(self, target: Path) -> None:
-        self.path = target.with_name(f"{target.name}.part")
+        self.path = target.with_name(target.name + PART_SUFFIX)
         self.pieced = False
-        self._note = target.with_name(f"{target.name}.part.json")
+        self._note = target.with_name(target.name + NOTE_SUFFIX)
 
     @property
     def size(self) -> int:
@@ -260,9 +264,14 @@ def _answer(url: str, headers: dict[str, str], timeout: float) -> Iterator[Respo
     except (requests.RequestException, HTTPError) as error:
         cause = _root_cause(error, outside)
         hopeless = ValueError, requests.TooManyRedirects  # addresses that cannot be are ValueErrors
-        if isinstance(error, hopeless) or isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(error, hopeless) or _is_lasting(cause):
             raise DownloadError(url, _in_words(cause)) from error
         raise _InterruptedError(_in_words(cause)) from error
+
+
+def _is_lasting(cause: BaseException) -> bool:
+    unknown_host = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+    return unknown_host or isinstance(cause, ssl.SSLCertVerificationError)
 
 
 def _begin(url: str, response: Response, part: Part, origin: Origin | None) -> int | None:
