@@ -14,8 +14,7 @@ import subprocess
 import sys
 import termios
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -28,6 +27,7 @@ from dcnzoo.errors import ChecksumError, DcnzooError, DownloadError
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record
 from dcnzoo.transfer import Patience
 from tests.http_server import Answer, Server, content, serving, status
+from tests.waiting import wait_until
 
 DATA = random.Random(0).randbytes(2_500_000)  # three chunks, the last one short
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -112,13 +112,6 @@ def server() -> Iterator[Server]:
 
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("path", GOOD)

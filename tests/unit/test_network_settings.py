@@ -21,7 +21,7 @@ from tests.unit.test_download import DATA, OTHER, files_in, record_of
 
 HASTY = Patience(retries=3, timeout=5, first_delay=0.01)
 SETTINGS = (
-    *("DCNZOO_OFFLINE", "DCNZOO_MIRROR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
 NAMES = sorted(load_manifest().records)
@@ -146,7 +146,7 @@ class TestMirror:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_published_checkpoint_comes_through_a_bad_line(home: Path, name: str) -> None:
-    # The published files are not at hand: others take their places, at the same paths, with hashes of their own.
+    # The published files are not at hand: others take their places, with hashes of their own.
     data = name.encode() * 10_000
     record = replace(load_manifest().records[name], sha256=hashlib.sha256(data).hexdigest())
     path = record.urls[0].partition("//")[2].partition("/")[2]
