@@ -133,6 +133,9 @@ class TestFindLabels:
     def test_names_and_category_ids(self, classes: list[str | int], labels: list[int]) -> None:
         assert find_labels(classes, NAMES, IDS).tolist() == labels
 
+    def test_any_iterable(self) -> None:
+        assert find_labels(iter(["dog"]), NAMES, IDS).tolist() == [2]
+
     def test_a_name_that_looks_like_an_id_is_the_name(self) -> None:
         assert find_labels(["1"], ("0", "1"), (1, 2)).tolist() == [1]
 
