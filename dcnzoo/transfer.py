@@ -125,8 +125,9 @@ class Part:
             origin = Origin(note["url"], note["validator"], note["total"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        usable = isinstance(origin.validator, str) and isinstance(origin.total, int | None)
-        return origin if usable and self.size else None
+        # Anything else than printable ASCII could not be sent back in a header.
+        usable = isinstance(origin.validator, str) and re.fullmatch("[ -~]+", origin.validator)
+        return origin if usable and isinstance(origin.total, int | None) and self.size else None
 
     def start(self, origin: Origin) -> None:
         """Forgets what has arrived and begins anew."""
@@ -148,7 +149,7 @@ class Part:
 
     def finish(self, target: Path) -> None:
         """Makes the part, which is complete, the file."""
-        with self.path.open("rb") as file:
+        with self.path.open("ab") as file:
             os.fsync(file.fileno())
         self.path.replace(target)
         self._note.unlink(missing_ok=True)
@@ -289,7 +290,7 @@ def _begin(url: str, response: Response, part: Part, origin: Origin | None) -> i
         origin = Origin(without_credentials(url), _validator(response), _content_length(response))
         part.start(origin)
         return origin.total
-    whole = re.fullmatch(rf"bytes {part.size}-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    whole = re.fullmatch(rf"bytes {part.size}-\d+/(\d{{1,18}}|\*)", response.headers.get("Content-Range", ""))
     if origin is None or whole is None or not _is_same_file(origin, whole[1], response):
         part.discard()
         raise _InterruptedError("the server sent a piece that does not fit what has arrived")
@@ -314,8 +315,8 @@ def _validator(response: Response) -> str | None:
 
 
 def _content_length(response: Response) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
+    length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""), re.ASCII)
+    return int(length[0]) if length and "Content-Encoding" not in response.headers else None
 
 
 def _retry_after(response: Response) -> float:

@@ -167,4 +167,4 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
 def reset(handler: BaseHTTPRequestHandler) -> None:
     """Breaks the connection off, so that the other end gets an error instead of an end."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
+    handler.close_connection = True

@@ -11,10 +11,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dcnzoo.download import checkpoint_path, fetch
 from dcnzoo.errors import ChecksumError, DcnzooError, DownloadError
@@ -137,7 +140,14 @@ def test_starts_over_when_the_server_has_another_file(first: Answer, second: Ans
 
 
 @pytest.mark.parametrize(
-    "headers", [{"X": "y"}, {"ETag": 'W/"v1"'}, {"ETag": '"v1"', "Content_Encoding": "gzip"}]
+    "headers",
+    [
+        {"X": "y"},
+        {"ETag": 'W/"v1"'},
+        {"ETag": '"v1\t2"'},
+        {"ETag": '"v1"', "Content_Encoding": "gzip"},
+        {"Last_Modified": "hier à midi"},
+    ],
 )
 def test_leaves_no_part_that_no_request_could_complete(home: Path, headers: dict[str, str]) -> None:
     with serving({}) as server:
@@ -159,6 +169,7 @@ def test_leaves_no_part_that_no_request_could_complete(home: Path, headers: dict
         "field missing": ("validator", "x"),
         "other address": ("/x.pth", "/y.pth"),
         "no validator": ('"validator": [^\n]*,', '"validator": null,'),
+        "several lines": ('"validator": [^\n]*,', '"validator": "a\\\\nHost: b",'),
         "odd validator": ('"validator": [^\n]*,', '"validator": [1],'),
         "odd length": (str(len(DATA)), '"x"'),
     }.values(),
@@ -312,6 +323,55 @@ def test_impatience_that_makes_no_sense(name: str, value: str, monkeypatch: pyte
     monkeypatch.setenv(name, value)
     with pytest.raises(DcnzooError, match=f"{name} is '{value}'"):
         Patience.from_environment()
+
+
+ANSWERS = {
+    "good": GOOD,
+    "dropped": DROPPED,
+    "dropped early": resumable(DATA, cut=1),
+    "reset": then(resumable(DATA, cut=500_000), reset),
+    "no ranges": content(DATA, ETag='"v1"'),
+    "no ranges, dropped": FIRST_HALF,
+    "other file": resumable(OTHER),
+    "other file, same ETag, dropped": content(OTHER[:CUT], announced=len(DATA), ETag='"v1"'),
+    "other file from anywhere": piece(OTHER, CUT),
+    "other file from the start": piece(OTHER, 0),
+    "from anywhere": piece(DATA, CUT, ETag='"v1"'),
+    "short": content(DATA[:-1], ETag='"v1"'),
+    "short, longer announced": content(DATA[:-1], announced=len(DATA), ETag='"v1"'),
+    "shorter announced": content(DATA, announced=CUT, ETag='"v1"'),
+    "huge length announced": content(DATA, announced="9" * 5000),
+    "nonsense announced": content(DATA, announced="-1", ETag='"v1"'),
+    "empty": content(b"", ETag='"v1"'),
+    "busy": status(503),
+    "slow down": status(429, Retry_After="0"),
+    "range": status(416),
+    "moved": status(302, Location="/good.pth"),
+    "moved in a circle": status(302, Location="/x.pth"),
+    "gone": status(404),
+    "nothing": status(204),
+    "part of nothing": status(206),
+    "hung up": reset,
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.lists(st.sampled_from(sorted(ANSWERS)), min_size=1), runs=st.integers(1, 3))
+def test_whatever_the_server_does_no_wrong_file_is_kept(home: Path, first: list[str], runs: int) -> None:
+    answers = in_turn(*(ANSWERS[name] for name in first), GOOD)
+    with serving({"/x.pth": answers, "/good.pth": GOOD}) as server:
+        record = record_of(server.url("/x.pth"))
+        for _ in range(runs):
+            with suppress(DcnzooError):
+                assert fetch(record, patience=Patience(retries=2, first_delay=0.0)).read_bytes() == DATA
+        kept = [path for path in home.glob("checkpoints/*") if path.suffix == ".pth"]
+        assert all(path.read_bytes() == DATA for path in kept)
+        for _ in range(len(first)):  # the server comes round in the end, and so does the file
+            with suppress(DcnzooError):
+                fetch(record, patience=Patience(retries=2, first_delay=0.0))
+        assert fetch(record, patience=Patience(retries=2, first_delay=0.0)).read_bytes() == DATA
+    assert files_in(home) == [checkpoint_path(record).name]
+    checkpoint_path(record).unlink()
 
 
 def test_disk_that_is_too_small(home: Path) -> None:
