@@ -63,13 +63,18 @@ def load_model(architecture: Architecture, checkpoint: Checkpoint) -> RCNN:
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape.
     """
-    num_classes = checkpoint.num_classes
-    if num_classes is None or num_classes < 1:
-        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
-    with torch.device("meta"):  # no time is lost on initial values
-        model = build_model(architecture, num_classes)
-    _load_state_dict(model, checkpoint, architecture)
+    model, tensors = _match(architecture, checkpoint)
+    model.load_state_dict(tensors, assign=True)
     return prepare_for_inference(model)
+
+
+def check_fit(architecture: Architecture, checkpoint: Checkpoint) -> None:
+    """Checks that a checkpoint has exactly the tensors of an architecture.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape.
+    """
+    _match(architecture, checkpoint)
 
 
 def prepare_for_inference(model: RCNN) -> RCNN:
@@ -87,7 +92,13 @@ def pack_weights(model: RCNN) -> RCNN:
     return model
 
 
-def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architecture) -> None:
+def _match(architecture: Architecture, checkpoint: Checkpoint) -> tuple[RCNN, dict[str, torch.Tensor]]:
+    """Returns a detector without weights, and the weights that it needs."""
+    num_classes = checkpoint.num_classes
+    if num_classes is None or num_classes < 1:
+        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
+    with torch.device("meta"):  # no time is lost on initial values
+        model = build_model(architecture, num_classes)
     expected = model.state_dict()
     found = dict(checkpoint.state_dict)
     for name in expected:
@@ -101,7 +112,7 @@ def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architec
     if missing or unexpected or mismatched:
         problem = f"does not fit {architecture.name}; give the architecture that it was trained with"
         raise CheckpointError(str(checkpoint.path), problem, missing, unexpected, mismatched)
-    model.load_state_dict(found, assign=True)
+    return model, found
 
 
 def _conv_factory(architecture: Architecture) -> ConvFactory:
