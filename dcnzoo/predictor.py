@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from dcnzoo.build import load_model
-from dcnzoo.checkpoint import load_checkpoint
+from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import DeviceError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
@@ -32,7 +32,6 @@ from dcnzoo.sources import read_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dcnzoo.checkpoint import Checkpoint
     from dcnzoo.models.rcnn import RCNN, Instances
 
 logger = logging.getLogger(__name__)
@@ -287,7 +286,7 @@ class Predictor:
 def load(
     name: str | None = None,
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | Checkpoint | None = None,
     arch: str | None = None,
     manifest: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -299,7 +298,7 @@ def load(
 
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
-        weights: a checkpoint file of your own, in place of the published one.
+        weights: a checkpoint of your own, as a file or loaded, in place of the published one.
         arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
@@ -326,8 +325,8 @@ def load(
     record = None if name is None else known.find(name)
     architecture = record.architecture if record else Architecture.parse(str(arch))
     preprocessing = with_sides(record.preprocessing if record else Preprocessing(), short_side, long_side)
-    path = weights if weights is not None or record is None else fetch(record)
-    checkpoint = load_checkpoint(str(path))
+    chosen = weights if weights is not None or record is None else fetch(record)
+    checkpoint = chosen if isinstance(chosen, Checkpoint) else load_checkpoint(str(chosen))
     model = load_model(architecture, checkpoint)
     classes = find_classes(checkpoint, record.classes if record else None, known.class_sets.values())
     return Predictor(model, preprocessing, classes, torch_device, precision)

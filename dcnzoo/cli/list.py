@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dcnzoo.cli.table import table
+
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
-    from dcnzoo.manifest import Record
+    from dcnzoo.manifest import Manifest, Record
 
 _COLUMNS = ("name", "box AP", "mask AP", "backbone", "conv", "RoI pooling", "downloaded")
 
@@ -24,17 +26,29 @@ def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
     PATTERN chooses some: a part of the name (r101), or a shell pattern ('mask_*').
     AP is the published one, on COCO val2017, in percent.
     """
-    from dcnzoo.errors import UnknownModelError
-    from dcnzoo.manifest import load_manifest, nearest
+    from dcnzoo.manifest import load_manifest
 
     manifest = load_manifest(settings.manifest)
-    records = manifest.match(pattern or "*")
-    if pattern and not records:
-        raise UnknownModelError(pattern, nearest(pattern, manifest.records))
+    records = match_records(manifest, pattern) if pattern else manifest.match()
     if as_json:
         print(json.dumps([describe(record) for record in records], indent=2, ensure_ascii=False))
     else:
-        print(_table([_COLUMNS, *map(_row, records)]))
+        print(table([_COLUMNS, *map(_row, records)]))
+
+
+def match_records(manifest: Manifest, pattern: str) -> list[Record]:
+    """Records that fit a pattern, at least one.
+
+    Raises:
+        UnknownModelError: there is none; with the nearest names.
+    """
+    from dcnzoo.errors import UnknownModelError
+    from dcnzoo.manifest import nearest
+
+    records = manifest.match(pattern)
+    if not records:
+        raise UnknownModelError(pattern, nearest(pattern, manifest.records))
+    return records
 
 
 def describe(record: Record) -> dict[str, Any]:
@@ -67,9 +81,3 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -10,14 +10,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo import __version__
+from dcnzoo import __version__, system
+from dcnzoo.cli.options import FILE, POSITIVE, several, split
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Writer
@@ -83,21 +84,6 @@ class Options:
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
 
 
-def _split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
-    """Accepts a repeated option, commas between values, or both."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
-
-
-def _formats(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    choice = click.Choice(list(WRITERS))
-    names = [choice.convert(name, parameter, context) for name in _split(context, parameter, values)]
-    return tuple(dict.fromkeys(names))
-
-
-FILE = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
-
-
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1)
 @click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`.")
@@ -113,7 +99,7 @@ POSITIVE = click.IntRange(min=1)
     multiple=True,
     default=["jsonl"],
     show_default=True,
-    callback=_formats,
+    callback=several(click.Choice(list(WRITERS))),
     help="Format of the results; several with commas.",
 )
 @click.option("--save-images", is_flag=True, help="Also save pictures with boxes, labels and masks.")
@@ -129,7 +115,7 @@ POSITIVE = click.IntRange(min=1)
     "--max-detections", type=POSITIVE, metavar="N", default=100, show_default=True, help="Most per image."
 )
 @click.option(
-    "--classes", metavar="NAMES", multiple=True, callback=_split, help="Only these: names or category ids."
+    "--classes", metavar="NAMES", multiple=True, callback=split, help="Only these: names or category ids."
 )
 @click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
@@ -362,10 +348,7 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
 
 def peak_memory(device: torch.device) -> str:
     """Says how much memory the process has used at most."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    text = f"{peak / 2**30:.2f} GiB"
+    text = f"{system.peak_memory() / 2**30:.2f} GiB"
     if device.type == "cuda":
         import torch
 
