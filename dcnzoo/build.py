@@ -74,6 +74,14 @@ def prepare_for_inference(model: RCNN) -> RCNN:
     return model.to(memory_format=torch.channels_last)
 
 
+def pack_weights(model: RCNN) -> RCNN:
+    """Arranges weights for the compiled kernels, in place; device and dtype must be final."""
+    for module in model.modules():
+        if isinstance(module, DeformConv2d):
+            module.pack()
+    return model
+
+
 def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architecture) -> None:
     expected = model.state_dict()
     found = dict(checkpoint.state_dict)

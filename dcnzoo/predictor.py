@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcnzoo.build import load_model
+from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import DeviceError
@@ -90,7 +90,7 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        self.model = model.to(device, PRECISIONS[precision])
+        self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
@@ -296,6 +296,8 @@ def load(
 ) -> Predictor:
     """Loads a model for inference.
 
+    On a GPU, "fp32" is full float32: TensorFloat-32 convolutions are switched off for the process.
+
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint of your own, as a file or loaded, in place of the published one.
@@ -320,7 +322,7 @@ def load(
     if (name is None) == (arch is None) or (name is None and weights is None):
         raise ValueError("expected a name (with or without weights), or weights and arch")
     torch_device = find_device(device)
-    check_precision(precision, torch_device)
+    prepare_precision(precision, torch_device)
     known = load_manifest(manifest)
     record = None if name is None else known.find(name)
     architecture = record.architecture if record else Architecture.parse(str(arch))
@@ -354,8 +356,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Checks that a device can compute in a precision.
+def prepare_precision(precision: str, device: torch.device) -> None:
+    """Checks that a device can compute in a precision, and makes float32 on a GPU mean float32.
 
     Raises:
         DeviceError: it cannot.
@@ -365,6 +367,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
+    if precision == "fp32" and device.type == "cuda":
+        # PyTorch's default keeps 10 bits of each factor, too few for the reference's scores.
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:

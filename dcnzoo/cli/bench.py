@@ -216,11 +216,11 @@ def find_cases(options: Options, manifest: Path | None) -> list[Case]:
         DownloadError: a checkpoint cannot be fetched.
     """
     from dcnzoo.benchmark import Case
-    from dcnzoo.predictor import check_precision, find_device
+    from dcnzoo.predictor import find_device, prepare_precision
 
     devices = [find_device(device) for device in options.devices or [None]]
     for device, precision in product(devices, options.precisions):
-        check_precision(precision, device)
+        prepare_precision(precision, device)
     combinations = product(
         find_models(options, manifest),
         dict.fromkeys(map(str, devices)),

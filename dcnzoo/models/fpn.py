@@ -14,10 +14,12 @@ STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 """Pixels of the image per pixel of each level."""
 
 
-def named_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+def named_conv(
+    in_channels: int, out_channels: int, kernel_size: int, conv: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Sequential:
     """A convolution with bias that keeps the size, under the published name `….conv`."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-    return nn.Sequential(OrderedDict(conv=conv))
+    layer = conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(OrderedDict(conv=layer))
 
 
 class FPN(nn.Module):

@@ -1,0 +1,8 @@
+#define DCNZOO_VECTOR_BYTES 64
+#include "deform_conv2d_kernel.h"
+
+namespace dcnzoo::cpu {
+
+const Kernels kernels_avx512 = {deform_conv2d_kernels<float>(), deform_conv2d_kernels<double>()};
+
+}  // namespace dcnzoo::cpu
