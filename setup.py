@@ -28,7 +28,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     KERNEL_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     KERNEL_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 
-CPU_SOURCES = ["csrc/library.cpp", "csrc/cpu/capability.cpp", "csrc/cpu/deform_conv2d.cpp"]
+CPU_SOURCES = [
+    "csrc/library.cpp",
+    "csrc/cpu/capability.cpp",
+    "csrc/cpu/deform_conv2d.cpp",
+    "csrc/cpu/dense.cpp",
+    "csrc/cpu/roi_pool.cpp",
+]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcnzoo import system
 from dcnzoo.fresh_process import run_apart
+from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.manifest import Architecture, load_manifest
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import Predictor, StageTimes, load
@@ -34,7 +34,6 @@ STAGES = ("decode", "preprocess", "transfer", *MODEL_STAGES, "postprocess")
 
 NUM_CLASSES = 80
 """Of random weights for an architecture that is not in the manifest: as many as COCO has."""
-
 
 OUT_OF_MEMORY_WORDS = (
     "can't allocate memory",  # PyTorch's allocator for the CPU
@@ -52,8 +51,8 @@ class Model:
     """What to load.
 
     Attributes:
-        name: of a record, None for an architecture without one.
-        arch: of the architecture, where there is no record.
+        name: of a record, None for weights without one.
+        arch: of the architecture, where there is neither a record nor a checkpoint that describes itself.
         weights: checkpoint file; None for random weights.
     """
 
@@ -61,9 +60,13 @@ class Model:
     arch: str | None
     weights: Path | None
 
+    @property
+    def title(self) -> str:
+        """What stands for it in reports, less that its weights are random."""
+        return self.name or self.arch or Path(str(self.weights)).stem
+
     def __str__(self) -> str:
-        name = self.name or self.arch
-        return f"{name} (random weights)" if self.weights is None else str(name)
+        return f"{self.title} (random weights)" if self.weights is None else self.title
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,7 @@ class Result:
         stages: per stage of `STAGES`.
         total: from the encoded image to the detections.
         images_per_second: from the mean of the total.
-        peak_memory: bytes of the process, resident.
-        peak_gpu_memory: bytes of tensors on the GPU, None on a CPU.
+        memory: most that the process has used, loading included.
         stamp: machine and versions.
     """
 
@@ -146,8 +148,7 @@ class Result:
     stages: dict[str, Spread]
     total: Spread
     images_per_second: float
-    peak_memory: int
-    peak_gpu_memory: int | None
+    memory: PeakMemory
     stamp: dict[str, Any]
 
 
@@ -336,9 +337,8 @@ def _summarise(
         stages={stage: Spread.of([batch.times[stage] for batch in batches]) for stage in STAGES},
         total=total,
         images_per_second=case.batch_size * 1000 / total.mean,
-        peak_memory=system.peak_memory(),
-        peak_gpu_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        stamp=system.stamp(),
+        memory=peak_memory(device),
+        stamp=hardware_stamp(device),
     )
 
 

@@ -30,10 +30,10 @@ import torch
 from PIL import Image
 from torchvision.models import detection as plain_detectors
 
-from dcnzoo import system
 from dcnzoo.benchmark import MODEL_STAGES, Case, Model, Settings, StageClock, load_predictor, measure
 from dcnzoo.cli.table import table
 from dcnzoo.fresh_process import run_apart
+from dcnzoo.hardware import cpu, hardware_stamp, operators
 from dcnzoo.image import PreparedImage, prepare_image
 from dcnzoo.manifest import Preprocessing, load_manifest
 from dcnzoo.predictor import Predictor, StageTimes
@@ -130,7 +130,7 @@ def main() -> None:
     print("\n".join(report(rows, times, input_size, comparable)))
     if arguments.json is not None:
         content = {
-            "stamp": system.stamp(),
+            "stamp": hardware_stamp(torch.device("cpu")),
             "input_size": input_size,
             "rounds": arguments.rounds,
             "torchvision": {name: times[name]["total"] for name in PLAIN_MS},
@@ -251,7 +251,7 @@ def load_plain(
 
 def measure_memory(cases: Sequence[Case], settings: Settings) -> dict[Case, float]:
     """Measures the peak of resident memory in GB (10^9 bytes), from loading to the detections."""
-    return {case: run_apart(partial(measure, case, settings)).peak_memory / 1e9 for case in cases}
+    return {case: run_apart(partial(measure, case, settings)).memory.host_gib * 2**30 / 1e9 for case in cases}
 
 
 def compare(
@@ -314,9 +314,9 @@ def report(
     )
     comparison = table([titles, *map(comparison_cells, rows)], numbers=range(2, 9))
     scale = times[FASTER_PLAIN]["total"] / PLAIN_MS[FASTER_PLAIN]
-    cpu, operators = system.cpu(), system.operators()
+    processor, backend = cpu(), operators()
     lines = [
-        f"input {input_size[0]}x{input_size[1]}, batch 1, {cpu['threads of PyTorch']} threads",
+        f"input {input_size[0]}x{input_size[1]}, batch 1, {processor['threads of PyTorch']} threads",
         "",
         stages,
         "",
@@ -329,7 +329,7 @@ def report(
         )
     else:
         lines.append("not compared with the reference, whose input was {}x{}".format(*REFERENCE_INPUT))
-    lines.append(f"{cpu['model']}, {cpu['vector instructions']}; operators: {operators['backend']}")
+    lines.append(f"{processor['model']}, {processor['vector instructions']}; operators: {backend['backend']}")
     return lines
 
 

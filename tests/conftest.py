@@ -9,6 +9,14 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PICTURES = Path(__file__).parent / "data"
+SETTINGS = ("DCNZOO_MANIFEST", "DCNZOO_MIRROR", "DCNZOO_OFFLINE", "DCNZOO_RETRIES", "DCNZOO_TIMEOUT")
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests start without the user's settings."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

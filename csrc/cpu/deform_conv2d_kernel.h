@@ -299,7 +299,7 @@ class BlockConvolution {
       const T* b = static_cast<const T*>(call_.packed_weight) + g * layout_.group_numel() +
                    done * layout_.padded_columns + column_begin_ * piece.depth();
       const int64_t column = g * layout_.columns + column_begin_;
-      const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr ? nullptr : bias + column};
+      const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr || done > 0 ? nullptr : bias + column};
       matrix_product(rows, column_end_ - column_begin_, piece.depth(),
                      scratch_.tile + (g - group) * Scratch<T>::group_tile(layout_, pixels_), piece.depth(), b,
                      output + column, shape_.out_channels, epilogue);

@@ -17,20 +17,22 @@ struct Rows {
 // What happens to the product on its way to C.
 template <class T>
 struct Epilogue {
-  bool accumulate;  // add to what C holds; otherwise start from the bias (or zero)
+  bool accumulate;  // add what C holds
   bool relu;
-  const T* bias;  // of C's first column; null for none
+  const T* bias;  // to add, of C's first column; null for none
 };
 
-// A piece of B that is needed soon, fetched while the present one is in use.
+// A piece of B that is needed soon, fetched while the present one is in use: a little with every step
+// along the depth, since all at once would hold up the loads of the product itself.
 struct Upcoming {
   const char* begin;
-  int64_t lines;
+  int64_t stride;  // bytes per step
 
   static constexpr int64_t line_bytes = 64;
 
-  DCNZOO_INLINE void fetch() const {
-    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(begin + i * line_bytes, 0, 2);
+  DCNZOO_INLINE void fetch() {
+    __builtin_prefetch(begin, 0, 2);
+    begin += stride;
   }
 };
 
@@ -54,16 +56,16 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
   for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1);  // it is needed at the end
-  upcoming.fetch();
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
-  constexpr int stride = 3, pointers = (ROWS + stride - 1) / stride;
+  constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
   const T* row_a[pointers];
   for (int i = 0; i < pointers; ++i) {
     row_a[i] = a + i * stride * lda;
-    __asm__("" : "+r"(row_a[i]));
+    if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
   }
   for (int64_t k = 0; k < depth; ++k) {
+    upcoming.fetch();
     V row_b[VECTORS];
 #pragma GCC unroll 2
     for (int j = 0; j < VECTORS; ++j) row_b[j] = S::load(b + k * VECTORS * S::width + j * S::width);
@@ -80,11 +82,8 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
     for (int j = 0; j < VECTORS; ++j) {
       T* target = c + i * ldc + j * S::width;
       V value = acc[i][j];
-      if (epilogue.accumulate) {
-        value += S::load(target);
-      } else if (epilogue.bias != nullptr) {
-        value += S::load(epilogue.bias + j * S::width);
-      }
+      if (epilogue.accumulate) value += S::load(target);
+      if (epilogue.bias != nullptr) value += S::load(epilogue.bias + j * S::width);
       if (epilogue.relu) value = value < V{} ? V{} : value;  // keeps NaN
       S::store(target, value);
     }
@@ -111,7 +110,8 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int6
   if (epilogue.accumulate) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) tile[i * padded + j] = c[i * ldc + j];
-  } else if (epilogue.bias != nullptr) {
+  }
+  if (epilogue.bias != nullptr) {
     for (int64_t j = 0; j < columns; ++j) bias[j] = epilogue.bias[j];
     epilogue.bias = bias;
   }
@@ -126,9 +126,9 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a,
   const bool full = columns == VECTORS * Simd<T>::width;
   const int64_t steps = ceil_div(rows.length, ROWS);
   const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
-  const int64_t panel_lines = depth * VECTORS * Simd<T>::width * static_cast<int64_t>(sizeof(T)) / Upcoming::line_bytes;
-  Upcoming upcoming{reinterpret_cast<const char*>(b) + panel_lines * Upcoming::line_bytes,
-                    min<int64_t>(panel_lines / (rows.runs * steps), 16)};
+  constexpr int64_t row_bytes = VECTORS * DCNZOO_VECTOR_BYTES;
+  Upcoming upcoming{reinterpret_cast<const char*>(b) + depth * row_bytes,
+                    min(row_bytes / (rows.runs * steps), Upcoming::line_bytes)};
   for (int64_t run = 0; run < rows.runs; ++run) {
     T* target = c + run * rows.c_stride;
     for (int64_t step = 0; step < steps; ++step) {
@@ -140,7 +140,7 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a,
       }
       a += count * lda;
       target += count * ldc;
-      upcoming.begin += upcoming.lines * Upcoming::line_bytes;
+      upcoming.begin += depth * upcoming.stride;
     }
   }
 }

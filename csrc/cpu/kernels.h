@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dense.h"
+
 namespace dcnzoo::cpu {
 
 enum class Element : int32_t { float32, float64 };
@@ -61,9 +63,24 @@ struct DeformConv2dKernels {
   void (*run)(const DeformConv2d&, const Schedule&, int64_t task, void* scratch);
 };
 
+// One call of roi_pool, float32. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w,
+// channels) the latter; `rois` is (R, 5); `offset` is (R, 2, pooled_h, pooled_w), x first, or null.
+struct RoiPool {
+  const float* input;
+  int64_t channels, height, width;
+  const float* rois;
+  int64_t num_rois;
+  const float* offset;
+  int64_t pooled_h, pooled_w;
+  float spatial_scale, gamma;
+  float* output;
+};
+
 struct Kernels {
   DeformConv2dKernels float32;
   DeformConv2dKernels float64;
+  DenseKernels dense;
+  void (*pool_rois)(const RoiPool&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_default;

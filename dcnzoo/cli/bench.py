@@ -16,7 +16,7 @@ import click
 
 from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text
 from dcnzoo.cli.list import match_records
-from dcnzoo.cli.options import FILE, POSITIVE, several, split
+from dcnzoo.cli.options import FILE, POSITIVE, several, split, url_base_option
 from dcnzoo.sources import find_images
 from dcnzoo.writers.folder import output_errors
 
@@ -50,7 +50,13 @@ class Options:
     long_side: int | None
     json_file: Path | None
     csv_file: Path | None
+    url_base: str | None
     quiet: bool
+
+    @property
+    def own_weights(self) -> Path | None:
+        """The user's checkpoint file, None for a published checkpoint or random weights."""
+        return None if self.weights in (None, RANDOM) else Path(str(self.weights))
 
     @property
     def picture_size(self) -> tuple[int, int] | None:
@@ -63,7 +69,10 @@ class Options:
         Raises:
             click.UsageError: they do not go together.
         """
-        if not self.models and self.arch is None:
+        from dcnzoo.safe_copy import is_safetensors
+
+        described = self.own_weights is not None and is_safetensors(self.own_weights)
+        if not self.models and self.arch is None and not described:
             raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --arch and --weights.")
         if self.models and self.arch is not None:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
@@ -157,6 +166,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--csv", "csv_file", type=FILE, metavar="FILE", help="Write a row per case there; - for stdout."
 )
+@url_base_option
 @click.option("--quiet", is_flag=True, help="Do not say what is being measured.")
 @click.pass_obj
 def bench(settings: ProgramSettings, /, **options: Any) -> int:
@@ -242,9 +252,10 @@ def find_models(options: Options, manifest: Path | None) -> list[Model]:
     from dcnzoo.download import fetch
     from dcnzoo.manifest import Architecture, load_manifest
 
-    own = None if options.weights in (None, RANDOM) else Path(str(options.weights))
+    own = options.own_weights
     if options.arch is not None:
         Architecture.parse(options.arch)
+    if not options.models:
         return [Model(None, options.arch, own)]
     known = load_manifest(manifest)
     found = (
@@ -256,7 +267,9 @@ def find_models(options: Options, manifest: Path | None) -> list[Model]:
     if own is not None and len(records) > 1:
         raise click.UsageError(f"--weights {own} is for one model, and --model names {len(records)}.")
     if options.weights is None:
-        return [Model(record.name, None, fetch(record)) for record in records.values()]
+        return [
+            Model(record.name, None, fetch(record, url_base=options.url_base)) for record in records.values()
+        ]
     return [Model(name, None, own) for name in records]
 
 

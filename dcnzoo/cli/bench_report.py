@@ -33,7 +33,7 @@ def as_row(result: Result, record: Record | None) -> dict[str, Any]:
     case = result.case
     times = {"total": result.total, **result.stages}
     return {
-        "model": case.model.name or case.model.arch,
+        "model": case.model.title,
         "weights": RANDOM if case.model.weights is None else str(case.model.weights),
         "device": case.device,
         "precision": case.precision,
@@ -45,10 +45,14 @@ def as_row(result: Result, record: Record | None) -> dict[str, Any]:
             stage: {name: round(value, 3) for name, value in dataclasses.asdict(spread).items()}
             for stage, spread in times.items()
         },
-        "peak_memory_bytes": result.peak_memory,
-        "peak_gpu_memory_bytes": result.peak_gpu_memory,
+        "peak_memory_gib": _rounded(result.memory.host_gib),
+        "peak_gpu_memory_gib": _rounded(result.memory.gpu_gib),
         "published_v100_images_per_second": record.published.fps_v100 if record else None,
     }
+
+
+def _rounded(amount: float | None) -> float | None:
+    return None if amount is None else round(amount, 4)
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -89,12 +93,13 @@ def _paragraphs(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> It
     yield table([_COLUMNS, *map(_cells, rows)], numbers=range(3, len(_COLUMNS)))
     yield "V100: as published, that is, on another machine and by another program.\n"
     stamp = results[0].stamp
-    cpu, operators = stamp["CPU"], stamp["operators"]
+    cpu, operators = stamp["cpu"], stamp["operators"]
     yield f"CPU: {cpu['model']}, {cpu['vector instructions']}, {cpu['threads of PyTorch']} threads"
-    yield f"GPU: {'; '.join(stamp['CUDA']['devices']) or 'none'}"
+    gpus = dict.fromkeys(result.stamp["gpu"] for result in results)
+    yield f"GPU: {'; '.join(gpu for gpu in gpus if gpu) or 'not used'}"
     yield f"operators: {operators['backend']}, because {operators['because']}"
     yield "versions: " + ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    yield f"load average at the end of the first case: {stamp['load average']}"
+    yield f"load average at the end of the first case: {stamp['load_average']}"
 
 
 def _stage_table(result: Result) -> str:
@@ -123,11 +128,11 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['images_per_second']:.3g}",
         f"{total['p50']:.1f}",
         f"{total['p95']:.1f}",
-        _gibibytes(row["peak_memory_bytes"]),
-        _gibibytes(row["peak_gpu_memory_bytes"]),
+        _gibibytes(row["peak_memory_gib"]),
+        _gibibytes(row["peak_gpu_memory_gib"]),
         "-" if speed is None else str(speed),
     )
 
 
-def _gibibytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**30:.2f}"
+def _gibibytes(amount: float | None) -> str:
+    return "-" if amount is None else f"{amount:.2f}"

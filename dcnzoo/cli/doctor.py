@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo import system
+from dcnzoo import hardware
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
@@ -35,15 +35,16 @@ def doctor(context: click.Context, as_json: bool) -> None:
             "dcnzoo": attempt("dcnzoo", _own_version),
             "python": f"{platform.python_version()} ({sys.executable})",
             **{
-                name: attempt(name, partial(system.package_version, module, name))
-                for module, name in system.PACKAGES.items()
+                name: attempt(name, partial(hardware.package_version, module, name))
+                for module, name in hardware.PACKAGES.items()
             },
         },
         "platform": platform.platform(),
-        "CPU": attempt("CPU", system.cpu),
-        "operators": attempt("operators", system.operators),
-        "CUDA": attempt("CUDA", system.cuda),
+        "CPU": attempt("CPU", hardware.cpu),
+        "operators": attempt("operators", hardware.operators),
+        "CUDA": attempt("CUDA", hardware.cuda),
         "cache": attempt("cache", _cache),
+        "downloads": attempt("downloads", _downloads),
         "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
         "problems": problems,
     }
@@ -87,6 +88,15 @@ def _cache() -> dict[str, object]:
         raise NotADirectoryError(f"{existing} is not a writable folder; set DCNZOO_HOME to one")
     sizes = [path.stat().st_size for path in home.rglob("*") if path.is_file()]
     return {"home": str(home), "files": len(sizes), "megabytes": round(sum(sizes) / 1e6, 1)}
+
+
+def _downloads() -> dict[str, object]:
+    from dcnzoo.download import check_url_base, is_offline
+
+    mirror = os.environ.get("DCNZOO_MIRROR")
+    if mirror:
+        check_url_base(mirror)
+    return {"offline": is_offline(), "mirror": mirror}
 
 
 def _manifest(extra: Path | None) -> dict[str, object]:

@@ -1,15 +1,17 @@
-"""What the commands' options have in common."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 FILE = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
@@ -27,3 +29,25 @@ def several(
         return tuple(dict.fromkeys(kind.convert(part, parameter, context) for part in parts))
 
     return convert
+
+
+def url_base_option(command: Command) -> Command:
+    """Adds `--url-base`, for commands that may download a checkpoint."""
+    return click.option(
+        "--url-base",
+        metavar="URL",
+        callback=_checked_url_base,
+        help="Mirror to download from (or set DCNZOO_MIRROR).",
+    )(command)
+
+
+def _checked_url_base(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from dcnzoo.download import check_url_base
+    from dcnzoo.errors import DcnzooError
+
+    try:
+        if value is not None:
+            check_url_base(value)
+    except DcnzooError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return value

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo import __version__, system
-from dcnzoo.cli.options import FILE, POSITIVE, several, split
+from dcnzoo import __version__
+from dcnzoo.cli.options import FILE, POSITIVE, several, split, url_base_option
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Writer
@@ -60,6 +60,7 @@ class Options:
     overwrite: bool
     strict: bool
     quiet: bool
+    url_base: str | None
 
     def check(self) -> None:
         """Checks what click cannot: options that depend on each other.
@@ -67,11 +68,13 @@ class Options:
         Raises:
             click.UsageError: they do not go together.
         """
+        from dcnzoo.safe_copy import is_safetensors
+
         if not self.sources:
             raise click.UsageError("Name at least one SOURCE: a file, a folder, a glob, an address, or -.")
         if self.model is None and self.weights is None:
             raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
-        if self.model is None and self.arch is None:
+        if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
             raise click.UsageError(
                 "--weights needs --arch, the architecture that the file was trained with,"
                 " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
@@ -88,7 +91,7 @@ class Options:
 @click.argument("sources", metavar="SOURCE...", nargs=-1)
 @click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`.")
 @click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own.")
-@click.option("--arch", metavar="NAME", help="Architecture of --weights.")
+@click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own.")
 @click.option(
     "--out", type=FILE, metavar="DIR", default="dcnzoo-out", show_default=True, help="Folder for the results."
 )
@@ -142,6 +145,7 @@ class Options:
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
+@url_base_option
 @click.pass_obj
 def predict(settings: Settings, /, **options: Any) -> int:
     """Detect objects in images.
@@ -228,6 +232,7 @@ def load_predictor(options: Options, manifest: Path | None) -> tuple[Predictor, 
         precision=options.precision,
         short_side=options.short_side,
         long_side=options.long_side,
+        url_base=options.url_base,
     )
     try:
         labels = predictor.find_labels(options.classes or None)
@@ -321,15 +326,17 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
 
 def run_note(options: Options) -> dict[str, Any]:
     """Returns what `run.json` says about the run: version and options."""
-    values = dataclasses.asdict(options).items()
+    values = dataclasses.asdict(options)
+    del values["url_base"]  # may hold a password, and changes no result
     return {
         "version": __version__,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in values},
+        **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
     }
 
 
 def summary(options: Options, tally: Tally, seconds: float, device: torch.device) -> Iterator[str]:
     """Yields the lines that close a run."""
+    from dcnzoo.hardware import peak_memory
     from dcnzoo.stream import STAGES
 
     rate = tally.images / seconds if seconds else 0.0
@@ -344,13 +351,3 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
         yield f"ms per image: {stages}"
     yield f"peak memory: {peak_memory(device)}"
     yield f"results: {options.out}"
-
-
-def peak_memory(device: torch.device) -> str:
-    """Says how much memory the process has used at most."""
-    text = f"{system.peak_memory() / 2**30:.2f} GiB"
-    if device.type == "cuda":
-        import torch
-
-        text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
-    return text

@@ -40,6 +40,7 @@ class DeformConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.groups = (stride, stride), groups
+        self.relu = False
         self.packed_weight: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias: nn.Parameter | None = None
@@ -78,5 +79,6 @@ class DeformConv2d(nn.Module):
             padding=self.padding,
             mask=mask if mask.shape[1] else None,
             mask_is_logits=True,
+            relu=self.relu,
             packed_weight=self.packed_weight,
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.models.fpn import CHANNELS, named_conv
-from dcnzoo.models.layers import ConvReLU, ConvTransposeReLU, LinearReLU
+from dcnzoo.models.fpn import CHANNELS, named
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 
 
 class BoxHead(nn.Module):
@@ -32,9 +32,11 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         self.stds = stds
-        self.shared_fcs = nn.Sequential(LinearReLU(CHANNELS * pooled_size**2, 1024), LinearReLU(1024, 1024))
-        self.fc_cls = nn.Linear(1024, num_classes + 1)
-        self.fc_reg = nn.Linear(1024, 4 if class_agnostic else 4 * num_classes)
+        self.shared_fcs = nn.Sequential(
+            Linear(CHANNELS * pooled_size**2, 1024, relu=True), Linear(1024, 1024, relu=True)
+        )
+        self.fc_cls = Linear(1024, num_classes + 1)
+        self.fc_reg = Linear(1024, 4 if class_agnostic else 4 * num_classes)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Maps features (R, 256, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
@@ -59,9 +61,9 @@ class MaskHead(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*[named_conv(CHANNELS, CHANNELS, 3, ConvReLU) for _ in range(4)])
-        self.upsample = ConvTransposeReLU(CHANNELS, CHANNELS, 2, stride=2)
-        self.conv_logits = nn.Conv2d(CHANNELS, num_classes, 1)
+        self.convs = nn.Sequential(*[named(Conv3x3(CHANNELS, CHANNELS, relu=True)) for _ in range(4)])
+        self.upsample = ConvTranspose2x2(CHANNELS, CHANNELS)
+        self.conv_logits = Conv1x1(CHANNELS, num_classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Maps features (R, 256, 14, 14) to logits (R, K, 28, 28)."""

@@ -6,15 +6,19 @@ import csv
 import io
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from dcnzoo import benchmark, system
+from dcnzoo import benchmark
 from dcnzoo.benchmark import STAGES, Case, Result, Settings, Spread
+from dcnzoo.hardware import PeakMemory, hardware_stamp
 from tests.cli.conftest import Program
+from tests.http_server import content, serving
 from tests.pictures import noise, save
 
 DCONV = "faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco"
@@ -47,8 +51,7 @@ class Measured:
             },
             total=Spread(36, 40, 44),
             images_per_second=case.batch_size / 0.036,
-            peak_memory=3 * 2**29,
-            peak_gpu_memory=None,
+            memory=PeakMemory(1.5, None),
             stamp=STAMP,
         )
 
@@ -57,7 +60,7 @@ class Measured:
         return [(case.model.name, case.precision, case.batch_size) for case in self.cases]
 
 
-STAMP = system.stamp()
+STAMP = hardware_stamp(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_really(dcnzoo: Program, tmp_path: Path) -> None:
     report = json.loads(out)
     (row,) = report["results"]
     assert (code, err) == (0, "measuring faster_rcnn_r50_fpn (random weights), cpu, fp32, batch 1\n")
-    assert report["stamp"]["CPU"]["threads of PyTorch"] == 1
+    assert report["stamp"]["cpu"]["threads of PyTorch"] == 1
     assert report["notes"] == []
     times = row["milliseconds_per_batch"]
     assert list(times) == ["total", *STAGES]
@@ -93,7 +96,7 @@ class TestCases:
                 [(f"faster_rcnn_r50_fpn_{pool}_1x_coco", "fp32", 1) for pool in ("dpool", "mdpool")],
             ),
             (
-                ["--model", "*_dpool*", "--model", "dpool", "--batch-size", "4,1,4", "--batch-size", 2],
+                ["--model", "*_dpool*", "--model", "fpn_dpool", "--batch-size", "4,1,4", "--batch-size", 2],
                 [("faster_rcnn_r50_fpn_dpool_1x_coco", "fp32", size) for size in (1, 2, 4)],
             ),
             (
@@ -125,9 +128,14 @@ class TestCases:
     def test_the_checkpoint_is_fetched_first(
         self, dcnzoo: Program, measured: Measured, own_manifest: Path, home: Path
     ) -> None:
-        code, out, _ = dcnzoo("bench", "--manifest", own_manifest, "--model", "cells")
+        elsewhere = f"[https://nowhere.invalid/cells.pth]\n    sha256: {sha256(b'weights').hexdigest()}"
+        own_manifest.write_text(own_manifest.read_text().replace("[cells.pth]", elsewhere))
+        with serving({"/mirror/cells.pth": content(b"weights")}) as server:
+            arguments = ["--model", "cells", "--url-base", server.url("/mirror")]
+            code, out, _ = dcnzoo("bench", "--manifest", own_manifest, *arguments)
         assert code == 0
-        assert measured.cases[0].model.weights == home / "checkpoints" / "cells.pth"
+        (fetched,) = (home / "checkpoints").glob("cells*.pth")
+        assert measured.cases[0].model.weights == fetched
         assert measured.settings[0].manifest == own_manifest
         assert "random" not in out
 
@@ -138,6 +146,13 @@ class TestCases:
         assert (case.model.name, case.model.arch, case.model.weights) == (None, ARCH, Path("a.pth"))
         assert case.device == "cpu"
         assert f"\n{ARCH}  " in out
+
+    def test_a_safe_copy_needs_no_architecture(self, dcnzoo: Program, measured: Measured) -> None:
+        code, out, _ = dcnzoo("bench", "--weights", "folder/pets.safetensors")
+        assert code == 0
+        (case,) = measured.cases
+        assert (case.model.name, case.model.arch) == (None, None)
+        assert out.startswith("pets, cpu, fp32, batch 1")
 
     def test_settings(self, dcnzoo: Program, measured: Measured) -> None:
         options = {"warmup": 3, "repeats": 4, "threads": 5, "short-side": 6, "long-side": 7}
@@ -188,7 +203,7 @@ class TestReport:
         assert row.split()[3:] == cells
         assert "V100: as published, that is, on another machine" in out
         assert f"operators: {STAMP['operators']['backend']}" in out
-        assert f"CPU: {STAMP['CPU']['model']}" in out
+        assert f"CPU: {STAMP['cpu']['model']}" in out
         assert f"torch {STAMP['versions']['torch']}" in out
         assert len(err.splitlines()) == 2
 
@@ -221,8 +236,8 @@ class TestReport:
             "input_size": [800, 1344],
             "detections_per_image": 100.0,
             "images_per_second": 27.7778,
-            "peak_memory_bytes": 3 * 2**29,
-            "peak_gpu_memory_bytes": None,
+            "peak_memory_gib": 1.5,
+            "peak_gpu_memory_gib": None,
             "published_v100_images_per_second": 17.8,
         }
 
@@ -273,6 +288,9 @@ class TestErrors:
             ([], "Name a --model"),
             (["--model", DCONV, "--arch", ARCH], "give --arch only without it"),
             (["--arch", ARCH], "--arch needs --weights"),
+            (["--weights", "a.pth"], "give --arch and --weights"),
+            (["--weights", "random"], "give --arch and --weights"),
+            (["--model", DCONV, "--url-base", "nowhere"], "--url-base"),
             (["--model", "mask*", "--weights", "a.pth"], "is for one model, and --model names 5"),
             (["--model", DCONV, "--image-size", "480"], "'480' is no HEIGHTxWIDTH"),
             (["--model", DCONV, "--image-size", "0x480"], "'0x480' is no HEIGHTxWIDTH"),

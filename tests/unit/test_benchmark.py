@@ -27,6 +27,7 @@ from dcnzoo.benchmark import (
 )
 from dcnzoo.errors import CheckpointError, ImageReadError
 from dcnzoo.fresh_process import run_apart
+from dcnzoo.hardware import PeakMemory
 from dcnzoo.manifest import load_manifest
 from dcnzoo.predictor import Predictor
 from dcnzoo.synthetic import random_picture
@@ -35,7 +36,7 @@ from tests.random_detector import ARCH, CLASSES, write_random_checkpoint
 
 CASE = Case(Model(None, ARCH, None), "cpu", "fp32", 1)
 SPREAD = Spread(1, 1, 1)
-RESULT = Result(CASE, (32, 64), 100, dict.fromkeys(STAGES, SPREAD), SPREAD, 1.0, 1, None, {})
+RESULT = Result(CASE, (32, 64), 100, dict.fromkeys(STAGES, SPREAD), SPREAD, 1.0, PeakMemory(1, None), {})
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +87,9 @@ class TestMeasure:
         assert result.input_size == (32, 64)
         assert result.detections == 100
         assert result.images_per_second == pytest.approx(1000 / result.total.mean)
-        assert 50e6 < result.peak_memory < 50e9
-        assert result.peak_gpu_memory is None
-        assert result.stamp["CPU"]["threads of PyTorch"] == torch.get_num_threads()
+        assert 0.05 < result.memory.host_gib < 50
+        assert result.memory.gpu_gib is None
+        assert result.stamp["cpu"]["threads of PyTorch"] == torch.get_num_threads()
 
     @pytest.mark.usefixtures("loaded")
     def test_images_are_taken_in_turn(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ class TestMeasure:
     def test_threads(self, settings: Settings) -> None:
         settings = replace(settings, threads=1, warmup=0, repeats=1)
         result = run_apart(partial(measure, CASE, settings))
-        assert result.stamp["CPU"]["threads of PyTorch"] == 1
+        assert result.stamp["cpu"]["threads of PyTorch"] == 1
 
     @pytest.mark.usefixtures("loaded")
     def test_unreadable_image(self, settings: Settings, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ class TestMeasure:
         assert all(spread.mean > 0 for spread in result.stages.values())
         sum_of_stages = sum(spread.mean for spread in result.stages.values())
         assert sum_of_stages == pytest.approx(result.total.mean, rel=0.05)
-        assert 100e6 < (result.peak_gpu_memory or 0) < 10e9
+        assert 0.1 < (result.memory.gpu_gib or 0) < 10
 
 
 class TestModel:

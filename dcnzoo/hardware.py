@@ -1,4 +1,4 @@
-"""Facts about the machine and its software, for `dcnzoo doctor` and the stamp of a benchmark."""
+"""Facts about the machine and its software, for `dcnzoo doctor` and beside everything that is measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import sys
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from dcnzoo import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = {
     "torch": "torch",
@@ -21,17 +25,57 @@ PACKAGES = {
 """Module to import (with its compiled part) → name of the distribution."""
 
 
-def stamp() -> dict[str, object]:
-    """Describes what a measurement was made on, with its time (UTC) and the load that others caused."""
+class PeakMemory(NamedTuple):
+    """Most memory that the process has used, in GiB.
+
+    Attributes:
+        host_gib: of the machine, resident.
+        gpu_gib: of tensors on the GPU; None without one.
+    """
+
+    host_gib: float
+    gpu_gib: float | None
+
+    def __str__(self) -> str:
+        text = f"{self.host_gib:.2f} GiB"
+        return text if self.gpu_gib is None else f"{text}, on the GPU {self.gpu_gib:.2f} GiB"
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """Returns how much memory the process has used at most, and of a GPU that it computes on."""
+    host = peak_resident() / 2**30
+    if device.type != "cuda":
+        return PeakMemory(host, None)
+    import torch
+
+    return PeakMemory(host, torch.cuda.max_memory_allocated(device) / 2**30)
+
+
+def peak_resident() -> int:
+    """Returns the most memory, in bytes, that this process has had resident."""
+    # getrusage would count what the parent held when it started this process, too
+    peaks = _field_of(Path("/proc/self/status"), "VmHWM")
+    if peaks:
+        return int(peaks[0].removesuffix(" kB")) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def hardware_stamp(device: torch.device) -> dict[str, object]:
+    """Returns what speed depends on, with the time (UTC) and the load that others caused; in JSON types."""
+    import torch
+
     packages = {name: package_version(module, name) for module, name in PACKAGES.items()}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"dcnzoo": __version__, "python": platform.python_version(), **packages},
         "platform": platform.platform(),
-        "CPU": cpu(),
-        "load average": round(os.getloadavg()[0], 2),
+        "cpu": cpu(),
+        "gpu": describe_gpu(device) if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
         "operators": operators(),
-        "CUDA": cuda(),
+        "load_average": round(os.getloadavg()[0], 2),
     }
 
 
@@ -48,14 +92,14 @@ def cpu() -> dict[str, object]:
     import torch
 
     return {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "cores": os.cpu_count(),
         "threads of PyTorch": torch.get_num_threads(),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """Marketing name of the processor: Linux has it in a file, elsewhere the platform module knows best."""
     names = _field_of(Path("/proc/cpuinfo"), "model name")
     return names[0] if names else platform.processor() or platform.machine()
@@ -79,25 +123,16 @@ def cuda() -> dict[str, object]:
         torch.empty(0, device="cuda")
     except (RuntimeError, AssertionError) as error:
         return {"devices": [], "because": str(error).splitlines()[0]}
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return {
-        "built for": torch.version.cuda,
-        "devices": [
-            f"{device.name}, {device.total_memory / 2**30:.1f} GiB, capability {device.major}.{device.minor}"
-            for device in devices
-        ],
-    }
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return {"built for": torch.version.cuda, "devices": [describe_gpu(device) for device in devices]}
 
 
-def peak_memory() -> int:
-    """Returns the most memory, in bytes, that this process has had resident."""
-    # getrusage would count what the parent held when it started this process, too
-    peaks = _field_of(Path("/proc/self/status"), "VmHWM")
-    if peaks:
-        return int(peaks[0].removesuffix(" kB")) * 1024
-    import resource
+def describe_gpu(device: torch.device) -> str:
+    """Name, memory and compute capability of a GPU."""
+    import torch
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    gpu = torch.cuda.get_device_properties(device)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, capability {gpu.major}.{gpu.minor}"
 
 
 def _field_of(table: Path, name: str) -> list[str]:
