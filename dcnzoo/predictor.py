@@ -300,7 +300,7 @@ def load(
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint file of your own, in place of the published one.
-        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5"; with `name`, the name's.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16" or "fp16" (GPU only).
@@ -344,9 +344,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(
-            f"unknown device {device!r}; use cpu, cuda, or cuda:N for the GPU number N"
-        ) from error
+        raise DeviceError(f"unknown device {device!r}; use cpu, cuda or cuda:1 (the second GPU)") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         built = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
         raise DeviceError(f"cannot use {device}: {built}; use --device cpu, or leave the device out")

@@ -352,7 +352,7 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
         f" in {seconds:.1f} s ({rate:.2f} images/s)"
     )
     if tally.unlisted:
-        yield f"left out, since {options.annotations} does not list them: {tally.unlisted} images"
+        yield f"images left out, since {options.annotations} does not list them: {tally.unlisted}"
     if tally.images:
         stages = ", ".join(f"{stage} {tally.times[stage] / tally.images * 1000:.1f}" for stage in STAGES)
         yield f"ms per image: {stages}"

@@ -1,0 +1,412 @@
+"""The Python interface, with a real model of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dcnzoo
+from dcnzoo.checkpoint import Checkpoint
+from dcnzoo.errors import CheckpointError, ChecksumError, DeviceError, ImageReadError, UnknownModelError
+from dcnzoo.manifest import ClassSet, Preprocessing
+from dcnzoo.predictor import StageTimes, find_classes, find_device, with_sides
+from dcnzoo.results import Detections
+from tests.http_server import content, serving
+from tests.pictures import noise, patches, save
+from tests.random_detector import ARCH, CLASSES, MASK_ARCH, write_random_checkpoint
+
+SIDES = {"short_side": 32, "long_side": 64}
+PIXELS = noise(60, 80)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint: Path) -> dcnzoo.Predictor:
+    return dcnzoo.load(weights=checkpoint, arch=ARCH, device="cpu", **SIDES)
+
+
+@pytest.fixture(scope="module")
+def expected(predictor: dcnzoo.Predictor) -> Detections:
+    """What is found in PIXELS."""
+    return predictor(PIXELS)
+
+
+def assert_same(found: Detections, expected: Detections, atol: float = 1e-4) -> None:
+    assert found.names == expected.names
+    assert found.image_size == expected.image_size
+    np.testing.assert_allclose(found.scores, expected.scores, atol=atol)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=100 * atol)
+
+
+class TestResult:
+    def test_fields(self, expected: Detections) -> None:
+        assert (expected.class_names, expected.category_ids) == (CLASSES, (1, 2, 3))
+        assert (expected.image_size, expected.path, expected.rles) == ((60, 80), None, None)
+        assert expected.boxes.dtype == expected.scores.dtype == np.float32
+        assert expected.labels.dtype == np.int64
+        assert len(expected) > 5
+        assert (np.diff(expected.scores) <= 0).all()
+        assert expected.scores.min() > 0.05
+
+    def test_boxes_are_in_the_original_frame(self, predictor: dcnzoo.Predictor) -> None:
+        found = predictor(noise(300, 400))
+        assert found.boxes.max() > 64
+        assert (found.boxes >= 0).all()
+        assert (found.boxes[:, 2:] <= (400.001, 300.001)).all()
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
+
+    def test_masks(self, tmp_path: Path) -> None:
+        weights = write_random_checkpoint(tmp_path / "mask.pth", MASK_ARCH)
+        found = dcnzoo.load(weights=weights, arch=MASK_ARCH, device="cpu", **SIDES)(PIXELS, max_detections=5)
+        assert found.masks.shape == (5, 60, 80)
+        for mask, (x1, y1, x2, y2) in zip(found.masks, found.boxes, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert ((y1 - 1 <= rows) & (rows <= y2 + 1) & (x1 - 1 <= columns) & (columns <= x2 + 1)).all()
+        assert found.masks.any()
+        assert found.plot(PIXELS).size == (80, 60)
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+    def test_extreme_sizes(self, predictor: dcnzoo.Predictor, size: tuple[int, int]) -> None:
+        found = predictor(noise(*size))
+        assert found.image_size == size
+        assert found.plot(noise(*size)).size == size[::-1]
+
+
+class TestImages:
+    @pytest.mark.parametrize(
+        "image",
+        [
+            Image.fromarray(PIXELS),
+            PIXELS[:, ::-1][:, ::-1],
+            np.asfortranarray(PIXELS),
+            torch.from_numpy(PIXELS).permute(2, 0, 1),
+            torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255,
+            torch.from_numpy(PIXELS).permute(2, 0, 1).double() / 255,
+        ],
+        ids=["Pillow", "strided array", "Fortran array", "uint8 tensor", "float tensor", "double tensor"],
+    )
+    def test_every_kind_gives_the_same(
+        self, predictor: dcnzoo.Predictor, expected: Detections, image: object
+    ) -> None:
+        assert_same(predictor(image), expected)
+
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_path(
+        self, predictor: dcnzoo.Predictor, expected: Detections, kind: type, tmp_path: Path
+    ) -> None:
+        path = save(tmp_path / "a.png", PIXELS)
+        found = predictor(kind(path))
+        assert_same(found, expected)
+        assert found.path == str(path)
+
+    def test_address(self, predictor: dcnzoo.Predictor, expected: Detections, tmp_path: Path) -> None:
+        data = save(tmp_path / "a.png", PIXELS).read_bytes()
+        with serving({"/a": content(data)}) as server:
+            assert_same(predictor(server.url("/a")), expected)
+
+    @pytest.mark.parametrize(
+        "image",
+        [PIXELS[..., 0], torch.from_numpy(PIXELS[..., 0])[None], Image.fromarray(PIXELS[..., 0])],
+        ids=["array", "tensor", "Pillow"],
+    )
+    def test_grey(self, predictor: dcnzoo.Predictor, image: object) -> None:
+        assert_same(predictor(image), predictor(PIXELS[..., :1].repeat(3, axis=2)))
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (PIXELS.astype(np.float32), "expected a uint8 array"),
+            (PIXELS.transpose(2, 0, 1), r"\(3, 60, 80\)"),
+            (PIXELS[None], "expected a uint8 array"),
+            (PIXELS[:0], "with pixels"),
+            (torch.from_numpy(PIXELS), r"expected a tensor \(3 or 1"),
+            (torch.from_numpy(PIXELS).permute(2, 0, 1).float(), "values from 0 to 1"),
+            (torch.full((3, 4, 4), torch.nan), "values from 0 to 1"),
+            (torch.zeros((3, 4, 4), dtype=torch.int64), "uint8"),
+            (7, "got int"),
+            (None, "got NoneType"),
+        ],
+    )
+    def test_others_are_refused(self, predictor: dcnzoo.Predictor, image: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            predictor(image)
+
+    def test_unreadable_file(self, predictor: dcnzoo.Predictor, tmp_path: Path) -> None:
+        with pytest.raises(ImageReadError, match="No such file"):
+            predictor(tmp_path / "a.jpg")
+
+
+# Each of these is padded to 32x64 when alone too, so that a batch changes nothing.
+EQUALLY_PADDED = (PIXELS, noise(60, 80, seed=1), patches(20)[:, :50])
+
+
+@pytest.fixture(scope="module")
+def alone(predictor: dcnzoo.Predictor) -> list[Detections]:
+    return [predictor(image) for image in EQUALLY_PADDED]
+
+
+class TestSeveral:
+    def test_list_and_tuple_give_a_list(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        for images in ([PIXELS], (PIXELS,)):
+            found = predictor(images)
+            assert isinstance(found, list)
+            assert_same(found[0], expected)
+        assert predictor([]) == []
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 5])
+    def test_batches_keep_the_order(
+        self, predictor: dcnzoo.Predictor, alone: list[Detections], batch_size: int
+    ) -> None:
+        found = predictor(EQUALLY_PADDED, batch_size=batch_size)
+        for together, single in zip(found, alone, strict=True):
+            assert_same(together, single, atol=1e-3)
+
+    def test_mixed_sizes_in_a_batch(self, predictor: dcnzoo.Predictor) -> None:
+        images = [noise(60, 80), noise(90, 30), noise(1, 1), noise(200, 500)]
+        found = predictor(images, batch_size=4)
+        assert [detections.image_size for detections in found] == [image.shape[:2] for image in images]
+        for detections in found:
+            height, width = detections.image_size
+            assert (detections.boxes[:, 2:] <= (width + 1e-3, height + 1e-3)).all()
+
+    def test_an_iterator_streams(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        taken = []
+
+        def images() -> Iterator[np.ndarray]:
+            for number in range(100):
+                taken.append(number)
+                yield PIXELS
+
+        results = predictor(images(), batch_size=2)
+        assert taken == []
+        assert_same(next(results), expected, atol=1e-3)
+        assert taken == [0, 1]
+
+    @pytest.mark.parametrize("batch_size", [0, -1])
+    def test_bad_batch_size(self, predictor: dcnzoo.Predictor, batch_size: int) -> None:
+        with pytest.raises(ValueError, match="batch size"):
+            predictor([PIXELS], batch_size=batch_size)
+
+    def test_threads(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        with ThreadPoolExecutor(3) as pool:
+            for found in pool.map(predictor, [PIXELS] * 6):
+                assert_same(found, expected)
+
+
+class TestLimits:
+    def test_score_threshold(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        found = predictor(PIXELS, score_threshold=0.5)
+        assert 0 < len(found) < len(expected)
+        assert_same(found, expected[expected.scores > 0.5])
+
+    def test_max_detections(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        assert_same(predictor(PIXELS, max_detections=2), expected[:2])
+
+    @pytest.mark.parametrize("classes", [["cat"], [1], ["dog", 3]])
+    def test_classes(self, predictor: dcnzoo.Predictor, expected: Detections, classes: list[object]) -> None:
+        assert_same(predictor(PIXELS, classes=classes), expected.of_classes(classes))
+
+    def test_the_best_of_the_classes_asked_for(
+        self, predictor: dcnzoo.Predictor, expected: Detections
+    ) -> None:
+        rare = expected.names[-1]
+        found = predictor(PIXELS, classes=[rare], max_detections=1)
+        assert_same(found, expected.of_classes([rare])[:1])
+
+    def test_unknown_class(self, predictor: dcnzoo.Predictor) -> None:
+        with pytest.raises(ValueError, match="unknown class horse; the model knows cat, dog, bird"):
+            predictor(PIXELS, classes=["horse"])
+
+
+class TestLoad:
+    def manifest(self, tmp_path: Path, checkpoint: Path, sha256: str) -> Path:
+        path = tmp_path / "manifest.yaml"
+        path.write_text(
+            f"""
+checkpoints:
+  - name: mine
+    urls: [{checkpoint.as_uri()}]
+    sha256: {sha256}
+    architecture: {{detector: faster_rcnn, backbone: resnet50}}
+    preprocessing: {{short_side: 32, long_side: 64}}
+    classes: {{7: cat, 9: dog, 11: bird}}
+"""
+        )
+        return path
+
+    def test_by_name(self, tmp_path: Path, checkpoint: Path, expected: Detections) -> None:
+        import hashlib
+
+        digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        predictor = dcnzoo.load(
+            "mine", manifest=self.manifest(tmp_path, checkpoint, digest[:12]), device="cpu"
+        )
+        assert predictor.category_ids == (7, 9, 11)
+        assert predictor.preprocessing.short_side == 32
+        assert_same(predictor(PIXELS), expected)
+
+    def test_wrong_hash(self, tmp_path: Path, checkpoint: Path) -> None:
+        with pytest.raises(ChecksumError, match="expected it to start with 00000000"):
+            dcnzoo.load("mine", manifest=self.manifest(tmp_path, checkpoint, '"00000000"'))
+
+    def test_own_weights_with_a_name(self, checkpoint: Path, tmp_path: Path) -> None:
+        manifest = self.manifest(tmp_path, tmp_path / "published.pth", '"00000000"')
+        predictor = dcnzoo.load("mine", weights=checkpoint, manifest=manifest, device="cpu", long_side=70)
+        assert (predictor.preprocessing.short_side, predictor.preprocessing.long_side) == (32, 70)
+
+    def test_another_architecture(self, checkpoint: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"does not fit mask_rcnn_r50_fpn.*missing"):
+            dcnzoo.load(weights=checkpoint, arch=MASK_ARCH)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [{}, {"weights": "a.pth"}, {"arch": ARCH}, {"name": "mine", "arch": ARCH, "weights": "a.pth"}],
+    )
+    def test_arguments_that_do_not_go_together(self, arguments: dict[str, str]) -> None:
+        with pytest.raises(ValueError, match=r"expected a name .* or weights and arch"):
+            dcnzoo.load(**arguments)
+
+    @pytest.mark.parametrize("arguments", [{"name": "nothing"}, {"arch": "nothing", "weights": "a.pth"}])
+    def test_unknown_name(self, arguments: dict[str, str]) -> None:
+        with pytest.raises(UnknownModelError, match=r"unknown (model|architecture) 'nothing'"):
+            dcnzoo.load(**arguments)
+
+    def test_bf16_is_near_fp32(self, checkpoint: Path, expected: Detections) -> None:
+        predictor = dcnzoo.load(weights=checkpoint, arch=ARCH, device="cpu", precision="bf16", **SIDES)
+        found = predictor(PIXELS)
+        assert found.scores.dtype == np.float32
+        assert found.names[0] == expected.names[0]
+        np.testing.assert_allclose(found.scores[0], expected.scores[0], atol=0.1)
+
+    @pytest.mark.cuda
+    @pytest.mark.parametrize(("precision", "atol"), [("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1)])
+    def test_gpu(self, checkpoint: Path, expected: Detections, precision: str, atol: float) -> None:
+        predictor = dcnzoo.load(weights=checkpoint, arch=ARCH, device="cuda", precision=precision, **SIDES)
+        found = predictor(PIXELS)
+        np.testing.assert_allclose(found.scores[0], expected.scores[0], atol=atol)
+
+    def test_memory_of_the_gpu_is_full(
+        self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forward(*arguments: object, **options: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(predictor.model, "forward", forward)
+        with pytest.raises(DeviceError, match=r"2 images of 64x32 do not fit.*--batch-size"):
+            predictor([PIXELS, PIXELS], batch_size=2)
+
+
+class TestDevice:
+    @pytest.mark.parametrize(
+        ("gpus", "device", "message"),
+        [
+            (0, "cuda", "cannot use cuda: .*; use --device cpu"),
+            (0, torch.device("cuda:0"), "cannot use cuda:0"),
+            (2, "cuda:2", "there are 2 GPUs"),
+            (0, "tpu", "unknown device 'tpu'; use cpu, cuda or cuda:1"),
+            (0, "", "unknown device"),
+            (0, "mps", "run on cpu and cuda"),
+        ],
+    )
+    def test_not_there(self, gpus: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        with pytest.raises(DeviceError, match=message):
+            find_device(device)
+
+    @pytest.mark.parametrize(
+        ("gpus", "device", "found"),
+        [(0, None, "cpu"), (1, None, "cuda"), (1, "cpu", "cpu"), (2, "cuda:1", "cuda:1")],
+    )
+    def test_found(self, gpus: int, device: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        assert find_device(device) == torch.device(found)
+
+    @pytest.mark.parametrize(
+        ("precision", "error", "message"),
+        [("fp16", DeviceError, "fp16 needs a GPU"), ("int8", ValueError, "expected a precision out of fp32")],
+    )
+    def test_precision_is_checked_before_anything_is_loaded(
+        self, precision: str, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            dcnzoo.load(weights="missing.pth", arch=ARCH, device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "sides"),
+    [
+        (None, None, (800, 1333)),
+        (240, 320, (240, 320)),
+        (240, None, (240, 1333)),
+        (2000, None, (2000, 2000)),
+        (None, 1000, (800, 1000)),
+        (None, 320, (320, 320)),
+    ],
+)
+def test_with_sides(short: int | None, long: int | None, sides: tuple[int, int]) -> None:
+    assert with_sides(Preprocessing(), short, long) == replace(
+        Preprocessing(), short_side=sides[0], long_side=sides[1]
+    )
+
+
+def test_with_sides_that_contradict() -> None:
+    with pytest.raises(ValueError, match="expected short side <= long side, got 320 and 240"):
+        with_sides(Preprocessing(), 320, 240)
+
+
+class TestClasses:
+    RECORD = ClassSet(("a", "b"), (5, 6))
+    KNOWN = (ClassSet(("x", "y"), (1, 9)), ClassSet(("p", "q", "r"), (1, 2, 3)))
+
+    @staticmethod
+    def checkpoint(count: int, names: tuple[str, ...] | None) -> Checkpoint:
+        weight = torch.zeros(count + 1, 1)
+        return Checkpoint(Path("a.pth"), {"roi_head.bbox_head.fc_cls.weight": weight}, names, {})
+
+    @pytest.mark.parametrize(
+        ("count", "names", "record", "found"),
+        [
+            (2, ("x", "y"), RECORD, ClassSet(("x", "y"), (1, 9))),
+            (2, ("u", "v"), RECORD, ClassSet(("u", "v"), (1, 2))),
+            (2, ("a", "b"), RECORD, RECORD),
+            (2, None, RECORD, RECORD),
+            (2, None, None, ClassSet(("class_0", "class_1"), (1, 2))),
+            (3, None, RECORD, ClassSet(("class_0", "class_1", "class_2"), (1, 2, 3))),
+            (2, ("x", "y", "z"), RECORD, RECORD),
+            (1, ("x", "y"), None, ClassSet(("class_0",), (1,))),
+        ],
+    )
+    def test_from_file_then_record_then_numbers(
+        self, count: int, names: tuple[str, ...] | None, record: ClassSet | None, found: ClassSet
+    ) -> None:
+        assert find_classes(self.checkpoint(count, names), record, self.KNOWN) == found
+
+    def test_names_that_do_not_fit_are_reported(self, caplog: pytest.LogCaptureFixture) -> None:
+        find_classes(self.checkpoint(1, ("x", "y")), None, ())
+        assert "a.pth has 1 classes; ignoring the 2 names" in caplog.text
+
+
+def test_stage_times(predictor: dcnzoo.Predictor) -> None:
+    times = StageTimes()
+    predictor.predict_batch([PIXELS, PIXELS], times=times)
+    assert set(times) == {"preprocess", "inference", "postprocess"}
+    assert all(seconds > 0 for seconds in times.values())
+    assert times["inference"] > times["preprocess"]
+
+
+def test_labels_of_a_batch(predictor: dcnzoo.Predictor, expected: Detections) -> None:
+    found = predictor.predict_batch([PIXELS], labels=predictor.find_labels(["dog"]))
+    assert_same(found[0], expected.of_classes(["dog"]))
