@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcnzoo.hardware import cpu_model
+
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
 
@@ -94,19 +96,11 @@ def _cpu() -> dict[str, object]:
     import torch
 
     return {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "cores": os.cpu_count(),
         "threads of PyTorch": torch.get_num_threads(),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _cpu_model() -> str:
-    """Marketing name of the processor: Linux has it in a file, elsewhere the platform module knows best."""
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _operators() -> dict[str, object]:
