@@ -16,16 +16,16 @@ class PeakMemory(NamedTuple):
     """Most memory that the process has used, in GiB.
 
     Attributes:
-        host: of the machine.
-        gpu: that PyTorch has allocated on the GPU; None without one.
+        host_gib: of the machine.
+        gpu_gib: that PyTorch has allocated on the GPU; None without one.
     """
 
-    host: float
-    gpu: float | None
+    host_gib: float
+    gpu_gib: float | None
 
     def __str__(self) -> str:
-        text = f"{self.host:.2f} GiB"
-        return text if self.gpu is None else f"{text}, on the GPU {self.gpu:.2f} GiB"
+        text = f"{self.host_gib:.2f} GiB"
+        return text if self.gpu_gib is None else f"{text}, on the GPU {self.gpu_gib:.2f} GiB"
 
 
 def peak_memory(device: torch.device) -> PeakMemory:

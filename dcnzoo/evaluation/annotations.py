@@ -113,13 +113,16 @@ class Annotations:
         if missing := sorted(names - set(class_names)):
             others = sorted(set(class_names) - set(self.category_names.values()))
             raise self.error(
-                f"the model does not know {len(missing)} of its categories: {listing(missing)}; classes that only"
-                f" the model knows: {listing(others) or 'none'}; names have to be equal, so rename one or the other"
+                f"the model does not know {len(missing)} of its categories: {listing(missing)};"
+                f" classes that only the model has: {listing(others) or 'none'};"
+                " rename one or the other, for names have to be equal"
             )
         id_of = {name: category for category, name in self.category_names.items()}
         unscored = [name for name in class_names if name not in id_of]
         if unscored:
-            logger.warning("%s has no category %s; what is found of it is not scored", self.path, listing(unscored))
+            logger.warning(
+                "%s has no category %s; what is found of it is not scored", self.path, listing(unscored)
+            )
         return tuple(map(id_of.get, class_names))
 
     def find_files(self, folder: Path) -> list[Path]:
@@ -163,7 +166,8 @@ def read_annotations(path: Path) -> Annotations:
             raise EvaluationError(str(path), f"is no COCO annotation file: it has no {key!r}")
     images = tuple(map(_image, _unique(entries(path, content["images"], "image"))))
     categories = {
-        entry.integer("id"): entry.text("name") for entry in _unique(entries(path, content["categories"], "category"))
+        entry.integer("id"): entry.text("name")
+        for entry in _unique(entries(path, content["categories"], "category"))
     }
     if not images or not categories:
         raise EvaluationError(str(path), f"has no {'categories' if images else 'images'}")
@@ -171,7 +175,8 @@ def read_annotations(path: Path) -> Annotations:
         raise EvaluationError(str(path), f"has several categories of the same name: {listing(repeated)}")
     known = {image.image_id for image in images}
     objects = tuple(
-        _object(entry, known, categories) for entry in _unique(entries(path, content["annotations"], "annotation"))
+        _object(entry, known, categories)
+        for entry in _unique(entries(path, content["annotations"], "annotation"))
     )
     if any(item["id"] == 0 for item in objects):
         logger.warning(
@@ -190,7 +195,9 @@ def read_image_ids(path: Path) -> list[int]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        ids = [int(word) for word in text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()]
+        ids = [
+            int(word) for word in text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+        ]
     except OSError as error:
         raise EvaluationError(str(path), f"cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dcnzoo.evaluation import EVALUATORS
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.results import CocoResults, Kind, split_results
 
@@ -90,24 +90,25 @@ class Evaluator:
     cocoeval: Any
 
 
-def _pycocotools() -> Evaluator:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+def find_evaluator(name: str = "pycocotools") -> Evaluator:
+    """Imports an evaluator.
 
-    return Evaluator(f"pycocotools {version('pycocotools')}", COCO, COCOeval)
+    Args:
+        name: one of `dcnzoo.evaluation.EVALUATORS`.
 
-
-def _faster_coco_eval() -> Evaluator:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    return Evaluator(f"faster-coco-eval {version('faster-coco-eval')}", COCO, COCOeval_faster)
-
-
-EVALUATORS: dict[str, Callable[[], Evaluator]] = {
-    "pycocotools": _pycocotools,
-    "faster-coco-eval": _faster_coco_eval,
-}
-"""By the name that `--evaluator` takes."""
+    Raises:
+        ImportError: it is not installed.
+        ValueError: there is none of that name.
+    """
+    if name not in EVALUATORS:
+        raise ValueError(f"expected one of {', '.join(EVALUATORS)}, got {name!r}")
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
+    return Evaluator(f"{name} {version(name)}", COCO, COCOeval)
 
 
 def coco_metrics(
@@ -121,7 +122,7 @@ def coco_metrics(
         kind: what to score.
         evaluator: who computes; pycocotools by default.
     """
-    evaluator = evaluator or _pycocotools()
+    evaluator = evaluator or find_evaluator()
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _evaluate(evaluator, annotations, results, kind)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]

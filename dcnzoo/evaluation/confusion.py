@@ -33,30 +33,32 @@ def confusion_matrix(
         (K + 1, K + 1) counts; rows are true classes, columns found ones. The last row holds detections of
         nothing, the last column objects that were not found.
     """
-    background = num_classes
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for image in images:
-        counted = image.scores >= score_threshold
-        found, in_crowd = image.found[counted], image.in_crowd[counted]
-        pairs = _pairs(image.ious[counted])
-        np.add.at(matrix, (image.true[pairs[:, 1]], found[pairs[:, 0]]), 1)
-        missed = np.delete(image.true, pairs[:, 1])
-        np.add.at(matrix, (missed, background), 1)
-        unpaired = np.ones(len(found), bool)
-        unpaired[pairs[:, 0]] = False
-        np.add.at(matrix, (background, found[unpaired & ~in_crowd]), 1)
+        np.add.at(matrix, _outcomes(image, score_threshold, num_classes), 1)
     return matrix
 
 
-def _pairs(ious: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Pairs detections with objects, (P, 2) indices, the best overlaps first."""
+def _outcomes(
+    image: ImageOverlaps, score_threshold: float, background: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns true and found class of every pair, every missed object and every detection of nothing."""
+    counted = image.scores >= score_threshold
+    found, in_crowd = image.found[counted], image.in_crowd[counted]
+    paired, targets = _pairs(image.ious[counted])
+    missed = np.delete(image.true, targets)
+    unfounded = np.delete(found, paired)[~np.delete(in_crowd, paired)]
+    rows = [image.true[targets], missed, np.full(len(unfounded), background)]
+    columns = [found[paired], np.full(len(missed), background), unfounded]
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _pairs(ious: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Pairs detections with objects, the best overlaps first; returns the indices of both."""
     detections, objects = np.nonzero(ious >= IOU_THRESHOLD)
     order = np.argsort(-ious[detections, objects], kind="stable")
-    used_detections, used_objects = set(), set()
-    pairs = []
+    pairs: dict[int, int] = {}
     for detection, target in zip(detections[order].tolist(), objects[order].tolist(), strict=True):
-        if detection not in used_detections and target not in used_objects:
-            used_detections.add(detection)
-            used_objects.add(target)
-            pairs.append((detection, target))
-    return np.array(pairs, np.int64).reshape(-1, 2)
+        if detection not in pairs and target not in pairs.values():
+            pairs[detection] = target
+    return list(pairs), list(pairs.values())

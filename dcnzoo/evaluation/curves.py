@@ -22,7 +22,7 @@ ALL_CLASSES = "(mean over classes)"
 GREY: Colour = (225, 225, 225)
 PANEL = 480
 MARGIN = 64
-LEGEND = 190
+LEGEND = 240
 TEXT = 15
 OVERSAMPLING = 3
 LEGEND_ROWS = 10
@@ -44,13 +44,15 @@ class Curve(NamedTuple):
 
 
 def write_curves(path: Path, metrics: CocoMetrics) -> None:
-    """Writes the curves as CSV: per class and recall the precision at each IoU, and the score to choose for it.
+    """Writes the curves as CSV: per class and recall, the precision at each IoU.
 
-    The score is the one that reaches the recall at IoU 0.50; it is empty where no score does.
+    The last column is the score threshold that reaches the recall at IoU 0.50, empty where none does.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["class", "recall", *(f"precision_iou_{iou:.2f}" for iou in IOU_THRESHOLDS), "score"])
+        table.writerow(
+            ["class", "recall", *(f"precision_iou_{iou:.2f}" for iou in IOU_THRESHOLDS), "score_threshold"]
+        )
         for name, precision, scores in _by_class(metrics):
             for r, recall in enumerate(RECALL_THRESHOLDS):
                 score = f"{scores[r]:.4f}" if scores[r] > 0 else ""
@@ -74,7 +76,7 @@ def draw_curves(metrics: CocoMetrics) -> Image.Image:
 
 
 def _by_class(metrics: CocoMetrics) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """Yields name, (T, R) precision, and (R,) scores at IoU 0.50: of the mean, then of each class with objects."""
+    """Yields name, (T, R) precision and (R,) scores at IoU 0.50: the mean, then classes with objects."""
     precision = mean_precision(metrics)
     yield ALL_CLASSES, precision, np.zeros(precision.shape[1])
     for k, one in enumerate(metrics.classes):
@@ -106,7 +108,11 @@ def _curves_by_iou(metrics: CocoMetrics) -> list[Curve]:
 def _curves_by_class(metrics: CocoMetrics) -> list[Curve]:
     frequent = sorted(range(len(metrics.classes)), key=lambda k: -metrics.classes[k].objects)[:LEGEND_ROWS]
     return [
-        Curve(f"{metrics.classes[k].name}   AP {metrics.classes[k].ap50:.3f}", class_colour(row), metrics.precision[0, :, k])
+        Curve(
+            f"{metrics.classes[k].name}   AP {metrics.classes[k].ap50:.3f}",
+            class_colour(row),
+            metrics.precision[0, :, k],
+        )
         for row, k in enumerate(frequent)
         if metrics.classes[k].objects
     ]
@@ -131,7 +137,9 @@ def _draw_panel(canvas: ImageDraw.ImageDraw, left: int, title: str, curves: Sequ
     x, y = at(0.5, 0)
     canvas.text((x, y + 30 * unit), "recall", BLACK, font, anchor="ma")
     x, y = at(0, 1)
-    canvas.text((x, y - 10 * unit), f"precision    {title}", BLACK, font, anchor="ls")
+    canvas.text((x, y - 10 * unit), "precision", BLACK, font, anchor="ms")
+    x, y = at(0.5, 1)
+    canvas.text((x, y - 10 * unit), title, BLACK, font, anchor="ms")
     for row, curve in enumerate(curves):
         points = [at(r, p) for r, p in zip(RECALL_THRESHOLDS, curve.precision, strict=True)]
         canvas.line(points, curve.colour, 2 * unit, joint="curve")

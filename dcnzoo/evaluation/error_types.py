@@ -90,7 +90,9 @@ class _Judged:
 
     @classmethod
     def join(cls, images: Sequence[_Judged]) -> _Judged:
-        return cls(*(np.concatenate([getattr(image, name) for image in images]) for name in cls.__annotations__))
+        return cls(
+            *(np.concatenate([getattr(image, name) for image in images]) for name in cls.__annotations__)
+        )
 
 
 def error_breakdown(images: Iterable[ImageOverlaps], num_classes: int) -> ErrorBreakdown:
@@ -137,7 +139,9 @@ def _judge(image: ImageOverlaps) -> _Judged:
     repaired_class[repairs] = image.true[targets[repairs]]
     missed = ~is_found
     missed[targets[repairs]] = False
-    return _Judged(image.found[kept], image.scores[kept], verdicts[kept], repaired_class[kept], image.true, missed)
+    return _Judged(
+        image.found[kept], image.scores[kept], verdicts[kept], repaired_class[kept], image.true, missed
+    )
 
 
 def _match(same: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -162,7 +166,7 @@ def _match(same: NDArray[np.float64]) -> NDArray[np.int64]:
 def _repaired_ap(
     judged: _Judged, kind: ErrorType, positives: NDArray[np.int64], scored: NDArray[np.bool_]
 ) -> float:
-    """Returns AP50 with all errors of a type put right: detections repaired or removed, objects not asked for."""
+    """Returns AP50 with errors of a type put right: detections repaired or removed, objects given up."""
     correct = judged.verdicts == _CORRECT
     if kind is ErrorType.MISSED:
         positives = positives - np.bincount(judged.true[judged.missed], minlength=len(positives))
@@ -210,4 +214,5 @@ def _most(ious: NDArray[np.float64]) -> NDArray[np.float64]:
 def _first_of_each(targets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns the index of the first detection, the one with the best score, of each object."""
     objects, first = np.unique(targets, return_index=True)
-    return first[objects != _NO_OBJECT]
+    indices: NDArray[np.int64] = first[objects != _NO_OBJECT]
+    return indices

@@ -94,11 +94,17 @@ def entries(path: Path, items: object, singular: str) -> Iterator[Entry]:
         EvaluationError: they are not a list of objects.
     """
     if not isinstance(items, list):
-        raise EvaluationError(str(path), f"expected a list of objects, each one {singular}, got {_SHORT.repr(items)}")
+        raise EvaluationError(
+            str(path), f"expected a list of objects, each one {singular}, got {_SHORT.repr(items)}"
+        )
     for position, item in enumerate(items):
         if not isinstance(item, dict):
             raise EvaluationError(str(path), f"{singular} at position {position} is no JSON object")
-        name = f"{singular} {item['id']}" if _is_integer(item.get("id")) else f"{singular} at position {position}"
+        name = (
+            f"{singular} {item['id']}"
+            if _is_integer(item.get("id"))
+            else f"{singular} at position {position}"
+        )
         yield Entry(path, name, item)
 
 
@@ -111,6 +117,4 @@ def _is_number(value: object) -> bool:
 
 
 def _is_box(value: object) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
-    )
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0

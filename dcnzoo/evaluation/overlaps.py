@@ -72,7 +72,8 @@ def _overlaps(
     plain = [item for item in objects if not item["iscrowd"]]
     crowds = [item for item in objects if item["iscrowd"]]
     found, true, crowd = (
-        np.array([position[item["category_id"]] for item in items], np.int64) for items in (best, plain, crowds)
+        np.array([position[item["category_id"]] for item in items], np.int64)
+        for items in (best, plain, crowds)
     )
     in_crowds = _ious(best, crowds, kind, image_size, crowd=True) >= CROWD_OVERLAP
     return ImageOverlaps(

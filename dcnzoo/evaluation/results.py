@@ -22,6 +22,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation"}
 """Where a COCO result has it."""
 
+RESULT_FILES: dict[Kind, str] = {"bbox": "detections.bbox.json", "segm": "detections.segm.json"}
+PARTS = "parts"
+"""Folder below the output folder with one folder per process, while the run goes on."""
+
 CocoResults = list[dict[str, Any]]
 
 
