@@ -193,14 +193,13 @@ def predict(
     files = annotations.find_files(options.image_folder)
     kinds = find_kinds(options, manifest, annotations)
 
-    from dcnzoo.evaluation.collect import collect, merge_parts, use_categories
+    from dcnzoo.evaluation.collect import collect, merge_parts, with_categories
     from dcnzoo.hardware import hardware_stamp
     from dcnzoo.stream import StreamSettings
 
-    predictor = load_predictor(on_own_gpu(options, processes), manifest)
-    settings = StreamSettings(
-        options.batch_size, options.workers, labels=use_categories(predictor, annotations), strict=True
-    )
+    loaded = load_predictor(on_own_gpu(options, processes), manifest)
+    predictor, labels = with_categories(loaded, annotations)
+    settings = StreamSettings(options.batch_size, options.workers, labels=labels, strict=True)
     if processes.is_first:
         folder.start(options.note())
     processes.wait()
@@ -262,28 +261,22 @@ def report(
         for kind, found in results.items()
     }
     compared = text.compare(evaluations, *find_published(options, manifest, annotations))
-    figures = {
+    metrics: dict[str, Any] = {
         kind: {**text.metrics_json(one), **compared.get(kind, {})} for kind, one in evaluations.items()
     }
-    content = json.dumps(
-        {
-            "program": PROGRAM,
-            "evaluator": evaluator.package,
-            "num_images": len(annotations.images),
-            **figures,
-            **run_figures,
-            "options": options.note(),
-        },
-        indent=2,
-    )
+    figures = {
+        "program": PROGRAM,
+        "evaluator": evaluator.package,
+        "num_images": len(annotations.images),
+        **metrics,
+        **run_figures,
+        "options": options.note(),
+    }
+    content = json.dumps(figures, indent=2)
     with output_errors(options.out):
         text.write_report(options.out, annotations, evaluations)
         (options.out / text.METRICS_FILE).write_text(f"{content}\n", encoding="ascii")
-    lines = [
-        *text.summary_lines(annotations, evaluations),
-        *(["", *text.class_lines(evaluations)] if options.per_class else []),
-        *text.comparison_lines(compared, evaluations, len(annotations.images)),
-    ]
+    lines = text.report_lines(annotations, evaluations, compared, options.per_class)
     click.echo(content if options.as_json else "\n".join(lines))
     if not options.quiet:
         click.echo(f"results: {options.out}", err=True)

@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 LISTED = 10
 """Most names that an error lists."""
 
+LARGEST_IMAGE = 2**32
+"""Pixels of an image that run lengths cannot describe any more."""
+
 
 @dataclass(frozen=True)
 class AnnotatedImage:
@@ -67,10 +70,10 @@ class Annotations:
         """
         images = self.images
         if image_ids is not None:
-            unknown = sorted(set(image_ids) - self.image_sizes.keys())
-            if unknown:
+            chosen = set(image_ids)
+            if unknown := sorted(chosen - self.image_sizes.keys()):
                 raise self.error(f"{len(unknown)} of the chosen images are not in it: {listing(unknown)}")
-            images = tuple(image for image in images if image.image_id in set(image_ids))
+            images = tuple(image for image in images if image.image_id in chosen)
         images = images[:limit]
         kept = {image.image_id for image in images}
         objects = tuple(item for item in self.objects if item["image_id"] in kept)
@@ -228,8 +231,15 @@ def _image(entry: Entry) -> AnnotatedImage:
     return AnnotatedImage(
         image_id=entry.integer("id"),
         file_name=entry.text("file_name") if entry.has("file_name") else None,
-        image_size=(entry.integer("height"), entry.integer("width")) if sized else None,
+        image_size=_image_size(entry) if sized else None,
     )
+
+
+def _image_size(entry: Entry) -> tuple[int, int]:
+    height, width = entry.integer("height"), entry.integer("width")
+    if min(height, width) < 1 or height * width >= LARGEST_IMAGE:
+        raise entry.fail(f"is said to be of {width}x{height} pixels")
+    return height, width
 
 
 def _object(entry: Entry, image_ids: set[int], categories: dict[int, str]) -> dict[str, Any]:

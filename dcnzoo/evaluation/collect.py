@@ -25,6 +25,7 @@ from dcnzoo.evaluation.results import (
     write_results,
 )
 from dcnzoo.hardware import PeakMemory, peak_memory
+from dcnzoo.manifest import ClassSet
 from dcnzoo.predictor import Predictor
 from dcnzoo.processes import Processes
 from dcnzoo.sources import ImageSource
@@ -104,19 +105,28 @@ class PartWriter(CocoWriter):
         super().write(result)
 
 
-def use_categories(predictor: Predictor, annotations: Annotations) -> NDArray[np.int64] | None:
-    """Makes a predictor name its detections by the annotations' category ids.
+def with_categories(
+    predictor: Predictor, annotations: Annotations
+) -> tuple[Predictor, NDArray[np.int64] | None]:
+    """Gives a predictor the category ids of annotations.
 
     Returns:
-        Labels of the classes that are categories; None if all are.
+        A predictor with the same model; labels of the classes that are categories, None if all are.
 
     Raises:
         EvaluationError: categories and classes do not go together.
     """
     categories = annotations.category_ids(predictor.class_names)
-    predictor.category_ids = tuple(-1 if category is None else category for category in categories)
+    ids = tuple(-1 if category is None else category for category in categories)
     labels = [label for label, category in enumerate(categories) if category is not None]
-    return None if len(labels) == len(categories) else np.array(labels, np.int64)
+    renamed = Predictor(
+        predictor.model,
+        predictor.preprocessing,
+        ClassSet(predictor.class_names, ids),
+        predictor.device,
+        predictor.precision,
+    )
+    return renamed, None if len(labels) == len(ids) else np.array(labels, np.int64)
 
 
 def collect(

@@ -10,7 +10,7 @@ Shapes: D detections, G objects, of one image or of all; K categories.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import numpy as np
@@ -90,9 +90,8 @@ class _Judged:
 
     @classmethod
     def join(cls, images: Sequence[_Judged]) -> _Judged:
-        return cls(
-            *(np.concatenate([getattr(image, name) for image in images]) for name in cls.__annotations__)
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(image, name) for image in images]) for name in names))
 
 
 def error_breakdown(images: Iterable[ImageOverlaps], num_classes: int) -> ErrorBreakdown:
@@ -118,9 +117,36 @@ def _judge(image: ImageOverlaps) -> _Judged:
     same_class = image.found[:, None] == image.true
     same, other = np.where(same_class, image.ious, 0.0), np.where(same_class, 0.0, image.ious)
     matched = _match(same)
-    correct = matched != _NO_OBJECT
-    is_found = np.isin(np.arange(len(image.true)), matched)
-    best_same, best_other = _most(same), _most(other)
+    verdicts = _verdicts(matched != _NO_OBJECT, _most(same), _most(other))
+    kept = (verdicts == _CORRECT) | ~image.in_crowd
+    targets = np.full(len(verdicts), _NO_OBJECT)
+    for kind, ious in ((ErrorType.LOCALISATION, same), (ErrorType.CLASSIFICATION, other)):
+        wrong = np.flatnonzero(kept & (verdicts == kind))
+        if len(wrong):
+            targets[wrong] = ious[wrong].argmax(axis=1)
+    targets[np.isin(targets, matched)] = _NO_OBJECT
+    repairs = _first_of_each(targets)
+    repaired_class = np.full(len(verdicts), _NO_OBJECT)
+    repaired_class[repairs] = image.true[targets[repairs]]
+    missed = ~np.isin(np.arange(len(image.true)), [matched, targets])
+    return _Judged(
+        image.found[kept], image.scores[kept], verdicts[kept], repaired_class[kept], image.true, missed
+    )
+
+
+def _verdicts(
+    correct: NDArray[np.bool_], best_same: NDArray[np.float64], best_other: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Tells what is wrong with detections.
+
+    Args:
+        correct: (D,) whether the detection has found an object.
+        best_same: (D,) greatest IoU with an object of its class.
+        best_other: (D,) greatest IoU with an object of another class.
+
+    Returns:
+        (D,) an `ErrorType`, or `_CORRECT`; of several that fit, the first below, as the paper's code has it.
+    """
     tests = {
         _CORRECT: correct,
         ErrorType.LOCALISATION: (best_same >= BACKGROUND_IOU) & (best_same <= FOREGROUND_IOU),
@@ -128,20 +154,7 @@ def _judge(image: ImageOverlaps) -> _Judged:
         ErrorType.DUPLICATE: best_same >= FOREGROUND_IOU,
         ErrorType.BACKGROUND: best_other <= BACKGROUND_IOU,
     }
-    verdicts = np.select(list(tests.values()), list(map(int, tests)), int(ErrorType.BOTH))
-    kept = correct | ~image.in_crowd
-    targets = np.full(len(verdicts), _NO_OBJECT)
-    for kind, ious in ((ErrorType.LOCALISATION, same), (ErrorType.CLASSIFICATION, other)):
-        wrong = kept & (verdicts == kind)
-        targets[wrong] = ious[wrong].argmax(axis=1) if wrong.any() else _NO_OBJECT
-    repairs = _first_of_each(np.where(np.isin(targets, np.flatnonzero(is_found)), _NO_OBJECT, targets))
-    repaired_class = np.full(len(verdicts), _NO_OBJECT)
-    repaired_class[repairs] = image.true[targets[repairs]]
-    missed = ~is_found
-    missed[targets[repairs]] = False
-    return _Judged(
-        image.found[kept], image.scores[kept], verdicts[kept], repaired_class[kept], image.true, missed
-    )
+    return np.select(list(tests.values()), list(map(int, tests)), int(ErrorType.BOTH))
 
 
 def _match(same: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from dcnzoo.errors import EvaluationError
 
 _SHORT = reprlib.Repr()  # of what a file holds, which may be any amount
 _SHORT.maxlevel = 2
+
+LARGEST = 2**53
+"""Largest number that is accepted: up to here integers are exact in every reader of JSON."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ def entries(path: Path, items: object, singular: str) -> Iterator[Entry]:
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _is_number(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -LARGEST <= value <= LARGEST
 
 
 def _is_box(value: object) -> bool:

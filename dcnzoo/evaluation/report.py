@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcnzoo.evaluation.annotations import Annotations
-from dcnzoo.evaluation.coco_metrics import METRICS, ClassMetrics
+from dcnzoo.evaluation.coco_metrics import METRICS
 from dcnzoo.evaluation.curves import draw_curves, write_curves
 from dcnzoo.evaluation.error_types import ErrorType
 from dcnzoo.evaluation.results import KINDS, Kind
@@ -88,7 +88,7 @@ def is_val2017(annotations: Annotations, coco: ClassSet) -> bool:
 
 def compare(
     evaluations: Mapping[Kind, Evaluation], published: Published, comparable: bool
-) -> dict[str, dict[str, float | None]]:
+) -> dict[Kind, dict[str, float | None]]:
     """Puts the published AP beside the measured.
 
     Args:
@@ -101,7 +101,7 @@ def compare(
         not comparable); nothing where nothing was published.
     """
     figures: dict[Kind, float | None] = {"bbox": published.box_ap, "segm": published.mask_ap}
-    compared: dict[str, dict[str, float | None]] = {}
+    compared: dict[Kind, dict[str, float | None]] = {}
     for kind, evaluation in evaluations.items():
         percent = figures[kind]
         if percent is not None:
@@ -110,8 +110,20 @@ def compare(
     return compared
 
 
-def summary_lines(annotations: Annotations, evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
-    """Yields the 12 numbers, the errors and the confusion as lines of text."""
+def report_lines(
+    annotations: Annotations,
+    evaluations: Mapping[Kind, Evaluation],
+    compared: Mapping[Kind, Mapping[str, float | None]],
+    per_class: bool,
+) -> Iterator[str]:
+    """Yields what people want to know, as lines of text.
+
+    Args:
+        annotations: of the images that were scored.
+        evaluations: what was measured.
+        compared: what `compare` returned.
+        per_class: whether to include the metrics of each class.
+    """
     crowds = sum(item["iscrowd"] for item in annotations.objects)
     yield (
         f"{annotations.path}: {len(annotations.images)} images,"
@@ -119,46 +131,15 @@ def summary_lines(annotations: Annotations, evaluations: Mapping[Kind, Evaluatio
     )
     yield ""
     yield from _metric_lines(evaluations)
+    yield from _comparison_lines(evaluations, compared, len(annotations.images))
+    if per_class:
+        yield ""
+        yield from _class_lines(evaluations)
     yield ""
     yield from _error_lines(evaluations)
     for kind, evaluation in evaluations.items():
         yield ""
         yield from _confusion_lines(kind, evaluation.confusion, list(annotations.category_names.values()))
-
-
-def class_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
-    """Yields the metrics of each class as lines of text."""
-    columns: list[list[ClassMetrics]] = [list(one.metrics.classes) for one in evaluations.values()]
-    heading = ["class", "objects"]
-    for kind in evaluations:
-        heading += [f"{_HEADINGS[kind]} AP", "AP50", "AP75", "AR"]
-    rows = [heading]
-    for same_class in zip(*columns, strict=True):
-        figures = [figure for one in same_class for figure in (one.ap, one.ap50, one.ap75, one.ar)]
-        rows.append([same_class[0].name, str(same_class[0].objects), *map(_figure, figures)])
-    yield from table(rows)
-
-
-def comparison_lines(
-    compared: Mapping[str, Mapping[str, float | None]], evaluations: Mapping[Kind, Evaluation], images: int
-) -> Iterator[str]:
-    """Yields the published AP beside the measured, as lines of text."""
-    for kind, evaluation in evaluations.items():
-        figures = compared.get(kind)
-        if figures is None:
-            continue
-        line = (
-            f"published AP of {_HEADINGS[kind]}: {_figure(figures['published_AP'])},"
-            f" measured {_figure(evaluation.metrics.stats['AP'])}"
-        )
-        difference = figures["difference"]
-        if difference is not None:
-            yield f"{line}, difference {difference:+.3f}"
-        else:
-            yield (
-                f"{line}; not comparable: published on the {VAL2017_IMAGES} images of COCO val2017,"
-                f" measured on {images} images"
-            )
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -174,6 +155,34 @@ def _metric_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
     for name in METRICS:
         title = f"{name.partition('_')[0]:<4}  {_EXPLAINED[name]}"
         rows.append([title, *(_figure(one.metrics.stats[name]) for one in evaluations.values())])
+    yield from table(rows)
+
+
+def _comparison_lines(
+    evaluations: Mapping[Kind, Evaluation],
+    compared: Mapping[Kind, Mapping[str, float | None]],
+    images: int,
+) -> Iterator[str]:
+    for kind, figures in compared.items():
+        title, measured = _HEADINGS[kind], evaluations[kind].metrics.stats["AP"]
+        line = f"published AP of {title} {_figure(figures['published_AP'])}, measured {_figure(measured)}"
+        if figures["difference"] is not None:
+            yield f"{line}, difference {figures['difference']:+.3f}"
+        else:
+            yield (
+                f"{line}: not comparable, for it was published on the {VAL2017_IMAGES} images of COCO val2017"
+                f" and measured on {images} images"
+            )
+
+
+def _class_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
+    heading = ["class", "objects"]
+    for kind in evaluations:
+        heading += [f"{_HEADINGS[kind]} AP", "AP50", "AP75", "AR"]
+    rows = [heading]
+    for same_class in zip(*(one.metrics.classes for one in evaluations.values()), strict=True):
+        figures = [figure for one in same_class for figure in (one.ap, one.ap50, one.ap75, one.ar)]
+        rows.append([same_class[0].name, str(same_class[0].objects), *map(_figure, figures)])
     yield from table(rows)
 
 

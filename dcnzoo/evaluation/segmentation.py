@@ -107,8 +107,14 @@ def _check_polygon(polygon: object, image_size: tuple[int, int]) -> None:
         raise ValueError("has a polygon that is no list of at least three points [x, y, x, y, …]")
     if not all(type(value) in (int, float) for value in polygon):
         raise ValueError("has a polygon with something else than numbers")
-    points = np.array(polygon, np.float64).reshape(-1, 2)
     height, width = image_size
-    # Polygons are rasterised point by point: those far outside would take for ever.
+    try:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+    except OverflowError as error:
+        raise ValueError("has a polygon far outside of the image") from error
     if not (np.abs(points - [width / 2, height / 2]) <= [2 * width, 2 * height]).all():
         raise ValueError("has a polygon far outside of the image")
+    # The outline is rasterised point by point: no outline of an area is longer than twice its pixels.
+    length = np.abs(points - np.roll(points, 1, axis=0)).sum()
+    if length > 2 * height * width + 8 * (height + width):
+        raise ValueError("has a polygon whose outline is longer than any in the image")
