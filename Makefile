@@ -38,8 +38,9 @@ wheel: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --upgrade pip 'setuptools>=77'
+	$(BIN)/pip install --quiet torch torchvision # first: the build uses it too, and would fetch a copy of its own
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 
 clean:

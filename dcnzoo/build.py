@@ -19,6 +19,7 @@ from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import fold_batch_norm
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.heads import BoxHead, MaskHead
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.models.resnet import ConvFactory, ResNet, conv3x3
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
@@ -27,6 +28,10 @@ from dcnzoo.models.rpn import RPNHead
 
 CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 """Units of the box deltas of the three stages."""
+
+
+PACKED_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
+"""Layers that run on the compiled kernels once their weights are packed."""
 
 
 def build_model(architecture: Architecture, num_classes: int) -> RCNN:
@@ -58,13 +63,18 @@ def load_model(architecture: Architecture, checkpoint: Checkpoint) -> RCNN:
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape.
     """
-    num_classes = checkpoint.num_classes
-    if num_classes is None or num_classes < 1:
-        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
-    with torch.device("meta"):  # no time is lost on initial values
-        model = build_model(architecture, num_classes)
-    _load_state_dict(model, checkpoint, architecture)
+    model, tensors = _match(architecture, checkpoint)
+    model.load_state_dict(tensors, assign=True)
     return prepare_for_inference(model)
+
+
+def check_fit(architecture: Architecture, checkpoint: Checkpoint) -> None:
+    """Checks that a checkpoint has exactly the tensors of an architecture.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape.
+    """
+    _match(architecture, checkpoint)
 
 
 def prepare_for_inference(model: RCNN) -> RCNN:
@@ -74,7 +84,21 @@ def prepare_for_inference(model: RCNN) -> RCNN:
     return model.to(memory_format=torch.channels_last)
 
 
-def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architecture) -> None:
+def pack_weights(model: RCNN) -> RCNN:
+    """Arranges weights for the compiled kernels, in place; device and dtype must be final."""
+    for module in model.modules():
+        if isinstance(module, PACKED_LAYERS):
+            module.pack()
+    return model
+
+
+def _match(architecture: Architecture, checkpoint: Checkpoint) -> tuple[RCNN, dict[str, torch.Tensor]]:
+    """Returns a detector without weights, and the weights that it needs."""
+    num_classes = checkpoint.num_classes
+    if num_classes is None or num_classes < 1:
+        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
+    with torch.device("meta"):  # no time is lost on initial values
+        model = build_model(architecture, num_classes)
     expected = model.state_dict()
     found = dict(checkpoint.state_dict)
     for name in expected:
@@ -88,7 +112,7 @@ def _load_state_dict(model: RCNN, checkpoint: Checkpoint, architecture: Architec
     if missing or unexpected or mismatched:
         problem = f"does not fit {architecture.name}; give the architecture that it was trained with"
         raise CheckpointError(str(checkpoint.path), problem, missing, unexpected, mismatched)
-    model.load_state_dict(found, assign=True)
+    return model, found
 
 
 def _conv_factory(architecture: Architecture) -> ConvFactory:

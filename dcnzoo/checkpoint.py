@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.errors import CheckpointError
+from dcnzoo.safe_copy import Description, is_safetensors, read_safe_copy
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +36,17 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        state_dict: tensors under their published names, floating ones in float32, on the CPU.
+        state_dict: tensors under their published names, floating ones usually in float32, on the CPU.
         classes: class names that the file states, None where it states none.
         meta: what else the file says about itself (framework version, epoch …).
+        description: what a safe copy says about itself, None for every other file.
     """
 
     path: Path
     state_dict: dict[str, Tensor] = field(repr=False)
     classes: tuple[str, ...] | None
     meta: dict[str, Any] = field(repr=False)
+    description: Description | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -54,20 +57,21 @@ class Checkpoint:
         return None
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint as MMDetection 2.x or 3.x, or `torch.save` of a state dict, wrote it.
+def load_checkpoint(path: str | Path, *, widen: bool = True) -> Checkpoint:
+    """Reads a checkpoint as MMDetection 2.x or 3.x, `torch.save` of a state dict, or `convert` wrote it.
 
     Args:
-        path: a `.pth` in the zip format or in the stream format of PyTorch before 1.6.
+        path: a `.safetensors`, or a `.pth` in the zip format or the stream format of PyTorch before 1.6.
+        widen: whether half-precision tensors become float32.
 
     Returns:
-        The checkpoint; half-precision tensors are widened, old tensor names replaced.
+        The checkpoint; old tensor names are replaced.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    content = _read(path)
+    content, description = read_safe_copy(path) if is_safetensors(path) else (_read(path), None)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             str(path), f"holds a {type(content).__name__}, expected a dictionary of tensors"
@@ -76,12 +80,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     tensors = {}
     for name, value in state_dict.items() if isinstance(state_dict, Mapping) else ():
         if isinstance(name, str) and isinstance(value, Tensor):
-            tensors[_published_name(name)] = value.detach().float() if value.is_floating_point() else value
+            wide = value.float() if widen and value.is_floating_point() else value
+            tensors[_published_name(name)] = wide.detach()
     if not tensors:
         raise CheckpointError(str(path), "holds no tensors; expected a state dict or {'state_dict': …}")
     meta = content.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
-    return Checkpoint(path, tensors, _class_names(meta), meta)
+    classes = description.classes.names if description else _class_names(meta)
+    return Checkpoint(path, tensors, classes, meta, description)
 
 
 def _published_name(name: str) -> str:

@@ -6,6 +6,7 @@ the command line can print it as it stands and a program can act on the parts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -48,13 +49,13 @@ class DownloadError(DcnzooError):
     """A file could not be fetched.
 
     Attributes:
-        url: the address that failed (the last one tried).
+        url: the address that failed (the last one tried), without credentials.
         reason: what went wrong.
     """
 
     def __init__(self, url: str, reason: str) -> None:
-        self.url, self.reason = url, reason
-        super().__init__(f"cannot download {url}: {reason}")
+        self.url, self.reason = without_credentials(url), reason
+        super().__init__(f"cannot download {self.url}: {reason}")
 
 
 class ChecksumError(DcnzooError):
@@ -139,6 +140,11 @@ class DeviceError(DcnzooError):
 
 class OpsUnavailableError(DcnzooError):
     """A native operator was asked for and is not available."""
+
+
+def without_credentials(url: str) -> str:
+    """An address as it may be shown: without a name and password before the host."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", url)
 
 
 def _listing(title: str, names: Sequence[str], limit: int = 8) -> str:

@@ -8,7 +8,6 @@ Shapes: N images, H and W the original size of an image, h and w its resized siz
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -234,14 +233,9 @@ def _decode_failure(source: object, error: Exception) -> str:
         )
     if isinstance(error, UnidentifiedImageError):
         return "the file is empty" if _is_empty(source) else "not an image in a format that Pillow knows"
-    if isinstance(error, OSError) and error.errno is not None:
-        return errno_text(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the path, which the error would repeat
     return str(error) or type(error).__name__
-
-
-def errno_text(error: OSError) -> str:
-    """Returns the system's words for an error, without the path that Python repeats in it."""
-    return error.strerror or errno.errorcode.get(error.errno or 0, str(error))
 
 
 def _is_empty(source: Any) -> bool:

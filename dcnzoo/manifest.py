@@ -267,6 +267,27 @@ def load_manifest(extra: str | os.PathLike[str] | None = None) -> Manifest:
     return manifest
 
 
+def parse_preprocessing(value: object) -> Preprocessing:
+    """Reads a preprocessing as a manifest states it.
+
+    Args:
+        value: mapping with the fields that differ from the usual ones.
+
+    Raises:
+        ValueError: it is no such mapping; names the field.
+    """
+    usual = Preprocessing()
+    with _Fields(value) as fields:
+        short_side = fields.take_or("short_side", usual.short_side, _integer(1))
+        return Preprocessing(
+            short_side=short_side,
+            long_side=fields.take_or("long_side", max(short_side, usual.long_side), _integer(short_side)),
+            mean=fields.take_or("mean", usual.mean, _rgb(-1e9)),
+            std=fields.take_or("std", usual.std, _rgb(1e-6)),
+            size_divisor=fields.take_or("size_divisor", usual.size_divisor, _integer(1)),
+        )
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Known names that may have been meant, best first.
 
@@ -318,7 +339,7 @@ class _InvalidError(ValueError):
 
     def __init__(self, problem: str, field: str = "") -> None:
         self.problem, self.field = problem, field
-        super().__init__(problem)
+        super().__init__(f"{field}: {problem}" if field else problem)
 
 
 class _Fields:
@@ -459,19 +480,6 @@ def _class_set(value: object) -> ClassSet:
     return ClassSet(names, ids)
 
 
-def _preprocessing(value: object) -> Preprocessing:
-    usual = Preprocessing()
-    with _Fields(value) as fields:
-        short_side = fields.take_or("short_side", usual.short_side, _integer(1))
-        return Preprocessing(
-            short_side=short_side,
-            long_side=fields.take_or("long_side", max(short_side, usual.long_side), _integer(short_side)),
-            mean=fields.take_or("mean", usual.mean, _rgb(-1e9)),
-            std=fields.take_or("std", usual.std, _rgb(1e-6)),
-            size_divisor=fields.take_or("size_divisor", usual.size_divisor, _integer(1)),
-        )
-
-
 def _rgb(low: float) -> Callable[[object], tuple[float, float, float]]:
     def convert(value: object) -> tuple[float, float, float]:
         red, green, blue = _list_of(_number(low), 3)(value)
@@ -542,7 +550,7 @@ def _record(entry: object, manifest: Manifest, folder: Path | None) -> Record:
             sha256=fields.take("sha256", _sha256) if builtin else fields.take_or("sha256", None, _sha256),
             architecture=fields.take("architecture", _architecture),
             preprocessing=fields.take_or(
-                "preprocessing", Preprocessing(), _named_or_given(manifest.preprocessing, _preprocessing)
+                "preprocessing", Preprocessing(), _named_or_given(manifest.preprocessing, parse_preprocessing)
             ),
             classes=fields.take("classes", _named_or_given(manifest.class_sets, _class_set)),
             precision_trained=fields.take_or("precision_trained", "fp32", _one_of(get_args(Precision))),
@@ -574,7 +582,7 @@ def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
                 dict(known.records),
                 fields.take_or("class_sets", known.class_sets, _added(known.class_sets, _class_set)),
                 fields.take_or(
-                    "preprocessing", known.preprocessing, _added(known.preprocessing, _preprocessing)
+                    "preprocessing", known.preprocessing, _added(known.preprocessing, parse_preprocessing)
                 ),
             )
             entries = fields.take_or("checkpoints", None, _list_of(_mapping)) or ()

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dcnzoo.build import load_model
+from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.download import fetch
-from dcnzoo.errors import DeviceError
+from dcnzoo.errors import CheckpointError, DeviceError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
-from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, load_manifest
+from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
+from dcnzoo.safe_copy import is_safetensors
 from dcnzoo.sources import read_image
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        self.model = model.to(device, PRECISIONS[precision])
+        self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
@@ -294,8 +295,11 @@ def load(
     precision: str = "fp32",
     short_side: int | None = None,
     long_side: int | None = None,
+    url_base: str | None = None,
 ) -> Predictor:
     """Loads a model for inference.
+
+    On a GPU, "fp32" is full float32: TensorFloat-32 convolutions are switched off for the process.
 
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
@@ -306,6 +310,7 @@ def load(
         precision: "fp32", or for speed "bf16" or "fp16" (GPU only).
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
+        url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
 
     Returns:
         The predictor.
@@ -318,19 +323,53 @@ def load(
         DeviceError: the device or precision is not available.
         ValueError: arguments that do not go together.
     """
-    if (name is None) == (arch is None) or (name is None and weights is None):
+    described = weights is not None and is_safetensors(Path(weights))
+    if (name is None and (weights is None or not (arch or described))) or (
+        name is not None and arch is not None
+    ):
         raise ValueError("expected a name (with or without weights), or weights and arch")
     torch_device = find_device(device)
-    check_precision(precision, torch_device)
+    prepare_precision(precision, torch_device)
     known = load_manifest(manifest)
     record = None if name is None else known.find(name)
-    architecture = record.architecture if record else Architecture.parse(str(arch))
-    preprocessing = with_sides(record.preprocessing if record else Preprocessing(), short_side, long_side)
-    path = weights if weights is not None or record is None else fetch(record)
+    architecture = Architecture.parse(arch) if arch else None
+    path = weights if weights is not None or record is None else fetch(record, url_base=url_base)
     checkpoint = load_checkpoint(str(path))
-    model = load_model(architecture, checkpoint)
-    classes = find_classes(checkpoint, record.classes if record else None, known.class_sets.values())
-    return Predictor(model, preprocessing, classes, torch_device, precision)
+    architecture, classes, preprocessing = identify(
+        checkpoint, record, architecture, known.class_sets.values()
+    )
+    preprocessing = with_sides(preprocessing, short_side, long_side)
+    return Predictor(load_model(architecture, checkpoint), preprocessing, classes, torch_device, precision)
+
+
+def identify(
+    checkpoint: Checkpoint,
+    record: Record | None,
+    architecture: Architecture | None,
+    known: Iterable[ClassSet],
+) -> tuple[Architecture, ClassSet, Preprocessing]:
+    """Finds what has to be known to use a checkpoint's tensors.
+
+    Args:
+        checkpoint: may describe itself.
+        record: the manifest's record, which comes before that.
+        architecture: comes before the checkpoint's own.
+        known: class sets that give the category ids to equal names.
+
+    Returns:
+        Structure, classes and input of the model.
+
+    Raises:
+        CheckpointError: the architecture is not to be found.
+    """
+    if checkpoint.description:
+        known = [checkpoint.description.classes, *known]
+    said = record or checkpoint.description
+    architecture = architecture or (said.architecture if said else None)
+    if architecture is None:
+        raise CheckpointError(str(checkpoint.path), "does not name its architecture; give it with --arch")
+    classes = find_classes(checkpoint, said.classes if said else None, known)
+    return architecture, classes, said.preprocessing if said else Preprocessing()
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
@@ -355,8 +394,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Checks that a device can compute in a precision.
+def prepare_precision(precision: str, device: torch.device) -> None:
+    """Checks that a device can compute in a precision, and makes float32 on a GPU mean float32.
 
     Raises:
         DeviceError: it cannot.
@@ -366,6 +405,9 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
+    if precision == "fp32" and device.type == "cuda":
+        # PyTorch's default keeps 10 bits of each factor, too few for the reference's scores.
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:

@@ -205,7 +205,8 @@ def find_labels(
     """
     label_of: dict[str, int] = {str(category): label for label, category in enumerate(category_ids)}
     label_of |= {name: label for label, name in enumerate(class_names)}
-    unknown = [str(name) for name in classes if str(name) not in label_of]
+    wanted = [str(name) for name in classes]
+    unknown = [name for name in wanted if name not in label_of]
     if unknown:
         raise ValueError(f"unknown class {', '.join(unknown)}; the model knows {', '.join(class_names)}")
-    return np.unique(np.array([label_of[str(name)] for name in classes], np.int64))
+    return np.unique(np.array([label_of[name] for name in wanted], np.int64))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from dcnzoo.download import is_offline
 from dcnzoo.errors import ImageReadError, SourceError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def read_image(location: str | Path) -> NDArray[np.uint8]:
 def _fetch(url: str) -> bytes:
     import requests
 
+    if is_offline():
+        raise ImageReadError(url, "DCNZOO_OFFLINE is set")
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response:
             response.raise_for_status()

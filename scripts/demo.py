@@ -37,9 +37,8 @@ def main() -> int:
         except DownloadError as error:
             print(UNTRAINED.format(error=error))
             weights = Path(folder, "random.pth")
-            subprocess.run(
-                [sys.executable, CHECKOUT / "scripts" / "make_standin.py", MODEL, weights], check=True
-            )
+            write = [sys.executable, str(CHECKOUT / "scripts" / "make_standin.py"), MODEL, str(weights)]
+            subprocess.run(write, check=True)
             command += ["--weights", str(weights), "--max-detections", "10"]
         status = subprocess.run(command, check=False).returncode
     if status == 0:

@@ -18,9 +18,8 @@ from tests.parity.standin import NAMES, write_checkpoint
 
 def main() -> None:
     """Parses the arguments and writes the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("name", choices=NAMES, metavar="NAME")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()

@@ -6,9 +6,22 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine can make any single example slow; what bounds the time is the number of examples.
+settings.register_profile("dcnzoo", deadline=None)
+settings.load_profile("dcnzoo")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PICTURES = Path(__file__).parent / "data"
+SETTINGS = ("DCNZOO_MANIFEST", "DCNZOO_MIRROR", "DCNZOO_OFFLINE", "DCNZOO_RETRIES", "DCNZOO_TIMEOUT")
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests start without the user's settings."""
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

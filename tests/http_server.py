@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from itertools import chain, repeat
+from threading import Event, Lock, Thread
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers GET by `answers[path]`, counting; everything else is a 404."""
+    """Answers GET by `answers[path]`, everything else is a 404; keeps the paths and ranges asked for."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, answers: dict[str, Answer]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers, self.requests = answers, list[str]()
+        self.answers, self.requests, self.ranges = answers, list[str](), list[str | None]()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -33,6 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        self.server.ranges.append(self.headers["Range"])
         answer = self.server.answers.get(self.path)
         if answer is None:
             self.send_error(404)
@@ -83,3 +88,83 @@ def status(code: int, **headers: str) -> Answer:
         handler.end_headers()
 
     return answer
+
+
+def in_turn(*answers: Answer) -> Answer:
+    """Answers the first request with the first, and so on; the last one for ever."""
+    sequence, lock = chain(answers, repeat(answers[-1])), Lock()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        with lock:
+            chosen = next(sequence)
+        chosen(handler)
+
+    return answer
+
+
+def resumable(data: bytes, cut: int | None = None, **validators: str) -> Answer:
+    """Answers as a good server does: with the rest from where Range says, if If-Range is still right.
+
+    Args:
+        data: the file.
+        cut: hang up after so many bytes of an answer.
+        **validators: headers that tell this file from others; by default an ETag.
+    """
+    validators = validators or {"ETag": f'"{len(data)}-{hash(data)}"'}
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
+        if asked is None or handler.headers["If-Range"] not in validators.values():
+            content(data[:cut], announced=len(data), **validators)(handler)
+        elif int(asked[1]) >= len(data):
+            status(416, Content_Range=f"bytes */{len(data)}")(handler)
+        else:
+            piece(data, int(asked[1]), cut=cut, **validators)(handler)
+
+    return answer
+
+
+def piece(
+    data: bytes, start: int, total: int | None = None, cut: int | None = None, **headers: str
+) -> Answer:
+    """Answers 206 with the data from `start`, whatever was asked for."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        rest = data[start:]
+        handler.send_response(206)
+        handler.send_header("Content-Length", str(len(rest)))
+        handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{total or len(data)}")
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(rest[:cut])
+
+    return answer
+
+
+def then(answer: Answer, end: Answer) -> Answer:
+    """Does something after an answer, on the same connection."""
+
+    def both(handler: BaseHTTPRequestHandler) -> None:
+        answer(handler)
+        end(handler)
+
+    return both
+
+
+def stall(handler: BaseHTTPRequestHandler) -> None:
+    """Sends nothing for longer than any test waits, and does not hang up."""
+    Event().wait(20)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    """Sends a byte now and then, for longer than any test waits."""
+    for _ in range(400):
+        handler.wfile.write(b".")
+        Event().wait(0.05)
+
+
+def reset(handler: BaseHTTPRequestHandler) -> None:
+    """Breaks the connection off, so that the other end gets an error instead of an end."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True

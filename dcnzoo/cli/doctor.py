@@ -51,6 +51,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
         "operators": attempt("operators", _operators),
         "CUDA": attempt("CUDA", _cuda),
         "cache": attempt("cache", _cache),
+        "downloads": attempt("downloads", _downloads),
         "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
         "problems": problems,
     }
@@ -138,6 +139,15 @@ def _cache() -> dict[str, object]:
         raise NotADirectoryError(f"{existing} is not a writable folder; set DCNZOO_HOME to one")
     sizes = [path.stat().st_size for path in home.rglob("*") if path.is_file()]
     return {"home": str(home), "files": len(sizes), "megabytes": round(sum(sizes) / 1e6, 1)}
+
+
+def _downloads() -> dict[str, object]:
+    from dcnzoo.download import check_url_base, is_offline
+
+    mirror = os.environ.get("DCNZOO_MIRROR")
+    if mirror:
+        check_url_base(mirror)
+    return {"offline": is_offline(), "mirror": mirror}
 
 
 def _manifest(extra: Path | None) -> dict[str, object]:

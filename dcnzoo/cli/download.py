@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dcnzoo.cli.options import url_base_option
+
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
 
@@ -13,11 +15,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every checkpoint of the manifest.")
+@url_base_option
 @click.pass_obj
-def download(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
+def download(settings: Settings, names: tuple[str, ...], everything: bool, url_base: str | None) -> None:
     """Download checkpoints, verify them, and print where they lie.
 
-    They are kept under DCNZOO_HOME, by default in the user's cache folder.
+    They are kept under DCNZOO_HOME, by default in the user's cache folder. A download that was interrupted
+    goes on where it stopped.
     """
     from dcnzoo.download import fetch
     from dcnzoo.manifest import load_manifest
@@ -27,4 +31,4 @@ def download(settings: Settings, names: tuple[str, ...], everything: bool) -> No
     manifest = load_manifest(settings.manifest)
     records = manifest.match() if everything else [manifest.find(name) for name in names]
     for record in records:
-        print(fetch(record), flush=True)
+        print(fetch(record, url_base=url_base), flush=True)

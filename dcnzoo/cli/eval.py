@@ -133,7 +133,7 @@ class Options(InferenceOptions):
 @run_options
 @click.pass_obj
 def evaluate(settings: Settings, /, **options: Any) -> None:
-    """Score a model's detections, or a result file, against COCO annotations.
+    """Score a model, or a result file, against COCO annotations.
 
     Prints the 12 COCO numbers for boxes and masks, what each type of error costs, and which classes are
     confused. DIR gets metrics.json, the detections, confusion matrices and precision-recall curves.
@@ -191,13 +191,13 @@ def predict(
         Results of each kind, in the first process only; speed, memory and hardware, in JSON types.
     """
     files = annotations.find_files(options.image_folder)
-    kinds = find_kinds(options, manifest, annotations)
 
     from dcnzoo.evaluation.collect import collect, merge_parts, with_categories
     from dcnzoo.hardware import hardware_stamp
     from dcnzoo.stream import StreamSettings
 
     loaded = load_predictor(on_own_gpu(options, processes), manifest)
+    kinds = find_kinds(loaded.model.has_masks, annotations)
     predictor, labels = with_categories(loaded, annotations)
     settings = StreamSettings(options.batch_size, options.workers, labels=labels, strict=True)
     if processes.is_first:
@@ -215,17 +215,13 @@ def predict(
     return results, {**speed.as_json(), "hardware": hardware_stamp(predictor.device)}
 
 
-def find_kinds(options: Options, manifest: Path | None, annotations: Annotations) -> list[Kind]:
+def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
     """Returns what to score: boxes, and masks if both model and annotations have them.
 
     Raises:
         EvaluationError: the annotations' masks are damaged.
     """
-    from dcnzoo.manifest import Architecture, load_manifest
-
-    record = load_manifest(manifest).find(options.model) if options.model else None
-    architecture = record.architecture if record else Architecture.parse(str(options.arch))
-    if not architecture.has_masks:
+    if not has_masks:
         return ["bbox"]
     if not annotations.has_masks():
         logger.warning("%s has no masks; only boxes are scored", annotations.path)

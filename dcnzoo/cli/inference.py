@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dcnzoo import __version__
+from dcnzoo.cli.options import Command, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
@@ -22,8 +23,6 @@ DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
 FILE = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,7 @@ class InferenceOptions:
     max_pixels: int | None
     overwrite: bool
     quiet: bool
+    url_base: str | None
 
     def check_model(self) -> None:
         """Checks what click cannot: options about the model that depend on each other.
@@ -50,9 +50,11 @@ class InferenceOptions:
         Raises:
             click.UsageError: they do not go together.
         """
+        from dcnzoo.safe_copy import is_safetensors
+
         if self.model is None and self.weights is None:
             raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
-        if self.model is None and self.arch is None:
+        if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
             raise click.UsageError(
                 "--weights needs --arch, the architecture that the file was trained with,"
                 " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
@@ -64,17 +66,18 @@ class InferenceOptions:
 
     def note(self) -> dict[str, Any]:
         """Returns what is noted about the run: version and options, in JSON types."""
-        values = dataclasses.asdict(self).items()
+        values = dataclasses.asdict(self)
+        del values["url_base"]  # may hold a password, and changes no result
         return {
             "version": __version__,
-            **{name: str(value) if isinstance(value, Path) else value for name, value in values},
+            **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
         }
 
 
 _MODEL_OPTIONS = (
     click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
     click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
-    click.option("--arch", metavar="NAME", help="Architecture of --weights."),
+    click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own."),
 )
 
 _RUN_OPTIONS = (
@@ -111,6 +114,7 @@ _RUN_OPTIONS = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR."),
     click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+    url_base_option,
 )
 
 
@@ -159,6 +163,7 @@ def load_predictor(options: InferenceOptions, manifest: Path | None) -> Predicto
         precision=options.precision,
         short_side=options.short_side,
         long_side=options.long_side,
+        url_base=options.url_base,
     )
 
 

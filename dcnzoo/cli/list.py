@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dcnzoo.cli.table import table
+
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
     from dcnzoo.manifest import Record
@@ -34,7 +36,7 @@ def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps([describe(record) for record in records], indent=2, ensure_ascii=False))
     else:
-        print(_table([_COLUMNS, *map(_row, records)]))
+        print(table([_COLUMNS, *map(_row, records)]))
 
 
 def describe(record: Record) -> dict[str, Any]:
@@ -67,9 +69,3 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -25,6 +25,8 @@ COMMANDS = {
     "list": "dcnzoo.cli.list:list_models",
     "info": "dcnzoo.cli.info:info",
     "download": "dcnzoo.cli.download:download",
+    "cache": "dcnzoo.cli.cache:cache",
+    "convert": "dcnzoo.cli.convert:convert",
     "doctor": "dcnzoo.cli.doctor:doctor",
 }
 
@@ -69,6 +71,15 @@ def _shared_options() -> list[click.Parameter]:
     ]
 
 
+def _with_shared_options(command: click.Command) -> click.Command:
+    """A copy of a command that takes the shared options; if it is a group, its commands take them too."""
+    command = copy(command)
+    command.params = [*command.params, *_shared_options()]
+    if isinstance(command, click.Group):
+        command.commands = {name: _with_shared_options(each) for name, each in command.commands.items()}
+    return command
+
+
 class LazyGroup(click.Group):
     """A group that imports the module of a command when the command is asked for."""
 
@@ -80,9 +91,7 @@ class LazyGroup(click.Group):
         """The command of that name, with the shared options added; None if there is none."""
         if cmd_name not in self.commands and cmd_name in COMMANDS:
             module, attribute = COMMANDS[cmd_name].split(":")
-            command: click.Command = copy(getattr(import_module(module), attribute))
-            command.params = [*command.params, *_shared_options()]
-            self.add_command(command, cmd_name)
+            self.add_command(_with_shared_options(getattr(import_module(module), attribute)), cmd_name)
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(

@@ -47,7 +47,7 @@ def check_rle(rle: object, image_size: tuple[int, int]) -> None:
     """
     if not isinstance(rle, dict) or "counts" not in rle:
         raise ValueError("is no run lengths: expected {'size': [height, width], 'counts': …}")
-    if list(rle.get("size") or ()) != list(image_size):
+    if rle.get("size") not in (list(image_size), tuple(image_size)):
         raise ValueError(f"is of size {rle.get('size')}, the image is {list(image_size)} (height, width)")
     counts = rle["counts"]
     if isinstance(counts, str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.ops import deform_conv2d
+from dcnzoo.ops import deform_conv2d, pack_deform_conv2d_weight
 
 
 class DeformConv2d(nn.Module):
@@ -39,7 +39,9 @@ class DeformConv2d(nn.Module):
         modulated: bool = False,
     ) -> None:
         super().__init__()
-        self.stride = (stride, stride)
+        self.stride, self.groups = (stride, stride), groups
+        self.relu = False
+        self.packed_weight: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias: nn.Parameter | None = None
         taps = self.kernel_size[0] * self.kernel_size[1]
@@ -57,6 +59,13 @@ class DeformConv2d(nn.Module):
         if self.conv_offset.bias is not None:
             nn.init.zeros_(self.conv_offset.bias)
 
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels, once instead of on every call.
+
+        To be called when weight, device and dtype are final.
+        """
+        self.packed_weight = pack_deform_conv2d_weight(self.weight, self.groups)
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H/stride, W/stride)."""
         predicted = self.conv_offset(x)
@@ -68,5 +77,8 @@ class DeformConv2d(nn.Module):
             self.bias,
             stride=self.stride,
             padding=self.padding,
-            mask=mask.sigmoid() if mask.shape[1] else None,
+            mask=mask if mask.shape[1] else None,
+            mask_is_logits=True,
+            relu=self.relu,
+            packed_weight=self.packed_weight,
         )

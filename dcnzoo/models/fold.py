@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
+from dcnzoo.models.layers import Conv3x3
 from dcnzoo.models.resnet import Bottleneck, ResNet
 
 
+class FoldedBottleneck(nn.Module):
+    """A bottleneck for inference: no batch norm, activations and the shortcut's sum inside the convolutions.
+
+    Overwrites its input where the shortcut is the input itself.
+
+    Args:
+        block: its convolutions are taken over and changed.
+    """
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1, self.conv3 = block.conv1, block.conv3
+        _fold(self.conv1, block.bn1)
+        _fold(block.conv2, block.bn2)
+        _fold(self.conv3, block.bn3)
+        self.conv1.relu = self.conv3.relu = True
+        self.conv2: nn.Module = block.conv2
+        if isinstance(block.conv2, Conv3x3 | DeformConv2d):
+            block.conv2.relu = True
+        else:
+            self.conv2 = nn.Sequential(block.conv2, block.relu)
+        self.downsample: nn.Module | None = None
+        if block.downsample is not None:
+            self.downsample = block.downsample[0]
+            _fold(self.downsample, block.downsample[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.conv3.add_to(shortcut, self.conv2(self.conv1(x)))
+
+
 def fold_batch_norm(backbone: ResNet) -> None:
-    """Folds every batch norm of the backbone in place; its modules become `nn.Identity`.
+    """Folds every batch norm of the backbone in place.
 
     The scale goes into the convolution's weight and the shift into its bias, computed in float64.
     """
-    _fold_pairs(backbone, ("conv1", "bn1"))
-    for module in backbone.modules():
-        if isinstance(module, Bottleneck):
-            _fold_pairs(module, ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
-            if module.downsample is not None:
-                _fold_pairs(module.downsample, ("0", "1"))
-
-
-def _fold_pairs(parent: nn.Module, *pairs: tuple[str, str]) -> None:
-    for conv_name, norm_name in pairs:
-        norm = parent.get_submodule(norm_name)
-        if isinstance(norm, nn.BatchNorm2d):
-            _fold(parent.get_submodule(conv_name), norm)
-            setattr(parent, norm_name, nn.Identity())
+    _fold(backbone.conv1, backbone.bn1)
+    backbone.bn1 = nn.Identity()
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        for index, block in enumerate(stage):
+            stage[index] = FoldedBottleneck(cast(Bottleneck, block))
 
 
 @torch.no_grad()
-def _fold(conv: nn.Module, norm: nn.BatchNorm2d) -> None:
-    if (
-        not isinstance(conv, nn.Conv2d | DeformConv2d)
-        or norm.running_mean is None
-        or norm.running_var is None
-    ):
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    if not (isinstance(conv, nn.Conv2d | DeformConv2d) and isinstance(norm, nn.BatchNorm2d)):
         raise TypeError(f"cannot fold {norm} into {conv}")
+    if norm.running_mean is None or norm.running_var is None:
+        raise TypeError(f"{norm} has no statistics to fold")
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     conv.weight = _parameter(conv.weight.double() * scale[:, None, None, None], conv.weight)

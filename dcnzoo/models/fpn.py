@@ -7,6 +7,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.models.layers import Conv1x1, Conv3x3
+
 CHANNELS = 256
 """Channels of every pyramid level, and of everything that reads them."""
 
@@ -14,9 +16,8 @@ STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 """Pixels of the image per pixel of each level."""
 
 
-def named_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """A convolution with bias that keeps the size, under the published name `….conv`."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+def named(conv: nn.Module) -> nn.Sequential:
+    """A convolution under the published name `….conv`."""
     return nn.Sequential(OrderedDict(conv=conv))
 
 
@@ -25,8 +26,8 @@ class FPN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(named_conv(c, CHANNELS, 1) for c in (256, 512, 1024, 2048))
-        self.fpn_convs = nn.ModuleList(named_conv(CHANNELS, CHANNELS, 3) for _ in range(4))
+        self.lateral_convs = nn.ModuleList(named(Conv1x1(c, CHANNELS)) for c in (256, 512, 1024, 2048))
+        self.fpn_convs = nn.ModuleList(named(Conv3x3(CHANNELS, CHANNELS)) for _ in range(4))
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Maps "c2" … "c5" to "p2" … "p6", each (N, 256, H/stride, W/stride)."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dcnzoo.models.fpn import CHANNELS, named_conv
+from dcnzoo.models.fpn import CHANNELS, named
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 
 
 class BoxHead(nn.Module):
@@ -32,18 +32,18 @@ class BoxHead(nn.Module):
     ) -> None:
         super().__init__()
         self.stds = stds
-        self.shared_fcs = nn.ModuleList([nn.Linear(CHANNELS * pooled_size**2, 1024), nn.Linear(1024, 1024)])
-        self.fc_cls = nn.Linear(1024, num_classes + 1)
-        self.fc_reg = nn.Linear(1024, 4 if class_agnostic else 4 * num_classes)
+        self.shared_fcs = nn.Sequential(
+            Linear(CHANNELS * pooled_size**2, 1024, relu=True), Linear(1024, 1024, relu=True)
+        )
+        self.fc_cls = Linear(1024, num_classes + 1)
+        self.fc_reg = Linear(1024, 4 if class_agnostic else 4 * num_classes)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Maps features (R, 256, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
 
         Both are float32 whatever the precision of the weights: boxes need its resolution.
         """
-        hidden = pooled.flatten(1)
-        for layer in self.shared_fcs:
-            hidden = F.relu(layer(hidden), inplace=True)
+        hidden = self.shared_fcs(pooled.flatten(1))
         return self.fc_cls(hidden).float(), self.fc_reg(hidden).float()
 
 
@@ -61,16 +61,13 @@ class MaskHead(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(named_conv(CHANNELS, CHANNELS, 3) for _ in range(4))
-        self.upsample = nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, stride=2)
-        self.conv_logits = nn.Conv2d(CHANNELS, num_classes, 1)
+        self.convs = nn.Sequential(*[named(Conv3x3(CHANNELS, CHANNELS, relu=True)) for _ in range(4)])
+        self.upsample = ConvTranspose2x2(CHANNELS, CHANNELS)
+        self.conv_logits = Conv1x1(CHANNELS, num_classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Maps features (R, 256, 14, 14) to logits (R, K, 28, 28)."""
-        hidden = pooled
-        for conv in self.convs:
-            hidden = F.relu(conv(hidden), inplace=True)
-        logits: Tensor = self.conv_logits(F.relu(self.upsample(hidden), inplace=True))
+        logits: Tensor = self.conv_logits(self.upsample(self.convs(pooled)))
         return logits
 
 

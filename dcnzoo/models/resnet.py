@@ -9,12 +9,16 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from dcnzoo.models.layers import Conv1x1, Conv3x3
+
 ConvFactory = Callable[[int, int, int, int], nn.Module]
 """(in_channels, out_channels, stride, groups) → the 3×3 convolution of a bottleneck, without bias."""
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int, groups: int) -> nn.Module:
     """The 3×3 convolution of a bottleneck that is not deformable."""
+    if stride == groups == 1:
+        return Conv3x3(in_channels, out_channels, bias=False)
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
@@ -34,17 +38,17 @@ class Bottleneck(nn.Module):
         self, in_channels: int, width: int, out_channels: int, stride: int, groups: int, conv: ConvFactory
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = Conv1x1(in_channels, width, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv(width, width, stride, groups)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv3 = Conv1x1(width, out_channels, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                Conv1x1(in_channels, out_channels, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.bn1: nn.Module = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         width = groups * width_per_group

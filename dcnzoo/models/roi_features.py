@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.models.layers import Linear
 from dcnzoo.ops import deform_roi_pool, roi_align
 
 LEVELS = ("p2", "p3", "p4", "p5")
@@ -40,6 +41,7 @@ def pool_levels(
     """
     levels = assign_levels(rois)
     pooled = features["p2"].new_zeros(len(rois), CHANNELS, output_size, output_size)
+    pooled = pooled.contiguous(memory_format=torch.channels_last)
     for index, name in enumerate(LEVELS):
         chosen = (levels == index).nonzero()[:, 0]
         if len(chosen):
@@ -81,14 +83,14 @@ class DeformRoIPoolLayer(nn.Module):
         self.spatial_scale, self.output_size = 1 / stride, (output_size, output_size)
         bins, inputs = output_size**2, CHANNELS * output_size**2
         self.offset_fc = nn.Sequential(
-            nn.Linear(inputs, 1024), nn.ReLU(inplace=True),
-            nn.Linear(1024, 1024), nn.ReLU(inplace=True),
-            nn.Linear(1024, 2 * bins),
+            Linear(inputs, 1024), nn.ReLU(inplace=True),
+            Linear(1024, 1024), nn.ReLU(inplace=True),
+            Linear(1024, 2 * bins),
         )  # fmt: skip
         self.mask_fc = None
         if modulated:
             self.mask_fc = nn.Sequential(
-                nn.Linear(inputs, 1024), nn.ReLU(inplace=True), nn.Linear(1024, bins), nn.Sigmoid()
+                Linear(inputs, 1024), nn.ReLU(inplace=True), Linear(1024, bins), nn.Sigmoid()
             )
 
     def forward(self, feature: Tensor, rois: Tensor) -> Tensor:

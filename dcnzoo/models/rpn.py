@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dcnzoo.models.anchors import RATIOS, grid_anchors
 from dcnzoo.models.boxes import clip_boxes, decode_boxes
 from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.models.layers import Conv1x1, Conv3x3
 from dcnzoo.ops import batched_nms
 
 
@@ -30,9 +30,9 @@ class RPNHead(nn.Module):
         super().__init__()
         self.num_candidates, self.num_proposals = num_candidates, num_proposals
         self.iou_threshold = iou_threshold
-        self.rpn_conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-        self.rpn_cls = nn.Conv2d(CHANNELS, len(RATIOS), 1)
-        self.rpn_reg = nn.Conv2d(CHANNELS, 4 * len(RATIOS), 1)
+        self.rpn_conv = Conv3x3(CHANNELS, CHANNELS, relu=True)
+        self.rpn_cls = Conv1x1(CHANNELS, len(RATIOS))
+        self.rpn_reg = Conv1x1(CHANNELS, 4 * len(RATIOS))
 
     def forward(self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Proposes boxes.
@@ -56,7 +56,7 @@ class RPNHead(nn.Module):
 
     def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Maps one level (N, 256, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
-        hidden = F.relu(self.rpn_conv(feature), inplace=True)
+        hidden = self.rpn_conv(feature)
         return self.rpn_cls(hidden), self.rpn_reg(hidden)
 
     def _decode_level(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dcnzoo.ops.deform_conv2d import deform_conv2d
+from dcnzoo.ops.backend import active_backend
+from dcnzoo.ops.deform_conv2d import deform_conv2d, pack_deform_conv2d_weight
 from dcnzoo.ops.deform_roi_pool import deform_roi_pool
 from dcnzoo.ops.masks import paste_masks
 from dcnzoo.ops.nms import batched_nms, nms
@@ -14,15 +15,7 @@ __all__ = [
     "deform_conv2d",
     "deform_roi_pool",
     "nms",
+    "pack_deform_conv2d_weight",
     "paste_masks",
     "roi_align",
 ]
-
-
-def active_backend() -> tuple[str, str]:
-    """Backend that runs the deformable operators, and why.
-
-    Returns:
-        (name, reason).
-    """
-    return "torchvision", "this version has no native operators"

@@ -6,10 +6,14 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
+from dcnzoo.ops import reference
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.types import Pair
 
 _SHORT_DTYPES = (torch.float16, torch.bfloat16)
@@ -25,6 +29,9 @@ def deform_conv2d(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     mask: Tensor | None = None,
+    mask_is_logits: bool = False,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
 ) -> Tensor:
     """Deformable convolution v1, and v2 with a mask (arXiv:1703.06211, arXiv:1811.11168).
 
@@ -40,6 +47,9 @@ def deform_conv2d(
         padding: zeros around the map, (vertical, horizontal).
         dilation: distance between taps, (vertical, horizontal).
         mask: (N, D·T, Ho, Wo), scales each tap (v2).
+        mask_is_logits: the mask goes through a sigmoid first.
+        relu: negative outputs become 0.
+        packed_weight: what `pack_deform_conv2d_weight` made of `weight`; saves packing it on every call.
 
     Returns:
         (N, O, Ho, Wo), in the memory format of `input`.
@@ -48,14 +58,89 @@ def deform_conv2d(
         ValueError: shapes that do not fit together.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
-    arguments: list[Tensor | None] = [input, offset, weight, bias, mask]
+    tensors: tuple[Tensor | None, ...] = (input, offset, weight, bias, mask)
     if input.dtype in _SHORT_DTYPES and input.device.type == "cpu":
-        # torchvision's CPU kernel knows no short floats
-        arguments = [None if tensor is None else tensor.float() for tensor in arguments]
-    output: Tensor = torchvision_deform_conv2d(*arguments[:4], stride, padding, dilation, arguments[4])
-    if input.is_contiguous(memory_format=torch.channels_last):
-        output = output.contiguous(memory_format=torch.channels_last)
-    return output.to(input.dtype)
+        # neither CPU kernel knows short floats: computing in float32 is also what accuracy wants
+        tensors, packed_weight = tuple(None if t is None else t.float() for t in tensors), None
+    output = _compute(tensors, (stride, padding, dilation), mask_is_logits, relu, packed_weight)
+    last = input.is_contiguous(memory_format=torch.channels_last)
+    return output.to(input.dtype).contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+
+
+def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
+    """Arranges a weight as the compiled kernels of this processor read it.
+
+    The result is for this process, and for this weight: pack again when the weight changes.
+
+    Args:
+        weight: (O, C/G, kernel height, kernel width).
+        groups: G.
+
+    Returns:
+        The weight's elements in an order of the kernels' own; None where the compiled kernels do not
+        compute with this weight (another backend, device or dtype).
+
+    Raises:
+        ValueError: `groups` does not divide O.
+    """
+    if weight.ndim != 4 or groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"weight {tuple(weight.shape)} cannot have {groups} groups")
+    if active_backend()[0] != "native" or not _kernels_take(weight.detach()):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_deform_conv2d_weight(weight.detach(), groups)
+    return packed
+
+
+def _compute(
+    tensors: tuple[Tensor | None, ...],
+    geometry: tuple[Pair, Pair, Pair],
+    mask_is_logits: bool,
+    relu: bool,
+    packed_weight: Tensor | None,
+) -> Tensor:
+    x, offset, weight, bias, mask = cast(tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tensors)
+    backend, _ = active_backend()
+    if backend == "native" and _kernels_take(*tensors):
+        output: Tensor = torch.ops.dcnzoo.deform_conv2d(
+            x, weight, offset, mask, bias, *geometry, packed_weight, mask_is_logits, relu
+        )
+        return output
+    if mask is not None and mask_is_logits:
+        mask = mask.sigmoid()
+    compute = reference.deform_conv2d if backend == "reference" else torchvision_deform_conv2d
+    stride, padding, dilation = geometry
+    output = compute(x, offset, weight, bias, mask=mask, stride=stride, padding=padding, dilation=dilation)
+    return output.relu() if relu else output
+
+
+def _kernels_take(*tensors: Tensor | None) -> bool:
+    """Whether the compiled kernels compute with these; they know no derivatives."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    kinds = {(tensor.device.type, tensor.dtype) for tensor in present}
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
+    return not trains and kinds in ({("cpu", torch.float32)}, {("cpu", torch.float64)})
+
+
+if NATIVE_PROBLEM is None:
+
+    @torch.library.register_fake("dcnzoo::deform_conv2d")  # type: ignore[untyped-decorator]
+    def _fake_deform_conv2d(
+        input: Tensor,
+        weight: Tensor,
+        offset: Tensor,
+        *_: object,
+    ) -> Tensor:
+        shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
+        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+    @torch.library.register_fake("dcnzoo::pack_deform_conv2d_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_deform_conv2d_weight(weight: Tensor, groups: int) -> Tensor:
+        numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(
+            weight.shape, groups, weight.dtype == torch.float64
+        )
+        return weight.new_empty(numel)
 
 
 def _check_shapes(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dcnzoo.ops.roi_align import roi_align
+from dcnzoo.ops import reference
+from dcnzoo.ops.backend import active_backend
+from dcnzoo.ops.roi_align import kernels_take_rois, roi_align
 from dcnzoo.ops.types import Pair
 
 _MARGIN = 1e-4
@@ -45,10 +47,17 @@ def deform_roi_pool(
         return roi_align(input, rois, output_size=output_size, spatial_scale=spatial_scale)
     if tuple(offset.shape) != (len(rois), 2, *output_size):
         raise ValueError(f"offset must be {(len(rois), 2, *output_size)}, got {tuple(offset.shape)}")
+    backend, _ = active_backend()
+    if backend == "reference":
+        return reference.deform_roi_pool(
+            input, rois, offset, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
+        )
+    if backend == "native" and kernels_take_rois(input, rois, offset):
+        pooled: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, offset, output_size, spatial_scale, gamma)
+        return pooled
     bins = _shifted_bins(rois.float(), offset.float(), output_size, spatial_scale, gamma)
-    pooled = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
-    pooled = pooled.reshape(len(rois), *output_size, input.shape[1])
-    return pooled.permute(0, 3, 1, 2)
+    separate = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
+    return separate.reshape(len(rois), *output_size, input.shape[1]).permute(0, 3, 1, 2)
 
 
 def _shifted_bins(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from dcnzoo.ops import reference
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.types import Pair
 
 
@@ -21,8 +23,35 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
     Returns:
         (R, C, *output_size) in the dtype of `input`.
     """
+    backend, _ = active_backend()
+    if backend == "reference":
+        return reference.deform_roi_pool(input, rois, output_size=output_size, spatial_scale=spatial_scale)
+    if backend == "native" and kernels_take_rois(input, rois):
+        aligned: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, None, output_size, spatial_scale, 0.0)
+        return aligned
     # short floats would round RoI coordinates to whole pixels
     pooled: Tensor = torchvision_roi_align(
         input.float(), rois.float(), output_size, spatial_scale, sampling_ratio=-1, aligned=True
     )
     return pooled.to(input.dtype) if input.dtype != torch.float64 else pooled
+
+
+def kernels_take_rois(*tensors: Tensor) -> bool:
+    """Whether the compiled kernel computes with these; it knows float32, and no derivatives."""
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    usual = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return usual and not trains and tensors[0].numel() > 0
+
+
+if NATIVE_PROBLEM is None:
+
+    @torch.library.register_fake("dcnzoo::roi_pool")  # type: ignore[untyped-decorator]
+    def _fake_roi_pool(
+        input: Tensor,
+        rois: Tensor,
+        offset: Tensor | None,
+        output_size: Pair,
+        *_: object,
+    ) -> Tensor:
+        shape = (rois.shape[0], input.shape[1], *output_size)
+        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)

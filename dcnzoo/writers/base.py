@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dcnzoo.sources import ImageSource
 
@@ -82,10 +82,45 @@ class Writer(ABC):
         self.close()
 
 
-class JsonArrayFile:
-    """A JSON file with one growing list, complete after every append.
+class GrowingFile:
+    """A new file that grows by whole pieces and has the same last words after each of them.
 
-    The closing bracket is written with each append and overwritten by the next.
+    A piece that does not fit on the disk leaves no trace, so the file is complete at any time.
+
+    Args:
+        path: new file.
+        head: text before the first piece.
+        tail: text after the last piece; overwritten by the next.
+    """
+
+    def __init__(self, path: Path, head: str = "", tail: str = "") -> None:
+        self._tail = tail.encode()
+        self._file = path.open("xb", buffering=0)
+        self._write(head.encode() + self._tail)
+
+    def append(self, text: str) -> None:
+        """Adds a piece; a path that is no valid UTF-8 comes through as the bytes that it has."""
+        end = self._file.seek(-len(self._tail), os.SEEK_END)
+        try:
+            self._write(text.encode("utf-8", "surrogateescape") + self._tail)
+        except OSError:
+            self._file.truncate(end)
+            self._file.seek(end)
+            self._write(self._tail)
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, content: bytes) -> None:
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
+
+
+class JsonArrayFile(GrowingFile):
+    """A JSON file with one growing list, complete after every addition.
 
     Args:
         path: new file.
@@ -94,45 +129,42 @@ class JsonArrayFile:
     """
 
     def __init__(self, path: Path, head: str = "[", tail: str = "\n]\n") -> None:
-        self._tail = tail.encode()
-        self._separator = b"\n"
-        self._file = path.open("xb", buffering=0)
-        self._file.write(head.encode() + self._tail)
+        super().__init__(path, head, tail)
+        self._separator = "\n"
 
     def extend(self, elements: list[dict[str, Any]]) -> None:
-        """Appends elements to the list, in a single write."""
-        if not elements:
-            return
-        text = b",\n".join(json.dumps(element).encode() for element in elements)
-        self._file.seek(-len(self._tail), 2)
-        self._file.write(self._separator + text + self._tail)
-        self._separator = b",\n"
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Adds elements to the list."""
+        if elements:
+            self.append(self._separator + ",\n".join(map(json.dumps, elements)))
+            self._separator = ",\n"
 
 
-def create_file(folder: Path, name: PurePosixPath, suffix: str) -> BinaryIO:
-    """Creates a file for an image's results that no other image of the run has.
+def write_new_file(folder: Path, name: PurePosixPath, suffix: str, content: bytes) -> None:
+    """Writes a file of an image's results, under a name that no other image of the run has.
 
     Args:
         folder: root of the files.
         name: the image's name; folders in it are made.
         suffix: takes the place of the image's own suffix. If another image has that name already, it is
             appended instead, and as a last resort after a number: `a.txt`, `a.png.txt`, `a.png-2.txt`.
-
-    Returns:
-        The new file, open for binary writing.
+        content: of the file.
     """
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for attempt, candidate in enumerate(_candidates(name, suffix)):
-        with suppress(FileExistsError):
-            file = (folder / candidate).open("xb")
-            if attempt:
-                logger.warning("another image has taken the name; results of %s go to %s", name, file.name)
-            return file
-    raise AssertionError("there is always another number")
+        path = folder / candidate
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            continue
+        if attempt:
+            logger.warning("another image has taken the name; results of %s go to %s", name, path)
+        try:
+            with file:
+                file.write(content)
+        except BaseException:
+            path.unlink()  # a part of the content would look like all of it
+            raise
+        return
 
 
 def _candidates(name: PurePosixPath, suffix: str) -> Iterator[PurePosixPath]:

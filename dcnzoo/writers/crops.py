@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from dcnzoo.writers.base import ImageResult, Writer, create_file
-from dcnzoo.writers.images import JPEG_QUALITY
+from dcnzoo.writers.base import ImageResult, Writer, write_new_file
+from dcnzoo.writers.images import encode_jpeg
 
 
 class CropWriter(Writer):
@@ -29,9 +29,8 @@ class CropWriter(Writer):
             left, right = _pixel_range(box[0], box[2], width)
             top, bottom = _pixel_range(box[1], box[3], height)
             crop_name = name.with_name(f"{name.stem}-{rank:03d}{name.suffix}")
-            with create_file(self.path / folder_name(class_name), crop_name, ".jpg") as file:
-                crop = Image.fromarray(result.pixels[top:bottom, left:right])
-                crop.save(file, "JPEG", quality=JPEG_QUALITY)
+            crop = Image.fromarray(result.pixels[top:bottom, left:right])
+            write_new_file(self.path / folder_name(class_name), crop_name, ".jpg", encode_jpeg(crop))
 
 
 def folder_name(class_name: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dcnzoo.writers.base import ImageResult, Writer
+from dcnzoo.writers.base import GrowingFile, ImageResult, Writer
 from dcnzoo.writers.jsonl import detection_records
 
 COLUMNS = ("image", "width", "height", "class", "label", "category_id", "score", "x1", "y1", "x2", "y2")
@@ -18,18 +20,23 @@ class CsvWriter(Writer):
 
     def __init__(self, out: Path) -> None:
         super().__init__(out)
-        # A path that is no valid UTF-8 comes through as the bytes that it has.
-        self._file = self.path.open("x", encoding="utf-8", errors="surrogateescape", newline="", buffering=1)
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow(COLUMNS)
+        self._file = GrowingFile(self.path, _rows([COLUMNS]))
 
     def write(self, result: ImageResult) -> None:
         """Writes the rows of one image."""
         height, width = result.detections.image_size
+        rows = []
         for record in detection_records(result.detections):
             values = [record[column] for column in COLUMNS[3:7]]
-            self._rows.writerow([result.source.location, width, height, *values, *record["box"]])
+            rows.append([result.source.location, width, height, *values, *record["box"]])
+        self._file.append(_rows(rows))
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _rows(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

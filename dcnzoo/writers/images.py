@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dcnzoo.writers.base import ImageResult, Writer, create_file
+import io
+from typing import TYPE_CHECKING
+
+from dcnzoo.writers.base import ImageResult, Writer, write_new_file
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 JPEG_QUALITY = 92
 
@@ -20,5 +26,11 @@ class ImageWriter(Writer):
         if result.pixels is None:
             raise ValueError("expected the pixels of the image, got None")
         picture = draw_detections(result.pixels, result.drawn)
-        with create_file(self.path, result.source.name, ".jpg") as file:
-            picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        write_new_file(self.path, result.source.name, ".jpg", encode_jpeg(picture))
+
+
+def encode_jpeg(picture: Image.Image) -> bytes:
+    """Returns the contents of a JPEG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcnzoo.writers.base import ImageResult, Writer
+from dcnzoo.writers.base import GrowingFile, ImageResult, Writer
 
 if TYPE_CHECKING:
     from dcnzoo.results import Detections
@@ -22,7 +22,7 @@ class JsonlWriter(Writer):
 
     def __init__(self, out: Path) -> None:
         super().__init__(out)
-        self._file = self.path.open("x", encoding="ascii", newline="\n", buffering=1)
+        self._file = GrowingFile(self.path)
 
     def write(self, result: ImageResult) -> None:
         """Writes the line of one image, also when nothing was found in it."""
@@ -33,7 +33,7 @@ class JsonlWriter(Writer):
             "height": height,
             "detections": detection_records(result.detections),
         }
-        self._file.write(json.dumps(line) + "\n")
+        self._file.append(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Closes the file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dcnzoo.writers.base import ImageResult, Writer, create_file
+from dcnzoo.writers.base import ImageResult, Writer, write_new_file
 
 CLASS_LIST = "classes.txt"
 
@@ -36,5 +36,4 @@ class YoloWriter(Writer):
         ):
             box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
-        with create_file(self.path, result.source.name, ".txt") as file:
-            file.write("".join(lines).encode("ascii"))
+        write_new_file(self.path, result.source.name, ".txt", "".join(lines).encode("ascii"))

@@ -22,9 +22,8 @@ Program = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of its own for every test, and none of the user's settings."""
+    """A cache folder of its own for every test."""
     monkeypatch.setenv("DCNZOO_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DCNZOO_MANIFEST", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return tmp_path / "home"
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Event
@@ -14,29 +15,23 @@ from threading import Event
 import pytest
 
 from tests.cli.conftest import Program
-from tests.http_server import Server, content, serving
+from tests.http_server import Server, content, in_turn, resumable, serving, stall, then
+from tests.waiting import wait_until
 
 DATA = b"weights" * 1000
-STARTED = Event()
-
-
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    content(DATA, announced=10**9)(handler)
-    STARTED.set()
-    Event().wait(60)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving({"/a.pth": content(DATA), "/b.pth": content(DATA), "/endless.pth": endless}) as running:
+    with serving({"/a.pth": content(DATA), "/b.pth": content(DATA)}) as running:
         yield running
 
 
 @pytest.fixture
 def manifest(tmp_path: Path, server: Server) -> Path:
-    """Records `a` and `b` that are right, `wrong`, whose hash is not the file's, `absent` and `endless`."""
+    """Records `a` and `b` that are right, and `wrong`, whose hash is not the file's, and `absent`."""
     sha256 = hashlib.sha256(DATA).hexdigest()
-    files = {"a": sha256, "b": sha256, "wrong": "0" * 64, "absent": sha256, "endless": sha256}
+    files = {"a": sha256, "b": sha256, "wrong": "0" * 64, "absent": sha256}
     path = tmp_path / "own.yaml"
     path.write_text(
         "checkpoints:\n"
@@ -53,7 +48,7 @@ def manifest(tmp_path: Path, server: Server) -> Path:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_prints_the_paths(dcnzoo: Program, manifest: Path, home: Path) -> None:
@@ -103,12 +98,90 @@ def test_names_or_all(dcnzoo: Program, manifest: Path, arguments: list[str]) -> 
     assert "or give --all" in err
 
 
-def test_interruption_leaves_nothing(manifest: Path, home: Path) -> None:
-    STARTED.clear()
-    command = [sys.executable, "-m", "dcnzoo", "download", "endless", "--manifest", str(manifest)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert STARTED.wait(60)
-        process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("arguments", [("--url-base", "ftp://mirror"), ("--url-base", "mirror.example")])
+def test_mirror_that_cannot_be(dcnzoo: Program, manifest: Path, arguments: tuple[str, ...]) -> None:
+    code, out, err = dcnzoo("download", "a", "--manifest", manifest, *arguments)
+    assert (code, out) == (2, "")
+    assert "'--url-base': the mirror's address is" in err
+
+
+def test_mirror(dcnzoo: Program, manifest: Path, server: Server) -> None:
+    server.answers["/mirror/absent.pth"] = content(DATA)
+    outcome = dcnzoo("download", "absent", "--manifest", manifest, "--url-base", server.url("/mirror"))
+    assert (outcome.code, server.requests) == (0, ["/mirror/absent.pth"])
+
+
+def test_offline(dcnzoo: Program, manifest: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    dcnzoo("download", "a", "--manifest", manifest)
+    server.requests.clear()
+    monkeypatch.setenv("DCNZOO_OFFLINE", "1")
+    code, out, err = dcnzoo("download", "a", "b", "--manifest", manifest)
+    assert (code, out.count("\n")) == (1, 1)
+    assert err.startswith(f"error: cannot download {server.url('/b.pth')}: DCNZOO_OFFLINE is set; ")
+    assert server.requests == []
+
+
+def start(manifest: Path, *names: str, log: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dcnzoo", "download", *names, "--manifest", str(manifest)]
+    with log.open("w") if log else nullcontext(subprocess.PIPE) as stderr:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+@pytest.mark.parametrize(
+    ("kill", "code", "message"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, -15, ""), (signal.SIGKILL, -9, "")],
+)
+def test_killed_download_goes_on_where_it_stopped(
+    dcnzoo: Program, manifest: Path, server: Server, home: Path, kill: int, code: int, message: str
+) -> None:
+    server.answers["/b.pth"] = then(resumable(DATA, cut=5000), stall)
+    with start(manifest, "b") as process:
+        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [5000])
+        process.send_signal(kill)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err.strip()) == (130, "", "interrupted")
-    assert files_in(home) == []
+    assert (process.returncode, out, err.lstrip()) == (code, "", message)
+    assert not [path for path in files_in(home) if path.suffix == ".pth"]
+    server.answers["/b.pth"] = resumable(DATA)
+    code, out, err = dcnzoo("download", "b", "--manifest", manifest)
+    assert (code, err, server.ranges) == (0, "", [None, "bytes=5000-"])
+    assert Path(out.rstrip()).read_bytes() == DATA
+    assert [path.suffix for path in files_in(home)] == [".pth"]
+
+
+def test_eight_processes_download_once(manifest: Path, server: Server, tmp_path: Path) -> None:
+    go_on = Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        content(DATA[:5000], announced=len(DATA), ETag='"v1"')(handler)
+        go_on.wait(120)
+        handler.wfile.write(DATA[5000:])
+
+    server.answers["/b.pth"] = slow
+    logs = [tmp_path / f"{number}.log" for number in range(8)]
+    processes = [start(manifest, "b", log=log) for log in logs]
+    try:
+        wait_until(lambda: sum("waiting for another process" in log.read_text() for log in logs) == 7, 120)
+        go_on.set()
+        outputs = {process.communicate(timeout=120)[0] for process in processes}
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * 8
+    assert Path(outputs.pop().rstrip()).read_bytes() == DATA
+    assert not outputs
+    assert server.requests == ["/b.pth"]
+
+
+def test_next_in_line_takes_over_when_the_first_is_killed(
+    manifest: Path, server: Server, home: Path, tmp_path: Path
+) -> None:
+    server.answers["/b.pth"] = in_turn(then(resumable(DATA, cut=5000), stall), resumable(DATA))
+    log = tmp_path / "second.log"
+    with start(manifest, "b") as first:
+        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [5000])
+        with start(manifest, "b", log=log) as second:
+            wait_until(lambda: "waiting for another process" in log.read_text())
+            first.kill()
+            out, _ = second.communicate(timeout=60)
+    assert (second.returncode, Path(out.rstrip()).read_bytes()) == (0, DATA)
+    assert server.ranges == [None, "bytes=5000-"]

@@ -97,7 +97,9 @@ def annotated(run: Eval, load_once: Callable[..., Any], checkpoint: Path, tmp_pa
     return annotate(tmp_path / "annotations.json", predictor)
 
 
-def pycocotools_stats(annotations: Path, results: Path, kind: str, image_ids: list[int] | None = None) -> list[float]:
+def pycocotools_stats(
+    annotations: Path, results: Path, kind: str, image_ids: list[int] | None = None
+) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(annotations)
         evaluation = COCOeval(coco, coco.loadRes(str(results)), kind)
@@ -206,7 +208,12 @@ class TestModel:
         ],
     )
     def test_some_images(
-        self, run: Eval, model: tuple[object, ...], annotated: Path, options: list[object], expected: list[int]
+        self,
+        run: Eval,
+        model: tuple[object, ...],
+        annotated: Path,
+        options: list[object],
+        expected: list[int],
     ) -> None:
         Path("ids.txt").write_text("40\n10\n")
         for number, name in enumerate(NAMES):
@@ -333,7 +340,10 @@ class TestErrors:
         [
             (["--annotations", "a"], "Name a --model"),
             (["--weights", "w", "--annotations", "a"], "--weights needs --arch"),
-            (["--results", "r", "--model", "m", "--annotations", "a"], "leave --model, --weights and --arch out"),
+            (
+                ["--results", "r", "--model", "m", "--annotations", "a"],
+                "leave --model, --weights and --arch out",
+            ),
             (["--results", "r"], "Give --coco, a folder laid out as COCO, or --annotations"),
             (["--results", "r", "--coco", "c", "--annotations", "a"], "Give --coco"),
             (["--model", "m", "--annotations", "a"], "--annotations needs --images"),

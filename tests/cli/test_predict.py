@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import dcnzoo
 from dcnzoo.image import decode_image
@@ -30,7 +31,7 @@ from tests.cli.conftest import Program
 from tests.cli.predicting import SIDES, Predict, checkpoint, files, lines, load_once, predict
 from tests.http_server import content, serving
 from tests.pictures import noise, save
-from tests.random_detector import ARCH, CLASSES
+from tests.random_detector import ARCH, CLASSES, MASK_ARCH, write_random_checkpoint
 
 __all__ = ["checkpoint", "load_once", "predict"]
 
@@ -116,6 +117,19 @@ class TestFormats:
             "labels/a.txt",
             "run.json",
         ]
+
+    def test_masks(self, dcnzoo: Program, tmp_path: Path) -> None:
+        weights = write_random_checkpoint(tmp_path / "mask.pth", MASK_ARCH)
+        code, _, _ = dcnzoo(
+            "predict", tmp_path / "photos" / "a.jpg", "--weights", weights, "--arch", MASK_ARCH, *SIDES,
+            "--out", tmp_path / "out", "--format", "jsonl,coco", "--save-images", "--max-detections", 3,
+        )  # fmt: skip
+        assert code == 0
+        (line,) = lines(tmp_path / "out" / "detections.jsonl")
+        results = json.loads((tmp_path / "out" / "detections.coco.json").read_text())
+        masks = [found["mask"] for found in line["detections"]]
+        assert masks == [result["segmentation"] for result in results]
+        assert coco_mask.decode(masks).shape == (60, 80, 3)
 
     def test_pictures_and_crops(self, predict: Predict, found: dict[str, dcnzoo.Detections]) -> None:
         assert predict("photos", "--save-images", "--save-crops").code == 0

@@ -50,9 +50,30 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return room
 
 
-def evaluate(room: Path, out: str, *launcher: str, images: str = "photos") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, "-m", "dcnzoo", "eval", "--weights", "masks.pth", "--arch", MASK_ARCH]
-    options = ["--annotations", "annotations.json", "--images", images, "--short-side", "32", "--long-side", "64"]
+def evaluate(
+    room: Path, out: str, *launcher: str, images: str = "photos"
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "dcnzoo",
+        "eval",
+        "--weights",
+        "masks.pth",
+        "--arch",
+        MASK_ARCH,
+    ]
+    options = [
+        "--annotations",
+        "annotations.json",
+        "--images",
+        images,
+        "--short-side",
+        "32",
+        "--long-side",
+        "64",
+    ]
     return subprocess.run(
         [*command, *options, "--batch-size", "2", "--out", out],
         cwd=room,

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dcnzoo import ops
-from dcnzoo.ops import reference
+from dcnzoo.ops import backend, reference
+
+
+@pytest.fixture(params=["native", "torchvision"], autouse=True)
+def backend_in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "native" and backend.NATIVE_PROBLEM is not None:
+        pytest.skip(backend.NATIVE_PROBLEM)
+    monkeypatch.setattr(backend, "_chosen", (request.param, "chosen by the test"))
+    return request.param
 
 
 def random_rois(num_rois: int, num_images: int, height: int, width: int) -> torch.Tensor:
@@ -58,6 +66,53 @@ def test_no_rois(deformed: bool) -> None:
 def test_offset_of_another_shape_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"offset must be \(1, 2, 7, 7\), got \(1, 98\)"):
         ops.deform_roi_pool(torch.ones(1, 4, 5, 5), torch.zeros(1, 5), torch.zeros(1, 98), output_size=(7, 7))
+
+
+@pytest.mark.parametrize("channels", [1, 7, 64, 83])
+def test_any_number_of_channels(channels: int) -> None:
+    torch.manual_seed(0)
+    features, rois, offset = (
+        torch.randn(1, channels, 9, 11),
+        random_rois(5, 1, 9, 11),
+        torch.randn(5, 2, 2, 3),
+    )
+    found = ops.deform_roi_pool(features, rois, offset, output_size=(2, 3))
+    expected = reference.deform_roi_pool(features, rois, offset, output_size=(2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_offsets_far_outside_give_zero(backend_in_use: str) -> None:
+    features, rois = torch.ones(1, 8, 9, 11), torch.tensor([[0.0, 1, 1, 8, 8]])
+    values = [1e30, -1e30] + [float("nan")] * (backend_in_use == "native")
+    for value in values:
+        offset = torch.full((1, 2, 1, 1), value)
+        assert ops.deform_roi_pool(features, rois, offset, output_size=(1, 1)).abs().max() == 0
+
+
+NATIVE_ONLY = pytest.mark.parametrize("backend_in_use", ["native"], indirect=True)
+
+
+@NATIVE_ONLY
+@pytest.mark.parametrize("deformed", [False, True])
+def test_the_compiled_operator_passes_opcheck(deformed: bool) -> None:
+    rois, offset = random_rois(4, 2, 9, 11), torch.randn(4, 2, 3, 3) if deformed else None
+    arguments = (torch.randn(2, 8, 9, 11), rois, offset, [3, 3], 1.0, 0.1)
+    torch.library.opcheck(torch.ops.dcnzoo.roi_pool, arguments)
+
+
+@NATIVE_ONLY
+@pytest.mark.parametrize(
+    ("roi", "message"),
+    [
+        ((5, 0, 0, 1, 1), "image index"),
+        ((0, 0, 0, 1e30, 1), "too large"),
+        ((0, 0, 0, float("nan"), 1), "number"),
+    ],
+)
+def test_the_compiled_operator_refuses_impossible_rois(roi: tuple[float, ...], message: str) -> None:
+    rois = torch.tensor([roi], dtype=torch.float32)
+    with pytest.raises(RuntimeError, match=message):
+        ops.roi_align(torch.ones(1, 8, 9, 11), rois, output_size=(2, 2), spatial_scale=1.0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 200])

@@ -1,4 +1,4 @@
-"""Runs that several parity tests look at."""
+"""A run that several parity tests look at, and the sum at the end of how close the outputs came."""
 
 from __future__ import annotations
 
@@ -44,3 +44,40 @@ def cell_run(bccd: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert run(command.split()) == 0
     return CellRun(out, printed.getvalue())
+
+
+class Comparison(NamedTuple):
+    """One model and picture against its recording."""
+
+    worst_error: float
+    num_expected: int
+    num_matched: int
+    num_masks: int
+    num_masks_below_bar: int
+
+
+COMPARISONS = pytest.StashKey[list[Comparison]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COMPARISONS] = []
+
+
+@pytest.fixture
+def comparisons(request: pytest.FixtureRequest) -> list[Comparison]:
+    return request.config.stash[COMPARISONS]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    done = config.stash[COMPARISONS]
+    if not done:
+        return
+    expected, matched = sum(c.num_expected for c in done), sum(c.num_matched for c in done)
+    masks, below = sum(c.num_masks for c in done), sum(c.num_masks_below_bar for c in done)
+    terminalreporter.section("against the recorded reference")
+    terminalreporter.line(f"{len(done)} comparisons of a model and a picture")
+    terminalreporter.line(
+        f"largest error of a stage: {max(c.worst_error for c in done):.1e} standard deviations"
+    )
+    terminalreporter.line(f"detections matched: {matched} of {expected}")
+    terminalreporter.line(f"masks that differ in one pixel and miss IoU 0.97: {below} of {masks}")

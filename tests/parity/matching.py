@@ -35,12 +35,8 @@ def match(expected: Arrays, found: Arrays, iou: float = 0.98, score: float = 2e-
     return pairs
 
 
-def masks_agree(first: dict[str, Any], second: dict[str, Any], iou: float = 0.97) -> bool:
-    """Whether two RLE masks have that IoU, or differ in a single pixel.
-
-    A mask of two or three pixels cannot meet the bar when one of them lies at the threshold of ½: the
-    reference's own noise, 1e-4 pixels in a box, decides it.
-    """
-    intersection = float(coco_mask.area(coco_mask.merge([first, second], intersect=True)))
-    union = float(coco_mask.area(coco_mask.merge([first, second])))
-    return union - intersection <= 1 or intersection / union >= iou
+def mask_difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, int]:
+    """IoU of two RLE masks (1 where both are empty), and the number of pixels that only one of them has."""
+    intersection = int(coco_mask.area(coco_mask.merge([first, second], intersect=True)))
+    union = int(coco_mask.area(coco_mask.merge([first, second])))
+    return intersection / union if union else 1.0, union - intersection

@@ -18,7 +18,8 @@ from PIL import Image
 import dcnzoo
 from dcnzoo.image import decode_image, resize_bilinear, resized_size
 
-from .matching import masks_agree, match
+from .conftest import Comparison
+from .matching import mask_difference, match
 from .standin import DATA, NAMES, write_checkpoint
 
 pytestmark = pytest.mark.parity
@@ -117,18 +118,26 @@ def test_stages_and_detections_equal_the_reference(
     stages: dict[str, torch.Tensor],
     picture: str,
     request: pytest.FixtureRequest,
+    comparisons: list[Comparison],
 ) -> None:
     recording = Recording(name, picture, request)
     detections = predictor(recording.image)
 
     errors = {stage: recording.worst_error(stage, stages[stage]) for stage in recording.stages}
-    assert max(errors.values()) < 1e-3, errors
-
     found = {"boxes": detections.boxes, "scores": detections.scores, "labels": detections.labels}
     pairs = match(recording.arrays, found)
     num_expected = len(recording.arrays["scores"])
+    assert (detections.rles is not None) == ("masks" in recording.facts)
+    masks = [
+        mask_difference(recording.facts["masks"][i], detections.rles[j])
+        for i, j in (pairs if detections.rles is not None else ())
+    ]
+    below_bar = [pixels for iou, pixels in masks if iou < 0.97]
+    comparisons.append(Comparison(max(errors.values()), num_expected, len(pairs), len(masks), len(below_bar)))
+
+    assert max(errors.values()) < 1e-3, errors
     assert len(pairs) >= 0.99 * num_expected
     assert len(detections) - len(pairs) <= 0.01 * num_expected
-    assert (detections.rles is not None) == ("masks" in recording.facts)
-    if detections.rles is not None:
-        assert all(masks_agree(recording.facts["masks"][i], detections.rles[j]) for i, j in pairs)
+    # A mask of two or three pixels cannot meet the bar when one of them lies at the threshold of one half:
+    # the reference's own noise, 1e-4 pixels in a box, decides it.
+    assert all(pixels <= 1 for pixels in below_bar)

@@ -11,7 +11,7 @@ from dcnzoo.build import build_model, load_model
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture, load_manifest
-from dcnzoo.models.resnet import Bottleneck
+from dcnzoo.models.fold import FoldedBottleneck
 from tests.parity.standin import NAMES, layout, write_checkpoint
 
 R50_DCONV = Architecture.parse("faster_rcnn_r50_fpn_dconv_c3-c5")
@@ -45,7 +45,7 @@ def variant(checkpoint: Checkpoint, **changes: torch.Tensor | None) -> Checkpoin
 def test_batch_norm_is_folded_and_weights_are_channels_last(checkpoint: Checkpoint) -> None:
     model = load_model(R50_DCONV, checkpoint)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    blocks = [module for module in model.modules() if isinstance(module, FoldedBottleneck)]
     assert len(blocks) == 16
     assert all(block.conv2.weight.is_contiguous(memory_format=torch.channels_last) for block in blocks)
     assert not model.training

@@ -68,7 +68,10 @@ def test_plain_run_lengths_become_a_string(annotations: Annotations, tmp_path: P
         ([{**BOXED, "bbox": [1, 2, 3, None]}], "expected [x, y, width, height]"),
         ([{**BOXED, "bbox": [1, 2, -3, 4]}], "expected [x, y, width, height]"),
         ([{**MASKED, "segmentation": [rectangle(BOX)]}], "has a segmentation that is no run lengths"),
-        ([{**MASKED, "segmentation": {**MASK, "counts": "zzzzzzzz"}}], "has a segmentation that has run lengths"),
+        (
+            [{**MASKED, "segmentation": {**MASK, "counts": "zzzzzzzz"}}],
+            "has a segmentation that has run lengths",
+        ),
     ],
 )
 def test_malformed(annotations: Annotations, tmp_path: Path, results: object, message: str) -> None:

@@ -54,7 +54,10 @@ def confusion(folder: Path, objects: Dicts, detections: Dicts, score: float = 0.
             id="two objects that overlap",
         ),
         pytest.param(
-            [truth(1, CAT, LEFT, crowd=1)], [found(1, CAT, [5, 5, 9, 9], 0.9)], {}, id="in a crowd of its class"
+            [truth(1, CAT, LEFT, crowd=1)],
+            [found(1, CAT, [5, 5, 9, 9], 0.9)],
+            {},
+            id="in a crowd of its class",
         ),
         pytest.param(
             [truth(1, CAT, LEFT, crowd=1)],
@@ -67,7 +70,9 @@ def confusion(folder: Path, objects: Dicts, detections: Dicts, score: float = 0.
         ),
     ],
 )
-def test_counts(tmp_path: Path, objects: Dicts, detections: Dicts, expected: dict[tuple[int, int], int]) -> None:
+def test_counts(
+    tmp_path: Path, objects: Dicts, detections: Dicts, expected: dict[tuple[int, int], int]
+) -> None:
     matrix = np.zeros((4, 4), int)
     for cell, count in expected.items():
         matrix[cell] = count

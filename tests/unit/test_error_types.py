@@ -68,7 +68,12 @@ def errors(result: ErrorBreakdown) -> dict[ErrorType, int]:
         ),
         pytest.param(
             TWO,
-            [found(1, CAT, BOX, 0.9), found(1, CAT, BOX, 0.8), found(2, CAT, BOX, 0.7), found(3, CAT, BOX, 0.1)],
+            [
+                found(1, CAT, BOX, 0.9),
+                found(1, CAT, BOX, 0.8),
+                found(2, CAT, BOX, 0.7),
+                found(3, CAT, BOX, 0.1),
+            ],
             ErrorType.DUPLICATE,
             WRONG_THEN_RIGHT,
             1 - WRONG_THEN_RIGHT,
@@ -143,6 +148,8 @@ def test_ap50_is_pycocotools_own(tmp_path: Path, seed: int) -> None:
     objects, detections = random_scene(seed)
     annotations = annotations_of(tmp_path, objects, images=6)
     result = error_breakdown(image_overlaps(annotations, detections, "bbox"), 3)
-    assert result.ap50 == pytest.approx(coco_metrics(annotations, detections, "bbox").stats["AP50"], abs=1e-12)
+    assert result.ap50 == pytest.approx(
+        coco_metrics(annotations, detections, "bbox").stats["AP50"], abs=1e-12
+    )
     assert all(0 <= gain <= 1 - result.ap50 + 1e-12 for gain in result.gains.values())
     assert sum(result.counts.values()) > 5

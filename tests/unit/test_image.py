@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -198,6 +198,7 @@ class TestSize:
     def test_other_sides(self) -> None:
         assert resized_size((480, 640), 240, 320) == (240, 320)
 
+    @settings(deadline=None)
     @given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 900), st.integers(0, 900))
     def test_limits(self, height: int, width: int, short: int, more: int) -> None:
         new_height, new_width = resized_size((height, width), short, short + more)
@@ -220,6 +221,7 @@ class TestResize:
         image = np.array([[0, 1], [1, 0]], np.uint8)[..., None].repeat(3, axis=2)
         np.testing.assert_array_equal(resize_bilinear(image, (1, 1)), [[[1, 1, 1]]])
 
+    @settings(deadline=None)
     @given(st.tuples(*[st.integers(1, 60)] * 4), st.integers(0, 255))
     def test_a_plain_colour_stays(self, sizes: tuple[int, int, int, int], value: int) -> None:
         image = np.full((*sizes[:2], 3), value, np.uint8)

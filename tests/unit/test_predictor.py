@@ -16,7 +16,7 @@ import dcnzoo
 from dcnzoo.checkpoint import Checkpoint
 from dcnzoo.errors import CheckpointError, ChecksumError, DeviceError, ImageReadError, UnknownModelError
 from dcnzoo.manifest import ClassSet, Preprocessing
-from dcnzoo.predictor import StageTimes, find_classes, find_device, with_sides
+from dcnzoo.predictor import StageTimes, find_classes, find_device, prepare_precision, with_sides
 from dcnzoo.results import Detections
 from tests.http_server import content, serving
 from tests.pictures import noise, patches, save
@@ -343,6 +343,18 @@ class TestDevice:
     ) -> None:
         with pytest.raises(error, match=message):
             dcnzoo.load(weights="missing.pth", arch=ARCH, device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "kept"),
+    [("fp32", "cuda", False), ("fp16", "cuda", True), ("bf16", "cuda", True), ("fp32", "cpu", True)],
+)
+def test_fp32_on_a_gpu_is_float32(
+    precision: str, device: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    prepare_precision(precision, torch.device(device))
+    assert torch.backends.cudnn.allow_tf32 == kept
 
 
 @pytest.mark.parametrize(

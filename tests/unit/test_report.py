@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from dcnzoo.evaluation.annotations import AnnotatedImage, Annotations
-from dcnzoo.evaluation.report import compare, is_val2017, metrics_json, product_names, report_lines, write_report
+from dcnzoo.evaluation.report import (
+    compare,
+    is_val2017,
+    metrics_json,
+    product_names,
+    report_lines,
+    write_report,
+)
 from dcnzoo.evaluation.scoring import Evaluation, evaluate
 from dcnzoo.manifest import ClassSet, Published, load_manifest
 from tests.unit.annotating import annotations_of, found, truth
@@ -101,11 +108,10 @@ def test_json(evaluation: Evaluation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("comparable", "expected"), [(True, "difference +0.0"), (False, "not comparable, for it was published on")]
+    ("comparable", "expected"),
+    [(True, "difference +0.0"), (False, "not comparable, for it was published on")],
 )
-def test_published(
-    annotations: Annotations, evaluation: Evaluation, comparable: bool, expected: str
-) -> None:
+def test_published(annotations: Annotations, evaluation: Evaluation, comparable: bool, expected: str) -> None:
     compared = compare({"bbox": evaluation, "segm": evaluation}, Published(box_ap=41.3), comparable)
     assert compared.keys() == {"bbox"}
     assert compared["bbox"]["published_AP"] == pytest.approx(0.413)

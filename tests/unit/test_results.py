@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -132,6 +132,9 @@ class TestFindLabels:
     )
     def test_names_and_category_ids(self, classes: list[str | int], labels: list[int]) -> None:
         assert find_labels(classes, NAMES, IDS).tolist() == labels
+
+    def test_any_iterable(self) -> None:
+        assert find_labels(iter(["dog"]), NAMES, IDS).tolist() == [2]
 
     def test_a_name_that_looks_like_an_id_is_the_name(self) -> None:
         assert find_labels(["1"], ("0", "1"), (1, 2)).tolist() == [1]
@@ -289,6 +292,7 @@ class TestColours:
     def test_first_classes_have_the_pure_hues(self) -> None:
         assert tuple(class_colour(label) for label in range(len(HUES))) == HUES
 
+    @settings(deadline=None)
     @given(st.integers(0, 10_000))
     def test_text_is_readable(self, label: int) -> None:
         def luminance(colour: tuple[int, int, int]) -> float:

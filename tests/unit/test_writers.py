@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -244,6 +247,54 @@ class TestJsonArray:
         (tmp_path / "a.json").touch()
         with pytest.raises(FileExistsError):
             JsonArrayFile(tmp_path / "a.json")
+
+
+@contextmanager
+def small_disk() -> Iterator[None]:
+    """No file grows beyond 4000 bytes; what does not fit is cut off, then refused, as on a full disk.
+
+    For the body of a test only: a log file that pytest writes to grows too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestFullDisk:
+    @small_disk()
+    def test_json_array_keeps_what_it_has(self, tmp_path: Path) -> None:
+        array = JsonArrayFile(tmp_path / "a.json")
+        array.extend([{"a": 1}])
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                array.extend([{"a": "x" * 5000}])
+        array.extend([{"a": 2}])
+        array.close()
+        assert json.loads((tmp_path / "a.json").read_text()) == [{"a": 1}, {"a": 2}]
+
+    @pytest.mark.parametrize("kind", ["jsonl", "csv"])
+    @small_disk()
+    def test_whole_lines_only(self, tmp_path: Path, kind: str) -> None:
+        path = write(WRITERS[kind], tmp_path, result())
+        before = path.read_bytes()
+        path.unlink()
+        with WRITERS[kind](tmp_path) as writer:
+            writer.write(result())
+            with pytest.raises(OSError, match="File too large"):
+                writer.write(result(found=FOUND[[0] * 200]))
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("writer", [WRITERS["yolo"], ImageWriter, CropWriter])
+    @small_disk()
+    def test_no_half_files(self, tmp_path: Path, writer: type[Writer]) -> None:
+        sharp = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        large = replace(result(found=FOUND[[1] * 200]), pixels=sharp)
+        with pytest.raises(OSError, match="File too large"):
+            write(writer, tmp_path, large)
+        assert files(tmp_path / writer.product) == []
 
 
 class TestFolder:

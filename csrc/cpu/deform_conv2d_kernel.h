@@ -1,0 +1,329 @@
+// Deformable convolution without a column buffer: a block of output pixels is sampled, a piece of the
+// reduction axis at a time, into a tile that stays in the cache, and multiplied with packed weights.
+//
+// The reduction axis of a group, (tap, channel), is cut into pieces; a piece is either whole taps or
+// part of one tap. A dense convolution has long pieces and one group per tile; a grouped one has
+// all of its taps in one piece and many groups per tile.
+#pragma once
+
+#include "gemm.h"
+#include "sampling.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// Sizes of the convolution as it is computed: small groups are merged, with zeros off the diagonal,
+// until they fill a vector. That costs no time, since the idle lanes are multiplied either way.
+struct Layout {
+  int64_t groups, channels, columns;  // channels in and columns out per merged group
+  int64_t merged;                     // groups of the convolution per merged group
+  int64_t piece_taps, piece_channels; // of a full piece
+  int64_t taps, padded_columns;
+
+  Layout(const ConvShape& shape, int width) {
+    const int64_t group_channels = shape.in_channels / shape.groups, group_columns = shape.out_channels / shape.groups;
+    merged = 1;
+    while (shape.groups % (2 * merged) == 0 && 2 * merged * max(group_channels, group_columns) <= width) merged *= 2;
+    groups = shape.groups / merged;
+    channels = group_channels * merged;
+    columns = group_columns * merged;
+    taps = shape.taps();
+    padded_columns = round_up(columns, width);
+    piece_channels = ceil_div(channels, ceil_div(channels, longest_piece));
+    piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest_piece / channels));
+    if (groups > 1 && taps * channels <= longest_grouped_piece) piece_taps = taps;
+  }
+
+  int64_t longest() const { return piece_taps * piece_channels; }
+  bool one_piece() const { return longest() == taps * channels; }
+  int64_t group_numel() const { return taps * channels * padded_columns; }
+
+  // A panel of B with this depth and one row tile of A should fit the first-level cache together.
+  static constexpr int64_t longest_piece = 256, longest_grouped_piece = 512;
+};
+
+// A piece of the reduction axis of one group.
+struct Piece {
+  int64_t tap_begin, tap_end, channel_begin, channel_end;
+
+  int64_t channels() const { return channel_end - channel_begin; }
+  int64_t depth() const { return (tap_end - tap_begin) * channels(); }
+};
+
+template <class Function>
+DCNZOO_INLINE void for_each_piece(const Layout& layout, const Function& function) {
+  for (int64_t tap = 0; tap < layout.taps; tap += layout.piece_taps) {
+    for (int64_t channel = 0; channel < layout.channels; channel += layout.piece_channels) {
+      function(Piece{tap, min(tap + layout.piece_taps, layout.taps), channel,
+                     min(channel + layout.piece_channels, layout.channels)});
+    }
+  }
+}
+
+// One element of a merged group's weight; zero between different groups of the convolution.
+template <class T>
+T merged_weight(const Layout& layout, const T* weight, int64_t group, int64_t column, int64_t channel,
+                int64_t tap) {
+  const int64_t channels = layout.channels / layout.merged, columns = layout.columns / layout.merged;
+  if (column >= layout.columns || column / columns != channel / channels) return T{0};
+  const int64_t row = group * layout.columns + column;
+  return weight[(row * channels + channel % channels) * layout.taps + tap];
+}
+
+template <class T>
+void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begin, int64_t end) {
+  const Layout layout(shape, Simd<T>::width);
+  for (int64_t group = begin; group < end; ++group) {
+    T* target = static_cast<T*>(packed) + group * layout.group_numel();
+    for_each_piece(layout, [&](const Piece& piece) {
+      for (int64_t panel = 0; panel < layout.padded_columns; panel += Tile<T>::panel) {
+        const int64_t panel_end = min<int64_t>(panel + Tile<T>::panel, layout.padded_columns);
+        for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap)
+          for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel)
+            for (int64_t column = panel; column < panel_end; ++column)
+              *target++ = merged_weight(layout, static_cast<const T*>(weight), group, column, channel, tap);
+      }
+    });
+  }
+}
+
+template <class T>
+int64_t packed_numel(const ConvShape& shape) {
+  const Layout layout(shape, Simd<T>::width);
+  return layout.groups * layout.group_numel();
+}
+
+template <class T>
+int64_t packed_groups(const ConvShape& shape) {
+  return Layout(shape, Simd<T>::width).groups;
+}
+
+// Scratch memory of one worker, carved from one allocation.
+template <class T>
+struct Scratch {
+  T *y, *x, *scale;  // per pixel of the block
+  char* tables;                // tap-major, then deformable group
+  T* tile;                     // [group][pixel][depth]
+
+  static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest() + 16; }
+
+  static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t tile_groups) {
+    return 3 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
+           tile_groups * group_tile(layout, pixels) * sizeof(T);
+  }
+
+  Scratch(void* memory, const ConvShape& shape, int64_t pixels) {
+    T* arrays = static_cast<T*>(memory);
+    y = arrays, x = y + pixels, scale = x + pixels;
+    tables = reinterpret_cast<char*>(scale + pixels);
+    tile = reinterpret_cast<T*>(tables + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel);
+  }
+
+  SampleTable<T> table(const ConvShape& shape, int64_t tap, int64_t deform_group, int64_t pixels) const {
+    return {tables + (tap * shape.deform_groups + deform_group) * pixels * SampleTable<T>::bytes_per_pixel, pixels};
+  }
+};
+
+// Groups whose tiles are sampled together: as many as the second-level cache can half hold, since a table
+// entry costs as much as sampling a dozen vectors of channels. Measured; the exact size matters little.
+template <class T>
+int64_t tile_groups(const Layout& layout, int64_t pixels) {
+  if (!layout.one_piece()) return 1;
+  const int64_t group_bytes = Scratch<T>::group_tile(layout, pixels) * static_cast<int64_t>(sizeof(T));
+  return min(layout.groups, max<int64_t>(1, 655360 / group_bytes));
+}
+
+// Pixels of the largest rectangle, padded to whole vectors.
+inline int64_t tile_pixels(const ConvShape& shape, const Schedule& schedule) {
+  return round_up(ceil_div(shape.out_height, schedule.tiles_y) * ceil_div(shape.out_width, schedule.tiles_x), 16);
+}
+
+// Estimated time of a cut into rectangles, in pixels of one thread: the busiest thread's share, row tiles
+// that are not full, streaming the weights per rectangle, and the rim of input that neighbours read again.
+inline double cut_cost(const ConvShape& shape, int64_t tiles_x, int64_t tiles_y, int64_t rows, int threads) {
+  const int64_t height = ceil_div(shape.out_height, tiles_y), width = ceil_div(shape.out_width, tiles_x);
+  const int64_t rounds = ceil_div(tiles_x * tiles_y * shape.images, threads);
+  const int64_t steps = tiles_x == 1 ? ceil_div(height * width, rows) : height * ceil_div(width, rows);
+  const double filled = 0.8 * static_cast<double>(height * width) + 0.2 * static_cast<double>(steps * rows);
+  return static_cast<double>(rounds) * (filled + 4 + 0.1 * static_cast<double>(height + width));
+}
+
+template <class T>
+Schedule schedule(const ConvShape& shape, int threads) {
+  const Layout layout(shape, Simd<T>::width);
+  const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
+  const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
+  const int64_t target = layout.groups > 1 ? 64 : 192, least = 24;
+  const int64_t most = max<int64_t>(least, min<int64_t>(target, 1048576 / table_bytes));
+  Schedule best{};
+  double best_cost = 0;
+  for (int64_t tiles_x = 1; tiles_x <= max<int64_t>(1, shape.out_width / 12); ++tiles_x) {
+    const int64_t width = ceil_div(shape.out_width, tiles_x);
+    const int64_t fewest = ceil_div(shape.out_height, max<int64_t>(1, most / width));
+    for (int64_t tiles_y = fewest; tiles_y <= min(2 * fewest + threads, shape.out_height); ++tiles_y) {
+      if (tiles_y > fewest && ceil_div(shape.out_height, tiles_y) * width < least) break;
+      const double cost = cut_cost(shape, tiles_x, tiles_y, rows, threads);
+      if (best.tiles_x == 0 || cost < best_cost) best.tiles_x = tiles_x, best.tiles_y = tiles_y, best_cost = cost;
+    }
+  }
+  const int64_t parts = layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<T>::panel);
+  best.column_chunks = min(parts, ceil_div(threads, best.tiles_x * best.tiles_y * shape.images));
+  const int64_t pixels = tile_pixels(shape, best);
+  best.scratch_bytes = round_up(Scratch<T>::bytes(shape, layout, pixels, tile_groups<T>(layout, pixels)), 64);
+  return best;
+}
+
+template <class T>
+class BlockConvolution {
+ public:
+  BlockConvolution(const DeformConv2d& call, const Schedule& schedule, void* memory, int64_t task)
+      : call_(call),
+        shape_(call.shape),
+        layout_(call.shape, Simd<T>::width),
+        pixels_(tile_pixels(call.shape, schedule)),
+        scratch_(memory, call.shape, pixels_) {
+    const int64_t chunk = task % schedule.column_chunks, tile = task / schedule.column_chunks;
+    // Rectangles follow each other downwards, so that the next one finds its input in the cache.
+    const int64_t tile_y = tile % schedule.tiles_y, strip = tile / schedule.tiles_y;
+    const int64_t tile_x = strip % schedule.tiles_x;
+    image_ = strip / schedule.tiles_x;
+    area_.y = shape_.out_height * tile_y / schedule.tiles_y;
+    area_.x = shape_.out_width * tile_x / schedule.tiles_x;
+    area_.height = shape_.out_height * (tile_y + 1) / schedule.tiles_y - area_.y;
+    area_.width = shape_.out_width * (tile_x + 1) / schedule.tiles_x - area_.x;
+    const bool by_group = layout_.groups > 1;
+    const int64_t parts = by_group ? layout_.groups : ceil_div(layout_.columns, Tile<T>::panel);
+    const int64_t first = parts * chunk / schedule.column_chunks, last = parts * (chunk + 1) / schedule.column_chunks;
+    group_begin_ = by_group ? first : 0;
+    group_end_ = by_group ? last : 1;
+    column_begin_ = by_group ? 0 : first * Tile<T>::panel;
+    column_end_ = by_group ? layout_.columns : min<int64_t>(last * Tile<T>::panel, layout_.columns);
+  }
+
+  void run() {
+    fill_tables();
+    const int64_t step = tile_groups<T>(layout_, pixels_);
+    for (int64_t group = group_begin_; group < group_end_; group += step) {
+      const int64_t group_end = min(group + step, group_end_);
+      int64_t done = 0;  // depth of the pieces before this one
+      for_each_piece(layout_, [&](const Piece& piece) {
+        sample_tile(group, group_end, piece);
+        multiply_tile(group, group_end, piece, done);
+        done += piece.depth();
+      });
+    }
+  }
+
+ private:
+  void fill_tables() {
+    for (int64_t deform_group = 0; deform_group < shape_.deform_groups; ++deform_group) {
+      for (int64_t tap = 0; tap < layout_.taps; ++tap) fill_table_of(tap, deform_group);
+    }
+  }
+
+  void fill_table_of(int64_t tap, int64_t deform_group) {
+    const int64_t point = deform_group * layout_.taps + tap;
+    gather_channel(call_.offset, image_, 2 * point, area_, scratch_.y);
+    gather_channel(call_.offset, image_, 2 * point + 1, area_, scratch_.x);
+    add_origins(shape_, tap, area_, scratch_.y, scratch_.x);
+    const bool masked = call_.mask.data != nullptr;
+    if (masked) gather_channel(call_.mask, image_, point, area_, scratch_.scale);
+    if (masked && call_.mask_is_logits) sigmoid(scratch_.scale, area_.pixels());
+    fill_table(scratch_.y, scratch_.x, masked ? scratch_.scale : nullptr, area_.pixels(), shape_.height, shape_.width,
+               scratch_.table(shape_, tap, deform_group, pixels_));
+  }
+
+  // Samples the piece for the groups [group, group_end). The taps of a pixel come one after the other, so
+  // that its rows of the tile are written while they are in the first-level cache.
+  void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
+    const bool whole_groups = piece.channels() == layout_.channels &&
+                              (shape_.in_channels / shape_.deform_groups) % layout_.channels == 0;
+    if (!whole_groups || layout_.channels % Simd<T>::width != 0) return sample_tile_by<0>(group, group_end, piece);
+    switch (layout_.channels / Simd<T>::width) {
+      case 1: return sample_tile_by<1>(group, group_end, piece);
+      case 2: return sample_tile_by<2>(group, group_end, piece);
+      case 4: return sample_tile_by<4>(group, group_end, piece);
+      default: return sample_tile_by<0>(group, group_end, piece);
+    }
+  }
+
+  template <int VECTORS>
+  void sample_tile_by(int64_t group, int64_t group_end, const Piece& piece) {
+    const T* image = static_cast<const T*>(call_.input) + image_ * shape_.height * shape_.width * shape_.in_channels;
+    const int64_t begin = group * layout_.channels + piece.channel_begin;
+    const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
+    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
+    for (int64_t i = 0; i < area_.pixels(); ++i) {
+      T* target = scratch_.tile + i * piece.depth();
+      for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
+        for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+          const Corners<T> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
+          sample_run<VECTORS>(corners, max(begin, d * deform_channels), min(end, (d + 1) * deform_channels), group,
+                              piece.channel_begin, target);
+        }
+      }
+    }
+  }
+
+  // Channels [first, last) of the image; `target` stands for channel `origin` of group `group`. VECTORS is
+  // the length of a group, or 0 for any length.
+  template <int VECTORS>
+  DCNZOO_INLINE void sample_run(const Corners<T>& corners, int64_t first, int64_t last, int64_t group, int64_t origin,
+                                T* target) const {
+    const int64_t group_stride = Scratch<T>::group_tile(layout_, pixels_);
+    if constexpr (VECTORS > 0) {
+      constexpr int64_t channels = VECTORS * Simd<T>::width;
+      target += (first / channels - group) * group_stride;
+      for (int64_t c = first; c < last; c += channels, target += group_stride) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) corners.sample_vector(c + v * Simd<T>::width, target + v * Simd<T>::width);
+      }
+      return;
+    }
+    for (int64_t c = first; c < last;) {
+      const int64_t g = c / layout_.channels, segment_end = min(last, (g + 1) * layout_.channels);
+      corners.sample(c, segment_end - c, target + (g - group) * group_stride + (c - g * layout_.channels - origin));
+      c = segment_end;
+    }
+  }
+
+  void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
+    const int64_t first_pixel = image_ * shape_.out_pixels() + area_.y * shape_.out_width + area_.x;
+    T* output = static_cast<T*>(call_.output) + first_pixel * shape_.out_channels;
+    const bool full_rows = area_.width == shape_.out_width;
+    const Rows rows = full_rows ? Rows{1, area_.pixels(), 0}
+                                : Rows{area_.height, area_.width, shape_.out_width * shape_.out_channels};
+    const T* bias = static_cast<const T*>(call_.bias);
+    const bool last = done + piece.depth() == layout_.taps * layout_.channels;
+    for (int64_t g = group; g < group_end; ++g) {
+      const T* b = static_cast<const T*>(call_.packed_weight) + g * layout_.group_numel() +
+                   done * layout_.padded_columns + column_begin_ * piece.depth();
+      const int64_t column = g * layout_.columns + column_begin_;
+      const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr || done > 0 ? nullptr : bias + column};
+      matrix_product(rows, column_end_ - column_begin_, piece.depth(),
+                     scratch_.tile + (g - group) * Scratch<T>::group_tile(layout_, pixels_), piece.depth(), b,
+                     output + column, shape_.out_channels, epilogue);
+    }
+  }
+
+  const DeformConv2d& call_;
+  const ConvShape& shape_;
+  const Layout layout_;
+  const int64_t pixels_;
+  const Scratch<T> scratch_;
+  Rectangle area_;
+  int64_t image_, group_begin_, group_end_, column_begin_, column_end_;
+};
+
+template <class T>
+void run(const DeformConv2d& call, const Schedule& schedule, int64_t task, void* scratch) {
+  BlockConvolution<T>(call, schedule, scratch, task).run();
+}
+
+template <class T>
+constexpr DeformConv2dKernels deform_conv2d_kernels() {
+  return {packed_numel<T>, pack<T>, packed_groups<T>, schedule<T>, run<T>};
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

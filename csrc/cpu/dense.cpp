@@ -1,0 +1,261 @@
+// Binds the dense layers of the CPU kernels to PyTorch tensors.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+
+#include "capability.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const WinogradKernels& winograd() { return capability().kernels->dense.winograd; }
+const LinearKernels& linear_kernels() { return capability().kernels->dense.linear; }
+
+const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
+float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+void check_float32(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32");
+}
+
+void check_maps(const Tensor& input, int64_t out_channels) {
+  check_float32(input, "input");
+  STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0, "input must have 4 dimensions");
+  STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
+}
+
+bool is_channels_last(const Tensor& tensor) {
+  const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
+  return (c == 1 || tensor.stride(1) == 1) && (w == 1 || tensor.stride(3) == c) &&
+         (h == 1 || tensor.stride(2) == c * w) && (tensor.size(0) == 1 || tensor.stride(0) == c * w * h);
+}
+
+Tensor channels_last(const Tensor& tensor) {
+  if (is_channels_last(tensor)) return tensor;
+  return torch::stable::to(tensor, std::nullopt, std::nullopt, std::nullopt, std::nullopt, false, /*copy=*/true,
+                           MemoryFormat::ChannelsLast);
+}
+
+Tensor empty_maps(int64_t n, int64_t c, int64_t h, int64_t w) {
+  return torch::stable::empty({n, c, h, w}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
+                              MemoryFormat::ChannelsLast);
+}
+
+// The weight and bias of a layer, checked and dense.
+struct Parameters {
+  Tensor packed_weight;
+  std::optional<Tensor> bias;
+
+  Parameters(const Tensor& packed, int64_t numel, const std::optional<Tensor>& given_bias, int64_t out_channels)
+      : packed_weight(packed) {
+    check_float32(packed, "packed_weight");
+    STD_TORCH_CHECK(packed.numel() == numel, "packed_weight does not fit the input and out_channels");
+    packed_weight = torch::stable::contiguous(packed);
+    if (!given_bias) return;
+    check_float32(*given_bias, "bias");
+    STD_TORCH_CHECK(given_bias->numel() == out_channels, "bias must have one element per output channel");
+    bias = torch::stable::contiguous(*given_bias);
+  }
+
+  const float* weight_data() const { return data(packed_weight); }
+  const float* bias_data() const { return bias ? data(*bias) : nullptr; }
+};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Threads take the next task as they become free, so that a slow or busy core delays nobody.
+template <class Function>
+void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
+  const int64_t threads = torch::stable::get_num_threads();
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1, [&](int64_t, int64_t) {
+    const std::unique_ptr<void, Free> scratch(scratch_bytes == 0 ? nullptr : std::aligned_alloc(64, scratch_bytes));
+    STD_TORCH_CHECK(scratch_bytes == 0 || scratch != nullptr, "out of memory");
+    for (int64_t task; (task = next.fetch_add(1)) < tasks;) function(task, scratch.get());
+  });
+}
+
+int64_t packed_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
+  return winograd().packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_conv3x3_weight(const Tensor& weight) {
+  check_float32(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0,
+                  "weight must be (out_channels, in_channels, 3, 3)");
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
+  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor packed = torch::stable::empty({packed_conv3x3_numel(out_channels, in_channels)}, ScalarType::Float);
+  torch::stable::parallel_for(0, in_channels, 1, [&](int64_t begin, int64_t end) {
+    winograd().pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
+  });
+  return packed;
+}
+
+Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+               int64_t out_channels, bool relu) {
+  check_maps(input, out_channels);
+  const int64_t in_channels = input.size(1);
+  const Parameters parameters(packed_weight, packed_conv3x3_numel(out_channels, in_channels), bias, out_channels);
+  const Tensor maps = channels_last(input);
+  const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3));
+  if (output.numel() == 0) return output;
+  Winograd call{};
+  call.images = input.size(0), call.height = input.size(2), call.width = input.size(3);
+  call.in_channels = in_channels, call.out_channels = out_channels;
+  call.input = data(maps);
+  call.packed_weight = parameters.weight_data();
+  call.bias = parameters.bias_data();
+  call.output = mutable_data(output);
+  call.relu = relu;
+  const WinogradSchedule schedule = winograd().schedule(call, static_cast<int>(torch::stable::get_num_threads()));
+  run_tasks(schedule.tasks(), schedule.scratch_bytes,
+            [&](int64_t task, void* scratch) { winograd().run(call, schedule, task, scratch); });
+  return output;
+}
+
+int64_t packed_linear_numel(int64_t out_channels, int64_t in_channels) {
+  return linear_kernels().packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_linear_weight(const Tensor& weight) {
+  check_float32(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() >= 2 && weight.numel() > 0 && weight.size(0) * weight.size(1) == weight.numel(),
+                  "weight must be (out_channels, in_channels), or that of a 1×1 convolution");
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
+  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor packed = torch::stable::empty({packed_linear_numel(out_channels, in_channels)}, ScalarType::Float);
+  torch::stable::parallel_for(0, linear_kernels().pieces(in_channels), 1, [&](int64_t begin, int64_t end) {
+    linear_kernels().pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
+  });
+  return packed;
+}
+
+// A call over rows that follow each other in input and output.
+Linear linear_call(const float* input, int64_t rows, int64_t in_channels, float* output, int64_t out_channels) {
+  Linear call{};
+  call.runs = 1, call.length = rows;
+  call.row_stride = call.in_channels = in_channels;
+  call.run_stride = rows * in_channels;
+  call.output_run_stride = rows * out_channels;
+  call.out_channels = out_channels;
+  call.input = input, call.output = output;
+  return call;
+}
+
+void run_linear(Linear call, const float* packed_weight, const float* bias, bool relu) {
+  if (call.runs * call.length == 0) return;
+  call.packed_weight = packed_weight, call.bias = bias, call.relu = relu;
+  const LinearSchedule schedule = linear_kernels().schedule(call, static_cast<int>(torch::stable::get_num_threads()));
+  run_tasks(schedule.tasks(), 0, [&](int64_t task, void*) { linear_kernels().run(call, schedule, task); });
+}
+
+Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+              int64_t out_channels, bool relu) {
+  check_float32(input, "input");
+  STD_TORCH_CHECK(input.dim() == 2 && input.size(1) > 0, "input must have 2 dimensions");
+  STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
+  const int64_t rows = input.size(0), in_channels = input.size(1);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
+  const Tensor dense = torch::stable::contiguous(input);
+  const Tensor output = torch::stable::empty({rows, out_channels}, ScalarType::Float);
+  run_linear(linear_call(data(dense), rows, in_channels, mutable_data(output), out_channels), parameters.weight_data(),
+             parameters.bias_data(), relu);
+  return output;
+}
+
+// Every `stride`-th pixel of every `stride`-th row of one image: a run per row of the output.
+Linear strided_call(const Tensor& maps, int64_t image, int64_t stride, const Tensor& output) {
+  const int64_t c = maps.size(1), w = maps.size(3), image_numel = c * maps.size(2) * w;
+  const int64_t out_channels = output.size(1), out_h = output.size(2), out_w = output.size(3);
+  Linear call = linear_call(data(maps) + image * image_numel, out_w, c,
+                            mutable_data(output) + image * out_channels * out_h * out_w, out_channels);
+  call.runs = out_h;
+  call.row_stride = stride * c;
+  call.run_stride = stride * w * c;
+  return call;
+}
+
+Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+               int64_t out_channels, int64_t stride, bool relu) {
+  check_maps(input, out_channels);
+  STD_TORCH_CHECK(stride > 0, "stride must be positive");
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c), bias, out_channels);
+  const Tensor maps = channels_last(input);
+  const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride);
+  if (stride == 1) {
+    run_linear(linear_call(data(maps), n * h * w, c, mutable_data(output), out_channels), parameters.weight_data(),
+               parameters.bias_data(), relu);
+    return output;
+  }
+  for (int64_t image = 0; image < n; ++image) {
+    run_linear(strided_call(maps, image, stride, output), parameters.weight_data(), parameters.bias_data(), relu);
+  }
+  return output;
+}
+
+void conv1x1_add_(const Tensor& output, const Tensor& input, const Tensor& packed_weight,
+                  const std::optional<Tensor>& bias, bool relu) {
+  check_maps(output, 1);
+  const int64_t out_channels = output.size(1);
+  check_maps(input, out_channels);
+  STD_TORCH_CHECK(is_channels_last(output), "output must be channels-last");
+  STD_TORCH_CHECK(input.size(0) == output.size(0) && input.size(2) == output.size(2) && input.size(3) == output.size(3),
+                  "input and output differ in size");
+  const int64_t in_channels = input.size(1);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
+  const Tensor maps = channels_last(input);
+  Linear call = linear_call(data(maps), input.size(0) * input.size(2) * input.size(3), in_channels,
+                            mutable_data(output), out_channels);
+  call.accumulate = true;
+  run_linear(call, parameters.weight_data(), parameters.bias_data(), relu);
+}
+
+// A pixel of the input becomes 2×2 of the output: two pixels of an even row, two of an odd one. Either
+// pair is a row of a matrix product with 2 · out_channels columns.
+Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                         int64_t out_channels, bool relu) {
+  check_maps(input, out_channels);
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), columns = 2 * out_channels;
+  const int64_t half = packed_linear_numel(columns, c);
+  const Parameters parameters(packed_weight, 2 * half, bias, columns);
+  const Tensor maps = channels_last(input);
+  const Tensor output = empty_maps(n, out_channels, 2 * h, 2 * w);
+  for (int64_t i = 0; i < 2; ++i) {
+    Linear call = linear_call(data(maps), w, c, mutable_data(output) + i * w * columns, columns);
+    call.runs = n * h;
+    call.output_run_stride = 2 * w * columns;
+    run_linear(call, parameters.weight_data() + i * half, parameters.bias_data(), relu);
+  }
+  return output;
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
+  m.impl("conv3x3", TORCH_BOX(&dcnzoo::cpu::conv3x3));
+  m.impl("pack_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_conv3x3_weight));
+  m.impl("linear", TORCH_BOX(&dcnzoo::cpu::linear));
+  m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
+  m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
+  m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
+  m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+  m.impl("packed_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_conv3x3_numel));
+  m.impl("packed_linear_numel", TORCH_BOX(&dcnzoo::cpu::packed_linear_numel));
+}

@@ -1,0 +1,73 @@
+// Interface between the PyTorch binding and the kernels of dense layers: Winograd convolution and
+// matrix products with packed weights. float32 only; maps are channels-last and dense.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dcnzoo::cpu {
+
+// 3×3 convolution with stride 1 and padding 1, computed by Winograd's F(4×4, 3×3).
+struct Winograd {
+  int64_t images, height, width, in_channels, out_channels;
+  const float* input;
+  const float* packed_weight;  // from `pack` of the same capability
+  const float* bias;           // may be null
+  float* output;
+  bool relu;
+};
+
+// How a call is cut into independent tasks: blocks of tiles × parts of the output channels.
+struct WinogradSchedule {
+  int64_t blocks, parts;
+  size_t scratch_bytes;  // per worker, 64-byte aligned
+
+  int64_t tasks() const { return blocks * parts; }
+};
+
+struct WinogradKernels {
+  int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
+  // Packs the input channels [begin, end) of a dense (out_channels, in_channels, 3, 3) weight.
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+               int64_t end);
+  WinogradSchedule (*schedule)(const Winograd&, int threads);
+  void (*run)(const Winograd&, const WinogradSchedule&, int64_t task, void* scratch);
+};
+
+// output = relu?(input · weightᵀ + bias [+ output]) over `runs` runs of `length` rows. Within a run, rows
+// are `row_stride` elements apart in the input and `out_channels` in the output.
+struct Linear {
+  int64_t runs, length;
+  int64_t row_stride, run_stride, output_run_stride;
+  int64_t in_channels, out_channels;
+  const float* input;
+  const float* packed_weight;  // from `pack` of the same capability
+  const float* bias;           // may be null
+  float* output;
+  bool accumulate;  // adds what the output holds
+  bool relu;
+};
+
+// A task is a block of whole runs, or a block of rows of one run.
+struct LinearSchedule {
+  int64_t run_blocks, row_blocks;
+
+  int64_t tasks() const { return run_blocks * row_blocks; }
+};
+
+struct LinearKernels {
+  int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
+  // Packs the pieces [begin, end) of the input channels of a dense (out_channels, in_channels) weight.
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+               int64_t end);
+  int64_t (*pieces)(int64_t in_channels);
+  LinearSchedule (*schedule)(const Linear&, int threads);
+  void (*run)(const Linear&, const LinearSchedule&, int64_t task);
+};
+
+struct DenseKernels {
+  WinogradKernels winograd;
+  LinearKernels linear;
+};
+
+}  // namespace dcnzoo::cpu

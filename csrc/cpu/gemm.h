@@ -1,0 +1,167 @@
+// Register-blocked matrix product C[rows × columns] (+)= A[rows × depth] · B[depth × columns].
+//
+// A is row-major (the tile of sampled pixels), B is packed into panels of `panel` columns,
+// C is row-major (the channels-last output itself).
+#pragma once
+
+#include "simd.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// The rows of A and C: runs of `length` rows that follow each other in both; from run to run C jumps.
+struct Rows {
+  int64_t runs, length, c_stride;
+};
+
+// What happens to the product on its way to C.
+template <class T>
+struct Epilogue {
+  bool accumulate;  // add what C holds
+  bool relu;
+  const T* bias;  // to add, of C's first column; null for none
+};
+
+// A piece of B that is needed soon, fetched while the present one is in use: a little with every step
+// along the depth, since all at once would hold up the loads of the product itself.
+struct Upcoming {
+  const char* begin;
+  int64_t stride;  // bytes per step
+
+  static constexpr int64_t line_bytes = 64;
+
+  DCNZOO_INLINE void fetch() {
+    __builtin_prefetch(begin, 0, 2);
+    begin += stride;
+  }
+};
+
+// Rows per micro-kernel for two vectors and for one vector of columns: as many accumulators as the
+// register file holds beside two vectors of B and one broadcast element of A.
+template <class T>
+struct Tile {
+#if DCNZOO_VECTOR_BYTES == 64
+  static constexpr int rows2 = 14, rows1 = 14;  // 32 registers
+#else
+  static constexpr int rows2 = 6, rows1 = 12;  // 16 registers
+#endif
+  static constexpr int panel = 2 * Simd<T>::width;
+};
+
+// A function of its own: inlined, its loop would share the general registers with its surroundings.
+template <class T, int ROWS, int VECTORS>
+__attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc, Epilogue<T> epilogue,
+                                            Upcoming upcoming) {
+  using S = Simd<T>;
+  using V = typename S::vector;
+  V acc[ROWS][VECTORS] = {};
+  for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1);  // it is needed at the end
+  // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
+  // per row and spill them to the stack inside the loop.
+  constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
+  const T* row_a[pointers];
+  for (int i = 0; i < pointers; ++i) {
+    row_a[i] = a + i * stride * lda;
+    if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    upcoming.fetch();
+    V row_b[VECTORS];
+#pragma GCC unroll 2
+    for (int j = 0; j < VECTORS; ++j) row_b[j] = S::load(b + k * VECTORS * S::width + j * S::width);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      const V element = S::splat(row_a[i / stride][i % stride * lda + k]);
+#pragma GCC unroll 2
+      for (int j = 0; j < VECTORS; ++j) acc[i][j] += element * row_b[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < VECTORS; ++j) {
+      T* target = c + i * ldc + j * S::width;
+      V value = acc[i][j];
+      if (epilogue.accumulate) value += S::load(target);
+      if (epilogue.bias != nullptr) value += S::load(epilogue.bias + j * S::width);
+      if (epilogue.relu) value = value < V{} ? V{} : value;  // keeps NaN
+      S::store(target, value);
+    }
+  }
+}
+
+template <class T, int ROWS, int VECTORS>
+DCNZOO_INLINE void micro_kernel_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
+                                     int64_t ldc, const Epilogue<T>& epilogue, const Upcoming& upcoming) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) {
+      return micro_kernel_rows<T, ROWS - 1, VECTORS>(rows, depth, a, lda, b, c, ldc, epilogue, upcoming);
+    }
+  }
+  micro_kernel<T, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
+}
+
+// The last panel, whose columns do not fill its vectors, goes through a small copy of C and bias.
+template <class T, int ROWS, int VECTORS>
+void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
+                  Epilogue<T> epilogue, const Upcoming& upcoming) {
+  constexpr int padded = VECTORS * Simd<T>::width;
+  T tile[ROWS * padded] = {}, bias[padded] = {};
+  if (epilogue.accumulate) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) tile[i * padded + j] = c[i * ldc + j];
+  }
+  if (epilogue.bias != nullptr) {
+    for (int64_t j = 0; j < columns; ++j) bias[j] = epilogue.bias[j];
+    epilogue.bias = bias;
+  }
+  micro_kernel_rows<T, ROWS, VECTORS>(rows, depth, a, lda, b, tile, padded, epilogue, upcoming);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];
+}
+
+template <class T, int ROWS, int VECTORS>
+void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
+                   int64_t ldc, const Epilogue<T>& epilogue) {
+  const bool full = columns == VECTORS * Simd<T>::width;
+  const int64_t steps = ceil_div(rows.length, ROWS);
+  const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
+  constexpr int64_t row_bytes = VECTORS * DCNZOO_VECTOR_BYTES;
+  Upcoming upcoming{reinterpret_cast<const char*>(b) + depth * row_bytes,
+                    min(row_bytes / (rows.runs * steps), Upcoming::line_bytes)};
+  for (int64_t run = 0; run < rows.runs; ++run) {
+    T* target = c + run * rows.c_stride;
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t count = base + (step < longer);
+      if (full) {
+        micro_kernel_rows<T, ROWS, VECTORS>(count, depth, a, lda, b, target, ldc, epilogue, upcoming);
+      } else {
+        ragged_panel<T, ROWS, VECTORS>(count, columns, depth, a, lda, b, target, ldc, epilogue, upcoming);
+      }
+      a += count * lda;
+      target += count * ldc;
+      upcoming.begin += depth * upcoming.stride;
+    }
+  }
+}
+
+// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of Tile::panel
+// columns; a last panel of one vector is stored as such.
+template <class T>
+void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
+                    int64_t ldc, Epilogue<T> epilogue) {
+  constexpr int width = Simd<T>::width, panel = Tile<T>::panel;
+  const T* bias = epilogue.bias;
+  for (int64_t j = 0; j < columns; j += panel) {
+    const int64_t count = min<int64_t>(panel, columns - j);
+    epilogue.bias = bias == nullptr ? nullptr : bias + j;
+    if (count > width) {
+      panel_product<T, Tile<T>::rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+    } else {
+      panel_product<T, Tile<T>::rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

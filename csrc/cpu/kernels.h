@@ -1,0 +1,90 @@
+// Interface between the PyTorch binding and the per-capability kernels.
+//
+// Nothing here depends on PyTorch: the kernels see raw pointers and sizes, so that each of them
+// compiles in seconds with the flags of its own instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dense.h"
+
+namespace dcnzoo::cpu {
+
+enum class Element : int32_t { float32, float64 };
+
+// A 4-d tensor (N, C, H, W) of floating point numbers read through arbitrary strides (in elements).
+struct StridedMaps {
+  const void* data = nullptr;
+  Element element = Element::float32;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+};
+
+struct ConvShape {
+  int64_t images, in_channels, height, width;
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int64_t groups, deform_groups;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t out_pixels() const { return out_height * out_width; }
+};
+
+// One call of deform_conv2d. `input` and `output` are channels-last and dense; `packed_weight` comes
+// from `pack` of the same capability; `bias` may be null, `mask.data` as well.
+struct DeformConv2d {
+  ConvShape shape;
+  const void* input;
+  StridedMaps offset;
+  StridedMaps mask;
+  const void* packed_weight;
+  const void* bias;
+  void* output;
+  bool mask_is_logits;
+  bool relu;
+};
+
+// How a call is cut into independent tasks: rectangles of output pixels × column chunks (of output
+// channels, or of groups when there are several).
+struct Schedule {
+  int64_t tiles_x, tiles_y, column_chunks;
+  size_t scratch_bytes;  // per worker, 64-byte aligned
+
+  int64_t tasks(const ConvShape& shape) const { return shape.images * tiles_x * tiles_y * column_chunks; }
+};
+
+// The kernels of one element type.
+struct DeformConv2dKernels {
+  int64_t (*packed_numel)(const ConvShape&);
+  // Packs the groups [begin, end) of a dense (out_channels, in_channels / groups, kernel_h, kernel_w) weight.
+  void (*pack)(const ConvShape&, const void* weight, void* packed, int64_t begin, int64_t end);
+  int64_t (*packed_groups)(const ConvShape&);
+  Schedule (*schedule)(const ConvShape&, int threads);
+  void (*run)(const DeformConv2d&, const Schedule&, int64_t task, void* scratch);
+};
+
+// One call of roi_pool, float32. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w,
+// channels) the latter; `rois` is (R, 5); `offset` is (R, 2, pooled_h, pooled_w), x first, or null.
+struct RoiPool {
+  const float* input;
+  int64_t channels, height, width;
+  const float* rois;
+  int64_t num_rois;
+  const float* offset;
+  int64_t pooled_h, pooled_w;
+  float spatial_scale, gamma;
+  float* output;
+};
+
+struct Kernels {
+  DeformConv2dKernels float32;
+  DeformConv2dKernels float64;
+  DenseKernels dense;
+  void (*pool_rois)(const RoiPool&, int64_t begin, int64_t end);
+};
+
+extern const Kernels kernels_default;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace dcnzoo::cpu

@@ -1,0 +1,168 @@
+// Bilinear sampling of channels-last maps: per output pixel and kernel tap a table entry of four
+// corner pixels and four weights, then plain vector arithmetic over the channels.
+#pragma once
+
+#include <cmath>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// The sampling points of one tap and one deformable group, for the pixels of a block.
+template <class T>
+struct SampleTable {
+  int32_t* pixel[4];  // corners y0x0, y0x1, y1x0, y1x1 as row · width + column, always inside the map
+  T* weight[4];       // bilinear weight · mask; 0 where the corner lies outside
+
+  static constexpr size_t bytes_per_pixel = 4 * (sizeof(int32_t) + sizeof(T));
+
+  // Carves the arrays for `pixels` (a multiple of 16) out of `memory`.
+  SampleTable(char* memory, int64_t pixels) {
+    for (int corner = 0; corner < 4; ++corner) {
+      weight[corner] = reinterpret_cast<T*>(memory) + corner * pixels;
+      pixel[corner] = reinterpret_cast<int32_t*>(memory + 4 * sizeof(T) * pixels) + corner * pixels;
+    }
+  }
+};
+
+// A rectangle of output pixels; its pixels are numbered row by row.
+struct Rectangle {
+  int64_t y, x, height, width;
+
+  int64_t pixels() const { return height * width; }
+};
+
+template <class Source, class T>
+void gather_elements(const StridedMaps& maps, int64_t first, const Rectangle& pixels, T* target) {
+  const Source* source = static_cast<const Source*>(maps.data) + first + pixels.y * maps.h + pixels.x * maps.w;
+  for (int64_t row = 0; row < pixels.height; ++row, source += maps.h) {
+    for (int64_t column = 0; column < pixels.width; ++column) *target++ = static_cast<T>(source[column * maps.w]);
+  }
+}
+
+// Reads one channel of one image at the given output pixels.
+template <class T>
+void gather_channel(const StridedMaps& maps, int64_t image, int64_t channel, const Rectangle& pixels, T* target) {
+  const int64_t first = image * maps.n + channel * maps.c;
+  switch (maps.element) {
+    case Element::float32: return gather_elements<float>(maps, first, pixels, target);
+    case Element::float64: return gather_elements<double>(maps, first, pixels, target);
+  }
+}
+
+// Adds the undisplaced positions of a tap, out · stride − pad + tap · dilation, to its offsets.
+template <class T>
+void add_origins(const ConvShape& shape, int64_t tap, const Rectangle& pixels, T* y, T* x) {
+  const int64_t tap_y = tap / shape.kernel_w * shape.dilation_h - shape.pad_h;
+  const int64_t tap_x = tap % shape.kernel_w * shape.dilation_w - shape.pad_w;
+  for (int64_t row = 0; row < pixels.height; ++row) {
+    const T origin_y = static_cast<T>((pixels.y + row) * shape.stride_h + tap_y);
+    for (int64_t column = 0; column < pixels.width; ++column) {
+      *y++ += origin_y;
+      *x++ += static_cast<T>((pixels.x + column) * shape.stride_w + tap_x);
+    }
+  }
+}
+
+template <class T>
+void sigmoid(T* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = 1 / (1 + std::exp(-values[i]));
+}
+
+// One axis of the bilinear interpolation, for a vector of coordinates.
+template <class T>
+struct Axis {
+  using V = typename Simd<T>::vector;
+  using Mask = decltype(V{} < V{});
+  typedef int32_t Index __attribute__((vector_size(Simd<T>::width * sizeof(int32_t))));
+
+  Index low, high;       // clamped to the map
+  V low_weight, high_weight;  // 0 where the corner or the point lies outside
+
+  // Not-a-number counts as outside. Indices are valid whatever the coordinate: it is bounded before it
+  // becomes an integer.
+  DCNZOO_INLINE Axis(V coordinate, T size) {
+    const V lowest = Simd<T>::splat(-2), highest = Simd<T>::splat(size + 1);
+    V bounded = coordinate > lowest ? coordinate : lowest;
+    bounded = bounded < highest ? bounded : highest;
+    V floor = __builtin_convertvector(__builtin_convertvector(bounded, Index), V);
+    floor = floor > bounded ? floor - 1 : floor;
+    const V fraction = coordinate - floor, last = Simd<T>::splat(size - 1);
+    const Mask inside = (coordinate > -1) & (coordinate < size);
+    low_weight = (inside & (floor >= 0)) ? 1 - fraction : V{};
+    high_weight = (inside & (floor < last)) ? fraction : V{};
+    low = clamped(floor, last);
+    high = clamped(floor + 1, last);
+  }
+
+  static DCNZOO_INLINE Index clamped(V value, V last) {
+    value = value > V{} ? value : V{};
+    value = value < last ? value : last;
+    return __builtin_convertvector(value, Index);
+  }
+};
+
+// Fills a table from absolute coordinates and the modulation of each point (`scale`, may be null).
+// The arrays are padded to whole vectors.
+template <class T>
+void fill_table(const T* y, const T* x, const T* scale, int64_t count, int64_t height, int64_t width,
+                const SampleTable<T>& table) {
+  using S = Simd<T>;
+  using Index = typename Axis<T>::Index;
+  for (int64_t i = 0; i < count; i += S::width) {
+    Axis<T> vertical(S::load(y + i), static_cast<T>(height));
+    const Axis<T> horizontal(S::load(x + i), static_cast<T>(width));
+    if (scale != nullptr) {
+      const auto factor = S::load(scale + i);
+      vertical.low_weight *= factor;
+      vertical.high_weight *= factor;
+    }
+    const Index row[2] = {vertical.low * static_cast<int32_t>(width), vertical.high * static_cast<int32_t>(width)};
+    const Index pixel[4] = {row[0] + horizontal.low, row[0] + horizontal.high, row[1] + horizontal.low,
+                            row[1] + horizontal.high};
+    for (int corner = 0; corner < 4; ++corner) __builtin_memcpy(table.pixel[corner] + i, &pixel[corner], sizeof(Index));
+    S::store(table.weight[0] + i, vertical.low_weight * horizontal.low_weight);
+    S::store(table.weight[1] + i, vertical.low_weight * horizontal.high_weight);
+    S::store(table.weight[2] + i, vertical.high_weight * horizontal.low_weight);
+    S::store(table.weight[3] + i, vertical.high_weight * horizontal.high_weight);
+  }
+}
+
+// The four corners of one table entry, ready for the channel loop.
+template <class T>
+struct Corners {
+  const T* source[4];
+  T weight[4];
+
+  DCNZOO_INLINE Corners(const SampleTable<T>& table, int64_t i, const T* image, int64_t channels) {
+    for (int corner = 0; corner < 4; ++corner) {
+      source[corner] = image + table.pixel[corner][i] * channels;
+      weight[corner] = table.weight[corner][i];
+    }
+  }
+
+  // Interpolates a vector of consecutive channels from channel `first`.
+  DCNZOO_INLINE void sample_vector(int64_t first, T* target) const {
+    using S = Simd<T>;
+    auto value = S::load(source[0] + first) * weight[0];
+    value += S::load(source[1] + first) * weight[1];
+    value += S::load(source[2] + first) * weight[2];
+    value += S::load(source[3] + first) * weight[3];
+    S::store(target, value);
+  }
+
+  // Interpolates `count` consecutive channels.
+  DCNZOO_INLINE void sample(int64_t first, int64_t count, T* target) const {
+    int64_t c = 0;
+    for (; c + Simd<T>::width <= count; c += Simd<T>::width) sample_vector(first + c, target + c);
+    for (; c < count; ++c) {
+      target[c] = source[0][first + c] * weight[0] + source[1][first + c] * weight[1] +
+                  source[2][first + c] * weight[2] + source[3][first + c] * weight[3];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace dcnzoo::cpu

@@ -1,0 +1,306 @@
+// Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
+// multiplications per pair of channels instead of 144.
+//
+// A block of tiles at a time: its inputs are transformed into 36 matrices [tile × channel]; each is
+// multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
+// Everything between input and output stays in the caches.
+#pragma once
+
+#include "dense.h"
+#include "gemm.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+// The one-dimensional transforms of F(4, 3).
+//
+// Interpolation at 0, ±p, ±q and infinity. With the usual ±1, ±2 the largest error is five times as large:
+// the powers of these are balanced, and still exact in binary.
+struct Filtering {
+  static constexpr int tile = 4, size = tile + 2;
+  static constexpr float p = 0.625f, q = 1.5f, p2 = p * p, q2 = q * q;
+
+  template <class V>
+  static DCNZOO_INLINE void input(const V* d, V* r) {
+    const V even_p = d[4] - q2 * d[2], odd_p = p * (d[3] - q2 * d[1]);
+    const V even_q = d[4] - p2 * d[2], odd_q = q * (d[3] - p2 * d[1]);
+    r[0] = d[4] - (p2 + q2) * d[2] + p2 * q2 * d[0];
+    r[1] = even_p + odd_p;
+    r[2] = even_p - odd_p;
+    r[3] = even_q + odd_q;
+    r[4] = even_q - odd_q;
+    r[5] = d[5] - (p2 + q2) * d[3] + p2 * q2 * d[1];
+  }
+  template <class V>
+  static DCNZOO_INLINE void output(const V* m, V* y) {
+    const V even_p = m[1] + m[2], odd_p = m[1] - m[2];
+    const V even_q = m[3] + m[4], odd_q = m[3] - m[4];
+    y[0] = m[0] + even_p + even_q;
+    y[1] = p * odd_p + q * odd_q;
+    y[2] = p2 * even_p + q2 * even_q;
+    y[3] = p2 * p * odd_p + q2 * q * odd_q + m[5];
+  }
+  static void weight(const double* g, double* u) {
+    constexpr double a = p2, b = q2;
+    u[0] = g[0] / (a * b);
+    for (int i = 0; i < 2; ++i) {
+      const double sign = i == 0 ? 1 : -1;
+      u[1 + i] = (g[0] + sign * p * g[1] + a * g[2]) / (2 * a * (a - b));
+      u[3 + i] = (g[0] + sign * q * g[1] + b * g[2]) / (2 * b * (b - a));
+    }
+    u[5] = g[2];
+  }
+};
+
+// The packed weights: [chunk of columns][point][piece of channels], each a matrix in panels.
+struct WinogradLayout {
+  static constexpr int64_t points = Filtering::size * Filtering::size;
+  static constexpr int64_t chunk_columns = 64, longest_piece = 256;
+  static constexpr int width = Simd<float>::width;
+
+  int64_t channels, columns;
+  int64_t padded_channels;  // a row of transformed input
+
+  WinogradLayout(int64_t out_channels, int64_t in_channels)
+      : channels(in_channels),
+        columns(out_channels),
+        padded_channels(round_up(in_channels, width)) {}
+
+  int64_t chunks() const { return ceil_div(columns, chunk_columns); }
+  int64_t columns_of(int64_t chunk) const { return min(chunk_columns, columns - chunk * chunk_columns); }
+  int64_t padded_columns_of(int64_t chunk) const { return round_up(columns_of(chunk), width); }
+  int64_t piece_channels() const { return min(channels, round_up(ceil_div(channels, ceil_div(channels, longest_piece)), width)); }
+  int64_t offset(int64_t chunk, int64_t point) const {
+    return points * channels * chunk * chunk_columns + point * channels * padded_columns_of(chunk);
+  }
+  int64_t numel() const { return points * channels * round_up(columns, width); }
+};
+
+inline void transform_weight(const float* weight, float* transformed) {
+  constexpr int size = Filtering::size;
+  double rows[3][size], columns[3], result[size];
+  for (int i = 0; i < 3; ++i) {
+    const double g[3] = {weight[3 * i], weight[3 * i + 1], weight[3 * i + 2]};
+    Filtering::weight(g, rows[i]);
+  }
+  for (int j = 0; j < size; ++j) {
+    for (int i = 0; i < 3; ++i) columns[i] = rows[i][j];
+    Filtering::weight(columns, result);
+    for (int i = 0; i < size; ++i) transformed[i * size + j] = static_cast<float>(result[i]);
+  }
+}
+
+// Packs the input channels [begin, end).
+inline void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+                          int64_t end) {
+  constexpr int64_t panel = Tile<float>::panel;
+  const WinogradLayout layout(out_channels, in_channels);
+  float transformed[WinogradLayout::points] = {};
+  for (int64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
+    const int64_t padded = layout.padded_columns_of(chunk);
+    for (int64_t channel = begin; channel < end; ++channel) {
+      const int64_t piece = channel / layout.piece_channels() * layout.piece_channels();
+      const int64_t depth = min(layout.piece_channels(), layout.channels - piece);
+      for (int64_t column = 0; column < padded; ++column) {
+        const int64_t row = chunk * layout.chunk_columns + column;
+        const bool real = row < layout.columns;  // the rest are zeros
+        if (real) transform_weight(weight + (row * layout.channels + channel) * 9, transformed);
+        const int64_t first = column / panel * panel, panel_columns = min(panel, padded - first);
+        float* target = packed + layout.offset(chunk, 0) + piece * padded + first * depth +
+                        (channel - piece) * panel_columns + column - first;
+        for (int64_t point = 0; point < layout.points; ++point)
+          target[point * layout.channels * padded] = real ? transformed[point] : 0.0f;
+      }
+    }
+  }
+}
+
+// Vectors whose last elements may not exist.
+struct Partial {
+  using S = Simd<float>;
+  static DCNZOO_INLINE S::vector load(const float* source, int64_t count) {
+    if (count >= S::width) return S::load(source);
+    float elements[S::width] = {};
+    for (int64_t i = 0; i < count; ++i) elements[i] = source[i];
+    return S::load(elements);
+  }
+  static DCNZOO_INLINE void store(float* target, S::vector value, int64_t count) {
+    if (count >= S::width) return S::store(target, value);
+    for (int64_t i = 0; i < count; ++i) target[i] = value[i];
+  }
+};
+
+class WinogradBlock {
+ public:
+  static constexpr int tile = Filtering::tile, size = Filtering::size, points = size * size;
+  // Off a multiple of 4096 bytes, so that the matrices of the points do not share cache sets.
+  static constexpr int64_t stagger = 16;
+
+  static int64_t tiles_x(const Winograd& call) { return ceil_div(call.width, tile); }
+  static int64_t tiles_y(const Winograd& call) { return ceil_div(call.height, tile); }
+  static int64_t tiles(const Winograd& call) { return call.images * tiles_y(call) * tiles_x(call); }
+
+  static size_t scratch_bytes(const WinogradLayout& layout, int64_t block_tiles) {
+    const int64_t transformed = points * (block_tiles * layout.padded_channels + stagger);
+    const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
+    return static_cast<size_t>(round_up(transformed + products + layout.padded_channels, 16)) * sizeof(float);
+  }
+
+  WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
+      : call_(call), layout_(call.out_channels, call.in_channels) {
+    const int64_t part = task % schedule.parts, block = task / schedule.parts;
+    begin_ = tiles(call) * block / schedule.blocks;
+    end_ = tiles(call) * (block + 1) / schedule.blocks;
+    chunk_begin_ = layout_.chunks() * part / schedule.parts;
+    chunk_end_ = layout_.chunks() * (part + 1) / schedule.parts;
+    zeros_ = scratch;
+    input_stride_ = (end_ - begin_) * layout_.padded_channels + stagger;
+    product_stride_ = (end_ - begin_) * layout_.chunk_columns + stagger;
+    transformed_ = zeros_ + layout_.padded_channels;
+    products_ = transformed_ + points * input_stride_;
+  }
+
+  void run() {
+    for (int64_t c = 0; c < layout_.padded_channels; ++c) zeros_[c] = 0;
+    for (int64_t index = begin_; index < end_; ++index) transform_input(index);
+    for (int64_t chunk = chunk_begin_; chunk < chunk_end_; ++chunk) {
+      for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
+      for (int64_t index = begin_; index < end_; ++index) transform_output(chunk, index);
+    }
+  }
+
+ private:
+  using S = Simd<float>;
+  using V = S::vector;
+
+  struct Place {
+    int64_t image, y, x;  // of the tile's first output pixel
+  };
+
+  Place place(int64_t index) const {
+    const int64_t row = index / tiles_x(call_);
+    return {row / tiles_y(call_), row % tiles_y(call_) * tile, index % tiles_x(call_) * tile};
+  }
+
+  void transform_input(int64_t index) {
+    const Place at = place(index);
+    const float* pixels[points];  // those outside the map are a row of zeros
+    for (int i = 0; i < size; ++i) {
+      for (int j = 0; j < size; ++j) {
+        const int64_t y = at.y + i - 1, x = at.x + j - 1;
+        const bool inside = y >= 0 && y < call_.height && x >= 0 && x < call_.width;
+        pixels[i * size + j] =
+            inside ? call_.input + ((at.image * call_.height + y) * call_.width + x) * call_.in_channels : zeros_;
+      }
+    }
+    const int64_t step = layout_.piece_channels();
+    for (int64_t piece = 0; piece < layout_.channels; piece += step) {
+      const int64_t depth = min(step, layout_.channels - piece);
+      float* target = transformed_ + piece * (end_ - begin_) + (index - begin_) * round_up(depth, S::width);
+      int64_t c = 0;
+      for (; c + S::width <= depth; c += S::width) transform_input_vector(pixels, piece + c, S::width, target + c);
+      if (c < depth) transform_input_vector(pixels, piece + c, depth - c, target + c);
+    }
+  }
+
+  DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, float* target) const {
+    V half[size][size];
+#pragma GCC unroll 6
+    for (int j = 0; j < size; ++j) {
+      V d[size], r[size];
+#pragma GCC unroll 6
+      for (int i = 0; i < size; ++i) d[i] = Partial::load(pixels[i * size + j] + c, count);
+      Filtering::input(d, r);
+#pragma GCC unroll 6
+      for (int i = 0; i < size; ++i) half[i][j] = r[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < size; ++i) {
+      V r[size];
+      Filtering::input(half[i], r);
+#pragma GCC unroll 6
+      for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * input_stride_, r[j]);
+    }
+  }
+
+  void multiply(int64_t chunk, int64_t point) {
+    const float* b = call_.packed_weight + layout_.offset(chunk, point);
+    const float* a = transformed_ + point * input_stride_;
+    const int64_t step = layout_.piece_channels();
+    for (int64_t piece = 0; piece < layout_.channels; piece += step) {
+      const int64_t depth = min(step, layout_.channels - piece);
+      matrix_product(Rows{1, end_ - begin_, 0}, layout_.padded_columns_of(chunk), depth, a + piece * (end_ - begin_),
+                     round_up(depth, S::width), b + piece * layout_.padded_columns_of(chunk),
+                     products_ + point * product_stride_, layout_.chunk_columns, Epilogue<float>{piece > 0, false, nullptr});
+    }
+  }
+
+  void transform_output(int64_t chunk, int64_t index) {
+    const Place at = place(index);
+    const int64_t rows = min<int64_t>(tile, call_.height - at.y), columns = min<int64_t>(tile, call_.width - at.x);
+    const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
+    const float* source = products_ + (index - begin_) * layout_.chunk_columns;
+    float* target =
+        call_.output + ((at.image * call_.height + at.y) * call_.width + at.x) * call_.out_channels + first;
+    for (int64_t c = 0; c < count; c += S::width) {
+      V y[tile][tile];
+      transform_output_vector(source + c, y);
+      const V bias = call_.bias == nullptr ? V{} : Partial::load(call_.bias + first + c, count - c);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < columns; ++j) {
+          V value = y[i][j] + bias;
+          if (call_.relu) value = value < V{} ? V{} : value;  // keeps NaN
+          Partial::store(target + (i * call_.width + j) * call_.out_channels + c, value, count - c);
+        }
+      }
+    }
+  }
+
+  DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[tile]) const {
+    V half[tile][size];
+#pragma GCC unroll 6
+    for (int j = 0; j < size; ++j) {
+      V m[size], r[tile];
+#pragma GCC unroll 6
+      for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * product_stride_);
+      Filtering::output(m, r);
+#pragma GCC unroll 4
+      for (int i = 0; i < tile; ++i) half[i][j] = r[i];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < tile; ++i) Filtering::output(half[i], y[i]);
+  }
+
+  const Winograd& call_;
+  const WinogradLayout layout_;
+  int64_t begin_, end_, chunk_begin_, chunk_end_;  // tiles and chunks of columns of this task
+  int64_t input_stride_, product_stride_;          // from point to point
+  float *zeros_, *transformed_, *products_;
+};
+
+inline int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
+  return WinogradLayout(out_channels, in_channels).numel();
+}
+
+inline WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
+  constexpr int64_t most_tiles = 48;  // their 36 matrices are somewhat larger than the second-level cache
+  const WinogradLayout layout(call.out_channels, call.in_channels);
+  const int64_t tiles = WinogradBlock::tiles(call);
+  WinogradSchedule schedule{};
+  schedule.blocks = ceil_div(tiles, most_tiles);
+  schedule.parts = min(layout.chunks(), ceil_div(threads, schedule.blocks));
+  if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
+  schedule.scratch_bytes = WinogradBlock::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
+  return schedule;
+}
+
+inline void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
+  WinogradBlock(call, schedule, task, static_cast<float*>(scratch)).run();
+}
+
+constexpr WinogradKernels winograd_kernels() {
+  return {winograd_packed_numel, pack_winograd, schedule_winograd, run_winograd};
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

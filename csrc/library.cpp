@@ -1,0 +1,58 @@
+// The schemas of all operators, and the Python module whose import registers them.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/capability.h"
+
+namespace {
+
+std::string cpu_capability() { return dcnzoo::cpu::capability().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(dcnzoo, m) {
+  // Name of the set of CPU kernels in use.
+  m.def("cpu_capability() -> str");
+
+  // Deformable convolution; the result is channels-last. `packed_weight` is what
+  // `pack_deform_conv2d_weight` made of `weight`: pass it to save the packing on every call.
+  // With `mask_is_logits` the mask goes through a sigmoid first.
+  m.def(
+      "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
+      "bool relu=False) -> Tensor");
+  m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
+  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
+  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
+
+  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
+  m.def(
+      "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
+      "-> Tensor");
+
+  // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
+  // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
+  m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def("pack_conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("packed_conv3x3_numel(int out_channels, int in_channels) -> int");
+  m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def(
+      "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
+  m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
+  m.def(
+      "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  // Its weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
+  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def("packed_linear_numel(int out_channels, int in_channels) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,84 @@
+"""`dcnzoo convert`: a safe copy of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dcnzoo.cli.options import url_base_option
+
+if TYPE_CHECKING:
+    from dcnzoo.cli.main import Settings
+    from dcnzoo.manifest import Manifest, Record
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@click.command()
+@click.argument("source", metavar="NAME|FILE")
+@click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@click.option("--arch", metavar="NAME", help="Architecture of FILE.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@url_base_option
+@click.pass_obj
+def convert(
+    settings: Settings, source: str, out: Path, arch: str | None, overwrite: bool, url_base: str | None
+) -> None:
+    """Write a safe copy of a checkpoint, as safetensors.
+
+    The copy holds numbers and text only, nothing that could run, and says what has to be known to use them:
+    `dcnzoo predict --weights OUT.safetensors` needs no --arch.
+    """
+    from dcnzoo.manifest import Architecture, load_manifest
+    from dcnzoo.safe_copy import check_target
+
+    manifest = load_manifest(settings.manifest)
+    record = _find_record(manifest, source)
+    _check_arch(source, record, arch)
+    architecture = Architecture.parse(arch) if arch else None
+    check_target(out, overwrite)
+
+    from dcnzoo import convert as converter
+    from dcnzoo.download import fetch
+
+    converter.convert(
+        fetch(record, url_base=url_base) if record else Path(source),
+        out,
+        record=record,
+        architecture=architecture,
+        class_sets=manifest.class_sets.values(),
+        overwrite=overwrite,
+    )
+    print(out)
+
+
+def _find_record(manifest: Manifest, source: str) -> Record | None:
+    """The record of a name, None for what looks like a file.
+
+    Raises:
+        UnknownModelError: it is neither.
+    """
+    path = Path(source)
+    if source not in manifest.records and (path.exists() or os.sep in source or path.suffix in SUFFIXES):
+        return None
+    return manifest.find(source)
+
+
+def _check_arch(source: str, record: Record | None, arch: str | None) -> None:
+    """Checks that the architecture is stated, and only once.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    from dcnzoo.safe_copy import is_safetensors
+
+    if record and arch:
+        raise click.UsageError(f"{source} has an architecture of its own; give --arch only with a file.")
+    if not (record or arch or is_safetensors(Path(source))):
+        raise click.UsageError(
+            "A file needs --arch, the architecture that it was trained with,"
+            " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
+        )

@@ -1,0 +1,121 @@
+"""Layers that carry their activation and run on the compiled kernels once their weights are packed.
+
+They are PyTorch's own layers otherwise: same parameters, same names, trainable. Shape letters:
+N images, C channels, O output channels, H, W map size, R rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dcnzoo.ops import dense
+
+
+class Conv3x3(nn.Conv2d):
+    """3×3 convolution with stride 1 and padding 1, optionally followed by ReLU.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        bias: whether there is one.
+        relu: whether ReLU follows.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, relu: bool = False) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.relu = relu
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_conv3x3_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, H, W)."""
+        return dense.conv3x3(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
+
+
+class Conv1x1(nn.Conv2d):
+    """1×1 convolution, optionally followed by ReLU.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        stride: of both axes.
+        bias: whether there is one.
+        relu: whether ReLU follows.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, bias: bool = True, relu: bool = False
+    ) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
+        self.relu = relu
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_linear_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        return dense.conv1x1(
+            input,
+            self.weight,
+            self.bias,
+            stride=self.stride[0],
+            relu=self.relu,
+            packed_weight=self.packed_weight,
+        )
+
+    def add_to(self, output: Tensor, input: Tensor) -> Tensor:
+        """Adds the convolution of (N, C, H, W) to `output` (N, O, H, W) in place, and returns it."""
+        return dense.conv1x1_add_(
+            output, input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
+        )
+
+
+class ConvTranspose2x2(nn.ConvTranspose2d):
+    """2×2 transposed convolution with stride 2, followed by ReLU.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_conv_transpose2x2_weight(self.weight)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
+        """Maps (N, C, H, W) to (N, O, 2H, 2W)."""
+        return dense.conv_transpose2x2(
+            input, self.weight, self.bias, relu=True, packed_weight=self.packed_weight
+        )
+
+
+class Linear(nn.Linear):
+    """Fully connected layer, optionally followed by ReLU.
+
+    Args:
+        in_features: C.
+        out_features: O.
+        relu: whether ReLU follows.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, relu: bool = False) -> None:
+        super().__init__(in_features, out_features)
+        self.relu = relu
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_linear_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (R, C) to (R, O)."""
+        return dense.linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)

@@ -1,0 +1,260 @@
+"""Dense layers for inference on a CPU: convolution and matrix product with packed weights and fused ReLU.
+
+Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the
+latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does. The results
+agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
+deviations of the output at most, and 1e-6 in the mean.
+
+Packed weights are for this process, and for that weight: pack again when the weight changes.
+
+Shape letters: N images, C channels, H, W map size, O output channels, R rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
+
+
+def conv3x3(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """3×3 convolution with stride 1 and padding 1.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (O, C, 3, 3).
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_conv3x3_weight`.
+
+    Returns:
+        (N, O, H, W), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input):
+        output: Tensor = torch.ops.dcnzoo.conv3x3(input, packed_weight, bias, weight.shape[0], relu)
+        return output
+    return _activate(F.conv2d(input, weight, bias, padding=1), relu)
+
+
+def conv1x1(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """1×1 convolution.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (O, C, 1, 1).
+        bias: (O,).
+        stride: in both directions.
+        relu: negative outputs become 0.
+        packed_weight: from `pack_linear_weight`.
+
+    Returns:
+        (N, O, ⌈H/stride⌉, ⌈W/stride⌉), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input):
+        output: Tensor = torch.ops.dcnzoo.conv1x1(input, packed_weight, bias, weight.shape[0], stride, relu)
+        return output
+    return _activate(F.conv2d(input, weight, bias, stride), relu)
+
+
+def conv1x1_add_(
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """Adds a 1×1 convolution to `output`, in place: the end of a residual block.
+
+    Args:
+        output: (N, O, H, W), the shortcut; overwritten.
+        input: (N, C, H, W).
+        weight: (O, C, 1, 1).
+        bias: (O,).
+        relu: negative sums become 0.
+        packed_weight: from `pack_linear_weight`.
+
+    Returns:
+        `output`.
+    """
+    last = output.is_contiguous(memory_format=torch.channels_last)
+    if packed_weight is not None and last and _kernels_take(input, output):
+        torch.ops.dcnzoo.conv1x1_add_(output, input, packed_weight, bias, relu)
+        return output
+    output += F.conv2d(input, weight, bias)
+    return output.relu_() if relu else output
+
+
+def conv_transpose2x2(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """2×2 transposed convolution with stride 2: each pixel becomes four.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (C, O, 2, 2).
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_conv_transpose2x2_weight`.
+
+    Returns:
+        (N, O, 2H, 2W), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input):
+        pair_bias = None if bias is None else bias.repeat(2)  # of two neighbouring pixels
+        output: Tensor = torch.ops.dcnzoo.conv_transpose2x2(
+            input, packed_weight, pair_bias, weight.shape[1], relu
+        )
+        return output
+    return _activate(F.conv_transpose2d(input, weight, bias, stride=2), relu)
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """Fully connected layer.
+
+    Args:
+        input: (R, C).
+        weight: (O, C).
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_linear_weight`.
+
+    Returns:
+        (R, O).
+    """
+    if packed_weight is not None and _kernels_take(input):
+        output: Tensor = torch.ops.dcnzoo.linear(input, packed_weight, bias, weight.shape[0], relu)
+        return output
+    return _activate(F.linear(input, weight, bias), relu)
+
+
+def pack_conv3x3_weight(weight: Tensor) -> Tensor | None:
+    """Transforms the weight (O, C, 3, 3) of `conv3x3`, to four times its size; None without compiled kernels.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if weight.ndim != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"weight must be (O, C, 3, 3), got {tuple(weight.shape)}")
+    if not _packs(weight):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_conv3x3_weight(weight.detach())
+    return packed
+
+
+def pack_linear_weight(weight: Tensor) -> Tensor | None:
+    """Arranges the weight (O, C) of `linear`, or (O, C, 1, 1) of `conv1x1`; None without compiled kernels.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if weight.ndim not in (2, 4) or any(size != 1 for size in weight.shape[2:]):
+        raise ValueError(f"weight must be (O, C) or (O, C, 1, 1), got {tuple(weight.shape)}")
+    if not _packs(weight):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_linear_weight(weight.detach())
+    return packed
+
+
+def pack_conv_transpose2x2_weight(weight: Tensor) -> Tensor | None:
+    """Arranges the weight (C, O, 2, 2) of `conv_transpose2x2`; None without compiled kernels.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if weight.ndim != 4 or weight.shape[2:] != (2, 2):
+        raise ValueError(f"weight must be (C, O, 2, 2), got {tuple(weight.shape)}")
+    if not _packs(weight):
+        return None
+    rows = weight.detach().permute(2, 3, 1, 0).flatten(1, 2)  # (2, 2·O, C): both pixels of a row together
+    return torch.stack([torch.ops.dcnzoo.pack_linear_weight(row) for row in rows])
+
+
+def _activate(output: Tensor, relu: bool) -> Tensor:
+    if not relu:
+        return output
+    return output.relu() if output.requires_grad else output.relu_()
+
+
+def _packs(weight: Tensor) -> bool:
+    takes = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > 0
+    return takes and active_backend()[0] == "native"
+
+
+def _kernels_take(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels compute with these; they know no derivatives."""
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not trains and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+
+
+if NATIVE_PROBLEM is None:
+
+    def _maps(input: Tensor, channels: int, height: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
+        shape = (input.shape[0], channels, height, width)
+        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+    @torch.library.register_fake("dcnzoo::conv3x3")  # type: ignore[untyped-decorator]
+    def _fake_conv3x3(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
+    ) -> Tensor:
+        return _maps(input, out_channels, *input.shape[2:])
+
+    @torch.library.register_fake("dcnzoo::conv1x1")  # type: ignore[untyped-decorator]
+    def _fake_conv1x1(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, stride: int, relu: bool
+    ) -> Tensor:
+        return _maps(input, out_channels, *[(size + stride - 1) // stride for size in input.shape[2:]])
+
+    @torch.library.register_fake("dcnzoo::conv1x1_add_")  # type: ignore[untyped-decorator]
+    def _fake_conv1x1_add_(*_: object) -> None:
+        return None
+
+    @torch.library.register_fake("dcnzoo::conv_transpose2x2")  # type: ignore[untyped-decorator]
+    def _fake_conv_transpose2x2(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
+    ) -> Tensor:
+        return _maps(input, out_channels, 2 * input.shape[2], 2 * input.shape[3])
+
+    @torch.library.register_fake("dcnzoo::linear")  # type: ignore[untyped-decorator]
+    def _fake_linear(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
+    ) -> Tensor:
+        return input.new_empty(input.shape[0], out_channels)
+
+    @torch.library.register_fake("dcnzoo::pack_conv3x3_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_conv3x3_weight(weight: Tensor) -> Tensor:
+        return weight.new_empty(torch.ops.dcnzoo.packed_conv3x3_numel(weight.shape[0], weight.shape[1]))
+
+    @torch.library.register_fake("dcnzoo::pack_linear_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_linear_weight(weight: Tensor) -> Tensor:
+        return weight.new_empty(torch.ops.dcnzoo.packed_linear_numel(weight.shape[0], weight.shape[1]))

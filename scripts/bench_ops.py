@@ -1,0 +1,191 @@
+"""Times the deformable convolution against a dense one of the same shape and against torchvision's.
+
+One process; the candidates take turns, so that a slow minute of the machine hits them all; medians.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcnzoo import ops
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A 3×3 deformable layer of a backbone, at 800×1333 pixels."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    groups: int = 1
+
+
+LAYERS = (
+    Layer("R50 c3", 128, 100, 168),
+    Layer("R50 c4", 256, 50, 84),
+    Layer("R50 c5", 512, 25, 42),
+    Layer("X101 c3", 256, 100, 168, 32),
+    Layer("X101 c4", 512, 50, 84, 32),
+    Layer("X101 c5", 1024, 25, 42, 32),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians in milliseconds, and the fastest run of each; memory beyond input, output and weight."""
+
+    layer: str
+    native_ms: float
+    dense_ms: float
+    torchvision_ms: float | None
+    native_best_ms: float
+    dense_best_ms: float
+    extra_mib_per_thread: float | None
+
+
+def candidates(layer: Layer, modulated: bool, with_torchvision: bool) -> dict[str, Callable[[], Tensor]]:
+    """The computations to time, on the same random input."""
+    torch.manual_seed(0)
+    size = (layer.height, layer.width)
+    x = torch.randn(1, layer.channels, *size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(layer.channels, layer.channels // layer.groups, 3, 3)
+    dense_weight = weight.contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(layer.channels)
+    offset = torch.randn(1, 18, *size).contiguous(memory_format=torch.channels_last)
+    mask = torch.rand(1, 9, *size).contiguous(memory_format=torch.channels_last) if modulated else None
+    packed = ops.pack_deform_conv2d_weight(weight, layer.groups)
+    found = {
+        "native": lambda: ops.deform_conv2d(
+            x, offset, weight, bias, padding=(1, 1), mask=mask, packed_weight=packed
+        ),
+        "dense": lambda: F.conv2d(x, dense_weight, bias, padding=1, groups=layer.groups),
+    }
+    if with_torchvision:
+        found["torchvision"] = lambda: torchvision.ops.deform_conv2d(
+            x, offset, weight, bias, padding=1, mask=mask
+        )
+    return found
+
+
+def measure(layer: Layer, modulated: bool, with_torchvision: bool, repeats: int) -> Result:
+    """Times one layer."""
+    times: dict[str, list[float]] = {}
+    computations = candidates(layer, modulated, with_torchvision)
+    for computation in computations.values():
+        computation()
+    for _ in range(repeats):
+        for name, computation in computations.items():
+            start = time.perf_counter()
+            computation()
+            times.setdefault(name, []).append(1000 * (time.perf_counter() - start))
+    median = {name: round(statistics.median(values), 3) for name, values in times.items()}
+    return Result(
+        layer.name,
+        median["native"],
+        median["dense"],
+        median.get("torchvision"),
+        round(min(times["native"]), 3),
+        round(min(times["dense"]), 3),
+        extra_memory(computations["native"]),
+    )
+
+
+def extra_memory(computation: Callable[[], Tensor]) -> float | None:
+    """Peak of the resident memory over that before, less the output, in MiB per thread; Linux only."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not hide what this one takes
+    before = _kibibytes(status, "VmRSS")
+    reset.write_text("5", encoding="ascii")  # the peak starts anew
+    output = computation()
+    peak = _kibibytes(status, "VmHWM")
+    output_kib = output.numel() * output.element_size() / 1024
+    return round(max(0.0, peak - before - output_kib) / 1024 / torch.get_num_threads(), 2)
+
+
+def _kibibytes(status: Path, field: str) -> int:
+    lines = status.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def stamp(threads: int) -> dict[str, str | int]:
+    """What the numbers depend on."""
+    backend, reason = ops.active_backend()
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = next(
+            (x.split(":")[1].strip() for x in text.splitlines() if x.startswith("model name")), ""
+        )
+    return {
+        "processor": processor,
+        "threads": threads,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "backend": f"{backend}: {reason}",
+    }
+
+
+def print_table(results: list[Result]) -> None:
+    """One line per layer: medians, then the ratio to the dense convolution and to torchvision."""
+    head = (
+        "layer",
+        "native ms",
+        "dense ms",
+        "torchvision ms",
+        "× dense",
+        "best × dense",
+        "× faster",
+        "MiB/thread",
+    )
+    rows = [head]
+    for r in results:
+        tv, faster = "-", "-"
+        if r.torchvision_ms is not None:
+            tv, faster = f"{r.torchvision_ms:.1f}", f"{r.torchvision_ms / r.native_ms:.1f}"
+        ratios = f"{r.native_ms / r.dense_ms:.2f}", f"{r.native_best_ms / r.dense_best_ms:.2f}"
+        memory = "-" if r.extra_mib_per_thread is None else f"{r.extra_mib_per_thread:.2f}"
+        rows.append((r.layer, f"{r.native_ms:.1f}", f"{r.dense_ms:.1f}", tv, *ratios, faster, memory))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        click.echo("  ".join(cells))
+
+
+@click.command(help=__doc__)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--repeats", default=15, show_default=True)
+@click.option("--modulated", is_flag=True, help="With a mask (DCNv2).")
+@click.option("--torchvision/--no-torchvision", "with_torchvision", default=True, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def main(threads: int, repeats: int, modulated: bool, with_torchvision: bool, json_path: Path | None) -> None:
+    """Runs the program."""
+    torch.set_num_threads(threads)
+    machine = stamp(threads)
+    click.echo(", ".join(f"{key} {value}" for key, value in machine.items()), err=True)
+    with torch.inference_mode():
+        results = [measure(layer, modulated, with_torchvision, repeats) for layer in LAYERS]
+    print_table(results)
+    if json_path is not None:
+        report = {"machine": machine, "modulated": modulated, "layers": [asdict(r) for r in results]}
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

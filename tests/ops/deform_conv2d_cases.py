@@ -1,0 +1,118 @@
+"""Shapes for the deformable convolution, and their comparison with the readable reference in float64.
+
+Run as a program, it compares them all; that is how the variants of the compiled kernels are tested, each
+in a process of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dcnzoo import ops
+from dcnzoo.ops import reference
+from dcnzoo.ops.types import Pair
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-14, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Largest error, relative to the largest output, by dtype."""
+
+
+@dataclass(frozen=True)
+class Case:
+    images: int = 1
+    channels: int = 16
+    out_channels: int = 16
+    size: Pair = (9, 11)
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    deform_groups: int = 1
+    mask: bool = False
+    bias: bool = False
+    relu: bool = False
+    spread: float = 2.0
+    """Standard deviation of the offsets, in pixels."""
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Random arguments, channels-last."""
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        taps = self.kernel[0] * self.kernel[1]
+        geometry = zip(self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True)
+        out_size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry]
+        tensors = {
+            "input": random(self.images, self.channels, *self.size),
+            "offset": self.spread * random(self.images, 2 * self.deform_groups * taps, *out_size),
+            "weight": random(self.out_channels, self.channels // self.groups, *self.kernel),
+        }
+        if self.mask:
+            tensors["mask"] = random(self.images, self.deform_groups * taps, *out_size)
+        tensors = {name: value.to(memory_format=torch.channels_last) for name, value in tensors.items()}
+        return tensors | ({"bias": random(self.out_channels)} if self.bias else {})
+
+    def options(self) -> dict[str, object]:
+        """Everything that is not a tensor."""
+        options = {name: getattr(self, name) for name in ("stride", "padding", "dilation", "relu")}
+        return options | {"mask_is_logits": self.mask}
+
+
+CASES = {
+    "one_pixel": Case(size=(1, 1)),
+    "one_row": Case(size=(1, 40), channels=3, out_channels=5),
+    "smaller_than_the_kernel": Case(size=(2, 2), padding=(2, 2), bias=True),
+    "odd_everything": Case(2, 7, 13, (11, 5), (2, 5), (2, 1), (3, 2), (1, 2), mask=True, bias=True),
+    "pointwise": Case(channels=40, out_channels=24, kernel=(1, 1), padding=(0, 0), relu=True),
+    "large_kernel": Case(kernel=(5, 7), padding=(2, 3), deform_groups=2, mask=True),
+    "dense": Case(2, 64, 48, (13, 17), mask=True, bias=True, relu=True),
+    "offset_convolution": Case(channels=256, out_channels=27),
+    "channels_in_pieces": Case(channels=600, out_channels=40, size=(5, 5), bias=True),
+    "deformable_groups": Case(channels=64, out_channels=36, deform_groups=4, mask=True),
+    "deformable_groups_of_odd_width": Case(channels=60, out_channels=33, deform_groups=12, mask=True),
+    "resnext_4": Case(channels=128, out_channels=128, groups=32, bias=True, relu=True),
+    "resnext_8": Case(channels=256, out_channels=256, groups=32, stride=(2, 2)),
+    "resnext_16": Case(channels=512, out_channels=512, groups=32, size=(5, 7), mask=True),
+    "resnext_32": Case(channels=1024, out_channels=1024, groups=32, size=(4, 5), deform_groups=4),
+    "depthwise": Case(channels=24, out_channels=48, groups=24, mask=True, bias=True),
+    "groups_across_deformable_groups": Case(channels=36, out_channels=24, groups=6, deform_groups=4),
+    "few_wide_groups": Case(channels=1200, out_channels=26, groups=2, size=(3, 4), deform_groups=3),
+    "odd_groups": Case(channels=15, out_channels=25, groups=5, deform_groups=3, mask=True),
+    "many_tiles": Case(2, 8, 8, (70, 90), spread=20.0, mask=True),
+    "far_offsets": Case(spread=1e6, bias=True),
+}
+
+
+def error(case: Case, dtype: torch.dtype) -> float:
+    """Largest deviation from the reference in float64, relative to the largest output."""
+    tensors, options = case.tensors(dtype), case.options()
+    exact = {name: value.double() for name, value in tensors.items()}
+    if "mask" in exact:
+        exact["mask"] = exact["mask"].sigmoid()
+    geometry = {name: options[name] for name in ("stride", "padding", "dilation")}
+    expected = reference.deform_conv2d(**exact, **geometry)  # type: ignore[arg-type]
+    expected = expected.relu() if case.relu else expected
+    found = ops.deform_conv2d(**tensors, **options)  # type: ignore[arg-type]
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+
+
+def main() -> None:
+    """Compares every case, and says with what."""
+    name, reason = ops.active_backend()
+    for case_name, case in CASES.items():
+        for dtype in (torch.float32, torch.float64):
+            found = error(case, dtype)
+            if found > TOLERANCE[dtype]:
+                raise SystemExit(f"{case_name} in {dtype}: error {found} > {TOLERANCE[dtype]}")
+    print(name, reason)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Deformable convolution: whichever backend is active against the readable reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dcnzoo import ops
+from dcnzoo.ops.backend import NATIVE_PROBLEM
+from tests.ops.deform_conv2d_cases import CASES, TOLERANCE, Case, error
+
+needs_native = pytest.mark.skipif(
+    NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
+)
+
+SMALL = Case(2, 8, 6, (9, 11), groups=2, deform_groups=2, mask=True, bias=True, relu=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
+    assert error(CASES[name], dtype) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "default"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
+        {"DCNZOO_OPS": "torchvision"},
+        {"DCNZOO_OPS": "reference"},
+    ],
+    ids=lambda setting: next(iter(setting.values())),
+)
+def test_every_backend_agrees_with_the_reference(setting: dict[str, str]) -> None:
+    program = [sys.executable, "-m", "tests.ops.deform_conv2d_cases"]
+    run = subprocess.run(program, env=os.environ | setting, capture_output=True, text=True, check=False)
+    if "this processor lacks it" in run.stderr:
+        pytest.skip(f"this processor has no {setting['DCNZOO_CPU_CAPABILITY']}")
+    assert run.returncode == 0, run.stderr
+    assert next(iter(setting.values())) in run.stdout
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_result_has_the_layout_of_the_input(layout: torch.memory_format) -> None:
+    tensors, options = SMALL.tensors(torch.float32), SMALL.options()
+    tensors["input"] = tensors["input"].contiguous(memory_format=layout)
+    assert ops.deform_conv2d(**tensors, **options).is_contiguous(memory_format=layout)
+
+
+def test_tensors_may_be_views() -> None:
+    tensors, options = SMALL.tensors(torch.float32), SMALL.options()
+    expected = ops.deform_conv2d(**tensors, **options)
+    both = torch.cat([tensors["offset"], tensors["mask"]], dim=1)
+    tensors["offset"], tensors["mask"] = both.split([36, 18], dim=1)
+    tensors["input"] = torch.stack([tensors["input"]] * 2, dim=-1)[..., 1]
+    tensors["weight"] = tensors["weight"].transpose(2, 3).contiguous().transpose(2, 3)
+    tensors["bias"] = tensors["bias"].repeat_interleave(2)[::2]
+    torch.testing.assert_close(ops.deform_conv2d(**tensors, **options), expected, rtol=0, atol=0)
+
+
+def test_zero_offsets_are_a_plain_convolution() -> None:
+    image, weight = torch.randn(1, 32, 30, 40), torch.randn(40, 32, 3, 3)
+    found = ops.deform_conv2d(image, torch.zeros(1, 18, 30, 40), weight, padding=(1, 1))
+    torch.testing.assert_close(found, F.conv2d(image, weight, padding=1), rtol=1e-4, atol=1e-4)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "expected"),
+    [
+        (0, 0, 1.0),
+        (0.5, 0.25, 3.25),
+        (-0.5, 1, 1.0),
+        (2.5, 3, 6.0),
+        (1, 3.75, 2.0),
+        (-1, 0, 0),
+        (3, 0, 0),
+        (1, 4, 0),
+        (NAN, 1, 0),
+        (1, NAN, 0),
+        (INF, 0, 0),
+        (0, -INF, 0),
+        (1e30, 1, 0),
+        (1, -3e38, 0),
+    ],
+)
+def test_borders_and_numbers_that_are_none(y: float, x: float, expected: float) -> None:
+    image = torch.arange(1.0, 13).reshape(1, 1, 3, 4)  # 1 + 4·row + column
+    offset = torch.tensor([y, x], dtype=torch.float32).reshape(1, 2, 1, 1).expand(1, 2, 3, 4)
+    assert ops.deform_conv2d(image, offset, torch.ones(1, 1, 1, 1))[0, 0, 0, 0].item() == expected
+
+
+def test_packed_weight_changes_nothing() -> None:
+    tensors, options = SMALL.tensors(torch.float32), SMALL.options()
+    packed = ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups)
+    assert (packed is None) == (ops.active_backend()[0] != "native")
+    expected = ops.deform_conv2d(**tensors, **options)
+    found = ops.deform_conv2d(**tensors, **options, packed_weight=packed)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_no_images_give_no_outputs() -> None:
+    tensors = {name: value[:0] for name, value in Case().tensors(torch.float32).items() if name != "weight"}
+    output = ops.deform_conv2d(**tensors, weight=torch.randn(16, 16, 3, 3), padding=(1, 1))
+    assert output.shape == (0, 16, 9, 11)
+
+
+def test_training_still_has_gradients() -> None:
+    tensors, options = SMALL.tensors(torch.float64), SMALL.options()
+    leaves = {name: value.clone().requires_grad_() for name, value in tensors.items()}
+    ops.deform_conv2d(**leaves, **options).sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("offset", (2, 35, 9, 11), "offset must be"),
+        ("offset", (2, 36, 9, 10), "offset must be"),
+        ("mask", (2, 9, 9, 11), "mask must be"),
+        ("weight", (6, 3, 3, 3), "does not divide"),
+        ("input", (8, 9, 11), "4 dimensions"),
+    ],
+)
+def test_misfits_are_refused(name: str, shape: tuple[int, ...], words: str) -> None:
+    tensors = SMALL.tensors(torch.float32) | {name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=words):
+        ops.deform_conv2d(**tensors, **SMALL.options())
+
+
+class _Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(SMALL.tensors(torch.float32)["weight"], requires_grad=False)
+
+    def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        options = SMALL.options()
+        return ops.deform_conv2d(2 * x, offset, self.weight, mask=mask, **options) + 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_breaks(dynamic: bool) -> None:
+    tensors, layer = SMALL.tensors(torch.float32), _Layer()
+    arguments = tensors["input"], tensors["offset"], tensors["mask"]
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), layer(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exports() -> None:
+    tensors, layer = SMALL.tensors(torch.float32), _Layer()
+    arguments = tensors["input"], tensors["offset"], tensors["mask"]
+    exported = torch.export.export(layer, arguments)
+    torch.testing.assert_close(exported.module()(*arguments), layer(*arguments))
+
+
+@needs_native
+@pytest.mark.parametrize("packed", [False, True])
+def test_operator_obeys_the_rules_of_pytorch(packed: bool) -> None:
+    tensors = SMALL.tensors(torch.float32)
+    geometry = [1, 1], [1, 1], [1, 1]
+    tail = (ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups), True, True) if packed else ()
+    head = [tensors[name] for name in ("input", "weight", "offset", "mask", "bias")]
+    torch.library.opcheck(torch.ops.dcnzoo.deform_conv2d.default, (*head, *geometry, *tail))
+    arguments = tensors["weight"], SMALL.groups
+    torch.library.opcheck(torch.ops.dcnzoo.pack_deform_conv2d_weight.default, arguments)
+
+
+@needs_native
+def test_operator_refuses_what_would_read_outside() -> None:
+    operator = torch.ops.dcnzoo.deform_conv2d
+    tensors, geometry = SMALL.tensors(torch.float32), ([1, 1], [1, 1], [1, 1])
+    image, weight, offset = (tensors[name] for name in ("input", "weight", "offset"))
+    wrong = [
+        (image, weight, offset[..., 1:], None, None, *geometry),
+        (image, weight, offset, offset, None, *geometry),
+        (image, weight, offset, None, torch.zeros(5), *geometry),
+        (image, weight, offset, None, None, *geometry, torch.zeros(7)),
+        (image, weight, offset, None, None, [0, 1], *geometry[1:]),
+        (image.half(), weight, offset, None, None, *geometry),
+    ]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match="deform_conv2d"):
+            operator(*arguments)

@@ -1,0 +1,249 @@
+"""Dense layers: the compiled kernels, or PyTorch in their place, against PyTorch in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcnzoo.ops import dense
+from dcnzoo.ops.backend import NATIVE_PROBLEM
+from tests.ops import dense_cases as cases
+from tests.ops.dense_cases import TOLERANCE, WINOGRAD_TOLERANCE, random
+
+needs_native = pytest.mark.skipif(
+    NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
+)
+
+OPTIONS = [pytest.param(True, False, id="bias"), pytest.param(False, True, id="relu")]
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.CONV3X3)
+def test_conv3x3(name: str, bias: bool, relu: bool) -> None:
+    assert cases.conv3x3_error(name, bias, relu) <= WINOGRAD_TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.CONV1X1)
+def test_conv1x1(name: str, bias: bool, relu: bool) -> None:
+    assert cases.conv1x1_error(name, bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.CONV_TRANSPOSE2X2)
+def test_conv_transpose2x2(name: str, bias: bool, relu: bool) -> None:
+    assert cases.conv_transpose2x2_error(name, bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.LINEAR)
+def test_linear(name: str, bias: bool, relu: bool) -> None:
+    assert cases.linear_error(name, bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "default"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
+        {"DCNZOO_OPS": "torchvision"},
+    ],
+    ids=lambda setting: next(iter(setting.values())),
+)
+def test_every_backend(setting: dict[str, str]) -> None:
+    program = [sys.executable, "-m", "tests.ops.dense_cases"]
+    run = subprocess.run(program, env=os.environ | setting, capture_output=True, text=True, check=False)
+    if "this processor lacks it" in run.stderr:
+        pytest.skip(f"this processor has no {setting['DCNZOO_CPU_CAPABILITY']}")
+    assert run.returncode == 0, run.stderr
+    assert next(iter(setting.values())) in run.stdout
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.tuples(*[st.integers(1, n) for n in (3, 40, 40, 23, 23)]),
+    threads=st.integers(1, 5),
+)
+def test_conv3x3_of_any_size(sizes: tuple[int, int, int, int, int], threads: int) -> None:
+    n, c, o, h, w = sizes
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight, bias = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o)
+        found = dense.conv3x3(x, weight, bias, packed_weight=dense.pack_conv3x3_weight(weight))
+    finally:
+        torch.set_num_threads(before)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    assert (found.double() - expected).abs().max().item() <= WINOGRAD_TOLERANCE * 2
+
+
+def test_conv3x3_of_one_pixel_shows_the_kernel_mirrored() -> None:
+    image = torch.zeros(1, 1, 7, 9)
+    image[0, 0, 4, 4] = 1
+    weight = torch.arange(1.0, 10).reshape(1, 1, 3, 3)
+    found = dense.conv3x3(image, weight, packed_weight=dense.pack_conv3x3_weight(weight))
+    expected = F.pad(weight.flip(2, 3), (3, 3, 3, 1))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_linear_is_exact_for_small_integers() -> None:
+    x, weight = torch.arange(12.0).reshape(3, 4), torch.arange(20.0).reshape(5, 4)
+    found = dense.linear(x, weight, packed_weight=dense.pack_linear_weight(weight))
+    assert torch.equal(found, x @ weight.T)
+
+
+def test_conv1x1_add_works_in_place() -> None:
+    x, weight, shortcut = random(1, 8, 3, 3), random(8, 8, 1, 1), random(1, 8, 3, 3)
+    packed = dense.pack_linear_weight(weight)
+    assert dense.conv1x1_add_(shortcut, x, weight, packed_weight=packed) is shortcut
+
+
+@pytest.mark.parametrize("view", ["contiguous", "slice", "expanded"])
+def test_inputs_may_be_views(view: str) -> None:
+    x = random(2, 16, 9, 9)
+    views = {
+        "contiguous": x.contiguous(),
+        "slice": x[:, :, 1:8, ::2],
+        "expanded": x[:1].expand(3, -1, -1, -1),
+    }
+    weight = random(16, 16, 3, 3).transpose(2, 3)
+    packed = dense.pack_conv3x3_weight(weight)
+    found = dense.conv3x3(views[view], weight, packed_weight=packed)
+    torch.testing.assert_close(found, F.conv2d(views[view], weight, padding=1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_reach_the_output(bad: float) -> None:
+    x, weight = random(1, 16, 8, 8), random(16, 16, 3, 3)
+    x[0, 3, 2, 2] = bad
+    found = dense.conv3x3(x, weight, relu=True, packed_weight=dense.pack_conv3x3_weight(weight))
+    assert not found[0, :, 1:4, 1:4].isfinite().all()
+
+
+def test_no_images_give_no_outputs() -> None:
+    x, weight, point = random(0, 16, 5, 7), random(24, 16, 3, 3), random(24, 16, 1, 1)
+    found = dense.conv3x3(x, weight, packed_weight=dense.pack_conv3x3_weight(weight))
+    assert found.shape == (0, 24, 5, 7)
+    found = dense.conv1x1(x, point, stride=2, packed_weight=dense.pack_linear_weight(point))
+    assert found.shape == (0, 24, 3, 4)
+
+
+def test_training_still_has_gradients() -> None:
+    x, weight = random(1, 16, 5, 5).requires_grad_(), random(16, 16, 3, 3)
+    dense.conv3x3(x, weight, relu=True, packed_weight=dense.pack_conv3x3_weight(weight)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
+    x, weight = random(1, 16, 5, 5).to(dtype), random(16, 16, 3, 3).to(dtype)
+    assert dense.pack_conv3x3_weight(weight) is None
+    assert torch.equal(dense.conv3x3(x, weight), F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("pack", "shape"),
+    [
+        (dense.pack_conv3x3_weight, (8, 8, 5, 5)),
+        (dense.pack_linear_weight, (8, 8, 3, 3)),
+        (dense.pack_linear_weight, (8,)),
+        (dense.pack_conv_transpose2x2_weight, (8, 8, 3, 3)),
+    ],
+)
+def test_weights_of_other_shapes_are_refused(pack: object, shape: tuple[int, ...]) -> None:
+    assert callable(pack)
+    with pytest.raises(ValueError, match="weight must be"):
+        pack(torch.zeros(shape))
+
+
+class _Layers(nn.Module):
+    """Every operator once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.square, self.point = random(16, 16, 3, 3), random(16, 16, 1, 1)
+        self.corner, self.full = random(16, 16, 2, 2), random(10, 16)
+        self.packed_square = dense.pack_conv3x3_weight(self.square)
+        self.packed_point = dense.pack_linear_weight(self.point)
+        self.packed_corner = dense.pack_conv_transpose2x2_weight(self.corner)
+        self.packed_full = dense.pack_linear_weight(self.full)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = dense.conv3x3(2 * x, self.square, relu=True, packed_weight=self.packed_square)
+        y = dense.conv1x1_add_(y, x, self.point, packed_weight=self.packed_point)
+        y = dense.conv1x1(y, self.point, stride=2, packed_weight=self.packed_point)
+        y = dense.conv_transpose2x2(y, self.corner, packed_weight=self.packed_corner)
+        return dense.linear(y.mean((2, 3)), self.full, packed_weight=self.packed_full)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_breaks(dynamic: bool) -> None:
+    x, layers = random(2, 16, 9, 11), _Layers()
+    compiled = torch.compile(layers, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layers(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exports() -> None:
+    x, layers = random(2, 16, 9, 11), _Layers()
+    torch.testing.assert_close(torch.export.export(layers, (x,)).module()(x), layers(x))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv3x3",
+        "conv1x1",
+        "conv1x1_add_",
+        "conv_transpose2x2",
+        "linear",
+        "pack_conv3x3_weight",
+        "pack_linear_weight",
+    ],
+)
+def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
+    layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
+    arguments: dict[str, tuple[object, ...]] = {
+        "conv3x3": (x, layers.packed_square, bias, 16, True),
+        "conv1x1": (x, layers.packed_point, bias, 16, 2, True),
+        "conv1x1_add_": (x.clone(), x, layers.packed_point, bias, True),
+        "conv_transpose2x2": (x, layers.packed_corner, bias.repeat(2), 16, True),
+        "linear": (random(5, 16), layers.packed_full, None, 10, False),
+        "pack_conv3x3_weight": (layers.square,),
+        "pack_linear_weight": (layers.full,),
+    }
+    torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
+
+
+@needs_native
+def test_operators_refuse_what_would_read_outside() -> None:
+    layers, x = _Layers(), random(2, 16, 6, 7)
+    add = torch.ops.dcnzoo.conv1x1_add_
+    wrong = [
+        lambda: torch.ops.dcnzoo.conv3x3(x, layers.packed_point, None, 16, False),
+        lambda: torch.ops.dcnzoo.conv3x3(x[0], layers.packed_square, None, 16, False),
+        lambda: torch.ops.dcnzoo.conv3x3(x, layers.packed_square, torch.zeros(5), 16, False),
+        lambda: torch.ops.dcnzoo.conv3x3(x.double(), layers.packed_square, None, 16, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x, layers.packed_square, None, 16, 1, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x, layers.packed_point, None, 16, 0, False),
+        lambda: torch.ops.dcnzoo.linear(x, layers.packed_full, None, 10, False),
+        lambda: torch.ops.dcnzoo.conv_transpose2x2(x, layers.packed_corner, random(16), 16, False),
+        lambda: add(x[:, :, 1:].clone(), x, layers.packed_point, None, False),
+        lambda: add(x.contiguous(), x, layers.packed_point, None, False),
+    ]
+    for call in wrong:
+        with pytest.raises(RuntimeError):
+            call()
