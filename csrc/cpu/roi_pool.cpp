@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "capability.h"
+#include "memory.h"
 
 namespace dcnzoo::cpu {
 namespace {
@@ -43,9 +44,7 @@ Tensor roi_pool(const Tensor& input, const Tensor& rois, const std::optional<Ten
   STD_TORCH_CHECK(spatial_scale > 0, "roi_pool: spatial_scale must be positive");
   const Tensor maps = torch::stable::contiguous(input, MemoryFormat::ChannelsLast);
   const Tensor boxes = torch::stable::contiguous(rois);
-  const Tensor output = torch::stable::empty({rois.size(0), input.size(1), output_size[0], output_size[1]},
-                                             ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
-                                             MemoryFormat::ChannelsLast);
+  const Tensor output = empty_maps(rois.size(0), input.size(1), output_size[0], output_size[1], ScalarType::Float);
   RoiPool call{};
   call.input = static_cast<const float*>(maps.const_data_ptr());
   call.channels = input.size(1), call.height = input.size(2), call.width = input.size(3);

@@ -6,6 +6,7 @@ N images, C channels, O output channels, H, W map size, R rows.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dcnzoo.ops import dense
@@ -73,6 +74,28 @@ class Conv1x1(nn.Conv2d):
         return dense.conv1x1_add_(
             output, input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
         )
+
+
+class Stem(nn.Conv2d):
+    """7×7 convolution with stride 2, ReLU and 3×3 max pooling with stride 2: the first layers of a ResNet.
+
+    Args:
+        conv: of shape (O, C, 7, 7); its parameters are taken over.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        with torch.device("meta"):
+            super().__init__(conv.in_channels, conv.out_channels, 7, 2, 3)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_stem_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, ⌈H/4⌉, ⌈W/4⌉)."""
+        return dense.stem(input, self.weight, self.bias, packed_weight=self.packed_weight)
 
 
 class ConvTranspose2x2(nn.ConvTranspose2d):

@@ -43,6 +43,18 @@ def test_conv_transpose2x2(name: str, bias: bool, relu: bool) -> None:
     assert cases.conv_transpose2x2_error(name, bias, relu) <= TOLERANCE
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", cases.STEM)
+def test_stem(name: str, bias: bool) -> None:
+    assert cases.stem_error(name, bias) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 256, 13, 19)])
+def test_upsample2x(size: tuple[int, int, int, int]) -> None:
+    x = random(*size)
+    assert torch.equal(dense.upsample2x(x), F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.LINEAR)
 def test_linear(name: str, bias: bool, relu: bool) -> None:
