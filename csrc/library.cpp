@@ -32,6 +32,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
 
+  // RoIAlign of every RoI from its own level of a pyramid: `levels` (R,) int64 index `inputs` and `spatial_scales`.
+  m.def(
+      "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
+      "-> Tensor");
+
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");

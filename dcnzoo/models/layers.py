@@ -142,3 +142,28 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (R, C) to (R, O)."""
         return dense.linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
+
+
+class MapLinear(Linear):
+    """Fully connected layer over all elements of a square map, optionally followed by ReLU.
+
+    Its weight is as for the flattened map, channels first.
+
+    Args:
+        channels: C.
+        size: P, rows and columns of the map.
+        out_features: O.
+        relu: whether ReLU follows.
+    """
+
+    def __init__(self, channels: int, size: int, out_features: int, *, relu: bool = False) -> None:
+        super().__init__(channels * size**2, out_features, relu=relu)
+        self.map_size = (channels, size, size)
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_map_linear_weight(self.weight, self.map_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (R, C, P, P) to (R, O)."""
+        return dense.map_linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)

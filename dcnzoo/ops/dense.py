@@ -158,6 +158,33 @@ def linear(
     return _activate(F.linear(input, weight, bias), relu)
 
 
+def map_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """Fully connected layer over the elements of maps; channels-last maps are not copied when the weight is packed.
+
+    Args:
+        input: (R, C, H, W).
+        weight: (O, C·H·W), for maps flattened channels first.
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_map_linear_weight`.
+
+    Returns:
+        (R, O).
+    """
+    if packed_weight is not None and _kernels_take(input):
+        rows = input.permute(0, 2, 3, 1).flatten(1)
+        output: Tensor = torch.ops.dcnzoo.linear(rows, packed_weight, bias, weight.shape[0], relu)
+        return output
+    return _activate(F.linear(input.flatten(1), weight, bias), relu)
+
+
 def stem(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed_weight: Tensor | None = None
 ) -> Tensor:
@@ -214,6 +241,11 @@ def pack_linear_weight(weight: Tensor) -> Tensor | None:
         return None
     packed: Tensor = torch.ops.dcnzoo.pack_linear_weight(weight.detach())
     return packed
+
+
+def pack_map_linear_weight(weight: Tensor, map_size: tuple[int, int, int]) -> Tensor | None:
+    """Arranges the weight (O, C·H·W) of `map_linear` on maps of size (C, H, W); None without compiled kernels."""
+    return pack_linear_weight(weight.unflatten(1, map_size).permute(0, 2, 3, 1).flatten(1))
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor | None:
