@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "capability.h"
+#include "memory.h"
 
 namespace dcnzoo::cpu {
 
@@ -53,10 +54,6 @@ inline Tensor channels_last(const Tensor& tensor, ScalarType type) {
   if (is_channels_last(tensor) && tensor.scalar_type() == type) return tensor;
   return torch::stable::to(tensor, type, std::nullopt, std::nullopt, std::nullopt, false, /*copy=*/true,
                            MemoryFormat::ChannelsLast);
-}
-
-inline Tensor empty_maps(int64_t n, int64_t c, int64_t h, int64_t w, ScalarType type) {
-  return torch::stable::empty({n, c, h, w}, type, std::nullopt, std::nullopt, std::nullopt, MemoryFormat::ChannelsLast);
 }
 
 struct Free {

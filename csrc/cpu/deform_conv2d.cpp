@@ -106,8 +106,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
                       packed.numel() == kernels.packed_numel(shape),
                   "deform_conv2d: packed_weight does not fit the weight");
   const Tensor dense_input = channels_last(input, type);
-  const Tensor output =
-      empty_maps(shape.images, shape.out_channels, shape.out_height, shape.out_width, type);
+  const Tensor output = empty_maps(shape.images, shape.out_channels, shape.out_height, shape.out_width, type);
   DeformConv2d call{};
   call.shape = shape;
   call.input = dense_input.const_data_ptr();

@@ -53,7 +53,7 @@ def register_rule(name: str, rule: Callable[..., tuple[object, ...]]) -> None:
             with torch.autocast(device, enabled=False):
                 return operator(*lowered_arguments)
 
-        _library.impl(name, kernel, key)
+        _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
 
 _library = torch.library.Library("dcnzoo", "IMPL")  # type: ignore[no-untyped-call]
