@@ -121,4 +121,5 @@ if NATIVE_PROBLEM is None:
     def _fake_roi_align_pyramid(
         inputs: list[Tensor], rois: Tensor, levels: Tensor, spatial_scales: list[float], output_size: Pair
     ) -> Tensor:
-        return _fake_roi_pool(inputs[0], rois, None, output_size)
+        shape = (rois.shape[0], inputs[0].shape[1], *output_size)
+        return inputs[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
