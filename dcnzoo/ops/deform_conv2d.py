@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from dcnzoo.ops import autocast, reference
+from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
 
@@ -120,9 +120,7 @@ def _compute_elsewhere(
 
 
 def _kernels_take(*tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels compute with these; they know no derivatives."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return False
+    """Whether the compiled kernels compute with these."""
     return all(t is None or (t.device.type == "cpu" and t.dtype in KERNEL_DTYPES) for t in tensors)
 
 
@@ -161,6 +159,7 @@ if NATIVE_PROBLEM is None:
         return x, low_weight, offset, mask, low_bias, stride, padding, dilation, packed, *flags
 
     autocast.register_rule("deform_conv2d", _autocast_rule)
+    deform_conv2d_grad.register()
 
 
 def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
