@@ -4,8 +4,8 @@
 
 What a Mask R-CNN with random weights hands to the operators is recorded once, and given to the candidates in
 turn in one process. One thread, and the processor's time, which other programs on the machine do not
-lengthen much: the compiled operators use every thread of PyTorch, the others do not. The weights are such that
-1000 proposals and 100 detections remain.
+lengthen much: the compiled operators use every thread of PyTorch, the others do not. The weights are such
+that 1000 proposals and 100 detections remain.
 """
 
 from __future__ import annotations
