@@ -38,6 +38,13 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
       "-> Tensor");
 
+  // Indices of the boxes that remain, by descending score; boxes of different groups never interact.
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
+
+  // Masks of an image of (height, width) from maps (D, M, M) over boxes (D, 4): COCO's compressed run lengths as
+  // ASCII, each followed by a newline.
+  m.def("paste_masks(Tensor probs, Tensor boxes, int[2] image_size) -> Tensor");
+
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
