@@ -6,11 +6,11 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from dcnzoo.ops import autocast, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
@@ -114,9 +114,15 @@ def _compute_elsewhere(
     wide = torch.float32 if dtype in SHORT_DTYPES else dtype
     x, offset, weight = (tensor.to(wide) for tensor in tensors)
     bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
-    compute = reference.deform_conv2d if active_backend()[0] == "reference" else torchvision_deform_conv2d
+    compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()
     output = compute(x, offset, weight, bias, mask=scale, stride=stride, padding=padding, dilation=dilation)
     return output.to(dtype)
+
+
+def _torchvision_deform_conv2d() -> Callable[..., Tensor]:
+    from torchvision.ops import deform_conv2d as compute
+
+    return cast("Callable[..., Tensor]", compute)
 
 
 def _kernels_take(*tensors: Tensor | None) -> bool:

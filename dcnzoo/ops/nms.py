@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms as torchvision_batched_nms
-from torchvision.ops import nms as torchvision_nms
 
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 
@@ -21,6 +19,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         Indices of the kept boxes by descending score, int64.
     """
+    from torchvision.ops import nms as torchvision_nms
+
     kept: Tensor = torchvision_nms(boxes, scores, iou_threshold)
     return kept
 
@@ -39,8 +39,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     """
     usual = boxes.device.type == "cpu" and boxes.dtype == scores.dtype == torch.float32
     native = usual and active_backend()[0] == "native"
-    suppress = torch.ops.dcnzoo.batched_nms if native else torchvision_batched_nms
-    kept: Tensor = suppress(boxes, scores, groups, iou_threshold)
+    if native:
+        compiled: Tensor = torch.ops.dcnzoo.batched_nms(boxes, scores, groups, iou_threshold)
+        return compiled
+    from torchvision.ops import batched_nms as torchvision_batched_nms
+
+    kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)
     return kept
 
 

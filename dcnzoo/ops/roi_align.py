@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align as torchvision_roi_align
 
 from dcnzoo.ops import reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
@@ -31,6 +30,8 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
     if backend == "native" and kernels_take_rois(input, rois):
         aligned: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, None, output_size, spatial_scale, 0.0)
         return aligned
+    from torchvision.ops import roi_align as torchvision_roi_align
+
     # short floats would round RoI coordinates to whole pixels
     pooled: Tensor = torchvision_roi_align(
         input.float(), rois.float(), output_size, spatial_scale, sampling_ratio=-1, aligned=True
