@@ -34,6 +34,7 @@ CPU_SOURCES = [
     "csrc/library.cpp",
     "csrc/cpu/capability.cpp",
     "csrc/cpu/deform_conv2d.cpp",
+    "csrc/cpu/deform_conv2d_grad.cpp",
     "csrc/cpu/dense.cpp",
     "csrc/cpu/masks.cpp",
     "csrc/cpu/memory.cpp",

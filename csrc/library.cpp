@@ -28,6 +28,15 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
+  // Its gradients, given that of its output (before relu): of input (channels-last), offset and mask (empty without
+  // a mask), and of weight. Deterministic.
+  m.def(
+      "deform_conv2d_input_grads(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "deform_conv2d_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> Tensor");
+
   // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dcnzoo.ops import autocast, reference
+from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
 
@@ -126,9 +126,7 @@ def _torchvision_deform_conv2d() -> Callable[..., Tensor]:
 
 
 def _kernels_take(*tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels compute with these; they know no derivatives."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return False
+    """Whether the compiled kernels compute with these."""
     return all(t is None or (t.device.type == "cpu" and t.dtype in KERNEL_DTYPES) for t in tensors)
 
 
@@ -167,6 +165,7 @@ if NATIVE_PROBLEM is None:
         return x, low_weight, offset, mask, low_bias, stride, padding, dilation, packed, *flags
 
     autocast.register_rule("deform_conv2d", _autocast_rule)
+    deform_conv2d_grad.register()
 
 
 def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
