@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo import __version__
-from dcnzoo.cli.options import Command, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, Command, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
-
-FILE = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.inference import (
-    FILE,
-    POSITIVE,
     InferenceOptions,
     check_model_name,
     load_predictor,
@@ -25,6 +23,7 @@ from dcnzoo.cli.inference import (
     progress_bar,
     run_options,
 )
+from dcnzoo.cli.options import FILE, POSITIVE, several, split
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Writer
@@ -65,17 +64,6 @@ class Options(InferenceOptions):
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
 
 
-def _split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
-    """Accepts a repeated option, commas between values, or both."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
-
-
-def _formats(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    choice = click.Choice(list(WRITERS))
-    names = [choice.convert(name, parameter, context) for name in _split(context, parameter, values)]
-    return tuple(dict.fromkeys(names))
-
-
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1)
 @model_options
@@ -89,7 +77,7 @@ def _formats(context: click.Context, parameter: click.Parameter, values: Sequenc
     multiple=True,
     default=["jsonl"],
     show_default=True,
-    callback=_formats,
+    callback=several(click.Choice(list(WRITERS))),
     help="Format of the results; several with commas.",
 )
 @click.option("--save-images", is_flag=True, help="Also save pictures with boxes, labels and masks.")
@@ -105,7 +93,7 @@ def _formats(context: click.Context, parameter: click.Parameter, values: Sequenc
     "--max-detections", type=POSITIVE, metavar="N", default=100, show_default=True, help="Most per image."
 )
 @click.option(
-    "--classes", metavar="NAMES", multiple=True, callback=_split, help="Only these: names or category ids."
+    "--classes", metavar="NAMES", multiple=True, callback=split, help="Only these: names or category ids."
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
 @run_options
