@@ -22,9 +22,10 @@ from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.manifest import Architecture, load_manifest
 from dcnzoo.models.rcnn import RCNN
-from dcnzoo.predictor import Predictor, StageTimes, load
+from dcnzoo.predictor import Predictor, load
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
+from dcnzoo.times import StageTimes
 
 MODEL_STAGES = {"backbone": "backbone", "neck": "neck", "rpn": "rpn_head", "roi": "roi_head"}
 """Stages within the model → the submodule whose forward each of them is."""
