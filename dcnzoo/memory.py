@@ -1,32 +1,28 @@
-"""How the process gets its memory.
-
-The maps between the layers of a detector are tens of megabytes. By default the C library takes each of them
-from the system anew and returns it when it is freed, so that every layer pays for its pages again: about a
-quarter of the time of a whole detector on a CPU.
-"""
+"""When memory runs out."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
+import torch
 
-# Parameters of mallopt(3) in glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",  # PyTorch's allocator for the CPU
+    "not enough memory",  # the same on Windows
+    "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, when it gets no memory for its code or buffers
+    "out of memory",  # CUDA
+    "_ALLOC_FAILED",  # cuBLAS, cuDNN
+)
+"""How the libraries say that memory ran out, where they have no exception for it."""
 
 
-def keep_freed_memory() -> bool:
-    """Lets the C library keep what is freed for the next allocation instead of returning it to the system.
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, says that memory ran out.
 
-    This holds for the whole process. `DCNZOO_KEEP_MEMORY=0` in the environment leaves everything as it is, and so
-    do systems without glibc.
-
-    Returns:
-        Whether the setting was made.
+    PyTorch has an exception of its own for a full GPU. For the CPU's memory, and within the libraries that it
+    calls, there is only a RuntimeError and its text.
     """
-    if os.environ.get("DCNZOO_KEEP_MEMORY", "1") == "0" or not sys.platform.startswith("linux"):
+    if error is None:
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+    return known or told or is_out_of_memory(error.__cause__)

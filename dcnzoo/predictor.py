@@ -23,7 +23,7 @@ from dcnzoo.download import fetch
 from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
-from dcnzoo.memory import keep_freed_memory
+from dcnzoo.memory import is_out_of_memory
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
@@ -70,8 +70,6 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
         self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
@@ -374,10 +372,7 @@ def _told_if_out_of_memory(images: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On the CPU, PyTorch and compiled operators raise a plain RuntimeError.
-        told = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and all(text not in str(error) for text in told):
+        if not is_out_of_memory(error):
             raise
         what = "the image does" if images == 1 else f"{images} images together do"
         raise OutOfMemoryError(

@@ -61,7 +61,7 @@ def merge_shards(out: Path, free: Collection[str], overwrite: bool = False) -> M
         overwrite: whether the results of an earlier merge are replaced.
 
     Raises:
-        OutputError: shards are missing, not complete or not of the same run, or the results cannot be written.
+        OutputError: shards are missing, not complete or not of one run, or the results cannot be written.
     """
     parts = [_read_part(path) for path in find_shards(out)]
     _check_same_run(parts, free)
