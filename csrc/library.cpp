@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
+  // The same on a GPU, where float32 factors are rounded to TensorFloat-32.
+  m.def(
+      "deform_conv2d_tf32(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
+      "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
