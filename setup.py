@@ -36,6 +36,7 @@ CPU_SOURCES = [
     "csrc/cpu/capability.cpp",
     "csrc/cpu/deform_conv2d.cpp",
     "csrc/cpu/dense.cpp",
+    "csrc/cpu/memory.cpp",
     "csrc/cpu/roi_pool.cpp",
 ]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))

@@ -37,6 +37,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
 
+  // RoIAlign of every RoI from its own level of a pyramid: `levels` (R,) int64 index `inputs` and `spatial_scales`.
+  m.def(
+      "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
+      "-> Tensor");
+
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
@@ -50,6 +55,10 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   // Its weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2; its weight is that of the linear layer from
+  // windows (7, 7, in_channels).
+  m.def("stem(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
+  m.def("upsample2x(Tensor input) -> Tensor");
   m.def("packed_linear_numel(int out_channels, int in_channels) -> int");
 }
 

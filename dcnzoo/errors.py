@@ -121,6 +121,19 @@ class OutputError(DcnzooError):
     """Results cannot be written where they were asked for."""
 
 
+class EvaluationError(DcnzooError):
+    """Annotations or results cannot be scored.
+
+    Attributes:
+        path: the file at fault.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path, self.problem = path, problem
+        super().__init__(f"{path}: {problem}")
+
+
 class DeviceError(DcnzooError):
     """The requested device or precision is not available."""
 

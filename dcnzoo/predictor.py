@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 from dcnzoo.build import load_model, pack_weights
-from dcnzoo.checkpoint import load_checkpoint
+from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import CheckpointError, DeviceError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
+from dcnzoo.memory import keep_freed_memory
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
@@ -33,7 +34,6 @@ from dcnzoo.sources import read_image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dcnzoo.checkpoint import Checkpoint
     from dcnzoo.models.rcnn import RCNN, Instances
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,8 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
@@ -288,7 +290,7 @@ class Predictor:
 def load(
     name: str | None = None,
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | Checkpoint | None = None,
     arch: str | None = None,
     manifest: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -303,7 +305,7 @@ def load(
 
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
-        weights: a checkpoint file of your own, in place of the published one.
+        weights: a checkpoint of your own, as a file or loaded, in place of the published one.
         arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
@@ -323,23 +325,28 @@ def load(
         DeviceError: the device or precision is not available.
         ValueError: arguments that do not go together.
     """
-    described = weights is not None and is_safetensors(Path(weights))
-    if (name is None and (weights is None or not (arch or described))) or (
-        name is not None and arch is not None
-    ):
+    nameless = weights is not None and (arch is not None or _is_described(weights))
+    if (name is None and not nameless) or (name is not None and arch is not None):
         raise ValueError("expected a name (with or without weights), or weights and arch")
     torch_device = find_device(device)
     prepare_precision(precision, torch_device)
     known = load_manifest(manifest)
     record = None if name is None else known.find(name)
     architecture = Architecture.parse(arch) if arch else None
-    path = weights if weights is not None or record is None else fetch(record, url_base=url_base)
-    checkpoint = load_checkpoint(str(path))
+    chosen = weights if weights is not None or record is None else fetch(record, url_base=url_base)
+    checkpoint = chosen if isinstance(chosen, Checkpoint) else load_checkpoint(str(chosen))
     architecture, classes, preprocessing = identify(
         checkpoint, record, architecture, known.class_sets.values()
     )
     preprocessing = with_sides(preprocessing, short_side, long_side)
     return Predictor(load_model(architecture, checkpoint), preprocessing, classes, torch_device, precision)
+
+
+def _is_described(weights: str | Path | Checkpoint) -> bool:
+    """Whether a checkpoint says itself what it is; of a file that is not read yet, its kind tells."""
+    if isinstance(weights, Checkpoint):
+        return weights.description is not None
+    return is_safetensors(Path(weights))
 
 
 def identify(

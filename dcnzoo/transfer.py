@@ -301,7 +301,8 @@ def _begin(url: str, response: Response, part: Part, origin: Origin | None) -> i
 def _is_same_file(origin: Origin, total: str, response: Response) -> bool:
     """Whether a piece is of the file that the part is of: not every server heeds If-Range."""
     same_length = total == "*" or origin.total in (None, int(total))
-    return same_length and _validator(response) in (None, origin.validator)
+    same_version = _validator(response) in (None, origin.validator)
+    return same_length and same_version and "Content-Encoding" not in response.headers
 
 
 def _validator(response: Response) -> str | None:

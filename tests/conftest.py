@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine can make any single example slow; what bounds the time is the number of examples.
+settings.register_profile("dcnzoo", deadline=None)
+settings.load_profile("dcnzoo")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PICTURES = Path(__file__).parent / "data"

@@ -157,11 +157,16 @@ def stall(handler: BaseHTTPRequestHandler) -> None:
     Event().wait(20)
 
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    """Sends a byte now and then, for longer than any test waits."""
-    for _ in range(400):
-        handler.wfile.write(b".")
-        Event().wait(0.05)
+def drip(data: bytes) -> Answer:
+    """Announces the data and sends a byte now and then, for longer than any test waits."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        content(b"", announced=len(data), ETag='"slow"')(handler)
+        for byte in data[:400]:
+            handler.wfile.write(bytes([byte]))
+            Event().wait(0.05)
+
+    return answer
 
 
 def reset(handler: BaseHTTPRequestHandler) -> None:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "capability.h"
+#include "memory.h"
 
 namespace dcnzoo::cpu {
 namespace {
@@ -147,8 +148,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
   STD_TORCH_CHECK(packed.scalar_type() == type && packed.numel() == kernels.packed_numel(shape),
                   "deform_conv2d: packed_weight does not fit the weight");
   const Tensor dense_input = channels_last(input);
-  const Tensor output = torch::stable::empty({shape.images, shape.out_channels, shape.out_height, shape.out_width}, type,
-                                             std::nullopt, std::nullopt, std::nullopt, MemoryFormat::ChannelsLast);
+  const Tensor output = empty_maps(shape.images, shape.out_channels, shape.out_height, shape.out_width, type);
   DeformConv2d call{};
   call.shape = shape;
   call.input = dense_input.const_data_ptr();

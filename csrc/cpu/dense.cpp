@@ -5,10 +5,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <optional>
 
 #include "capability.h"
+#include "memory.h"
 
 namespace dcnzoo::cpu {
 namespace {
@@ -43,11 +45,6 @@ Tensor channels_last(const Tensor& tensor) {
   if (is_channels_last(tensor)) return tensor;
   return torch::stable::to(tensor, std::nullopt, std::nullopt, std::nullopt, std::nullopt, false, /*copy=*/true,
                            MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_maps(int64_t n, int64_t c, int64_t h, int64_t w) {
-  return torch::stable::empty({n, c, h, w}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
-                              MemoryFormat::ChannelsLast);
 }
 
 // The weight and bias of a layer, checked and dense.
@@ -109,7 +106,7 @@ Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::opti
   const int64_t in_channels = input.size(1);
   const Parameters parameters(packed_weight, packed_conv3x3_numel(out_channels, in_channels), bias, out_channels);
   const Tensor maps = channels_last(input);
-  const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3));
+  const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3), ScalarType::Float);
   if (output.numel() == 0) return output;
   Winograd call{};
   call.images = input.size(0), call.height = input.size(2), call.width = input.size(3);
@@ -169,7 +166,7 @@ Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optio
   const int64_t rows = input.size(0), in_channels = input.size(1);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
   const Tensor dense = torch::stable::contiguous(input);
-  const Tensor output = torch::stable::empty({rows, out_channels}, ScalarType::Float);
+  const Tensor output = empty_matrix(rows, out_channels, ScalarType::Float);
   run_linear(linear_call(data(dense), rows, in_channels, mutable_data(output), out_channels), parameters.weight_data(),
              parameters.bias_data(), relu);
   return output;
@@ -194,7 +191,7 @@ Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::opti
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c), bias, out_channels);
   const Tensor maps = channels_last(input);
-  const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride);
+  const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride, ScalarType::Float);
   if (stride == 1) {
     run_linear(linear_call(data(maps), n * h * w, c, mutable_data(output), out_channels), parameters.weight_data(),
                parameters.bias_data(), relu);
@@ -232,13 +229,57 @@ Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const
   const int64_t half = packed_linear_numel(columns, c);
   const Parameters parameters(packed_weight, 2 * half, bias, columns);
   const Tensor maps = channels_last(input);
-  const Tensor output = empty_maps(n, out_channels, 2 * h, 2 * w);
+  const Tensor output = empty_maps(n, out_channels, 2 * h, 2 * w, ScalarType::Float);
   for (int64_t i = 0; i < 2; ++i) {
     Linear call = linear_call(data(maps), w, c, mutable_data(output) + i * w * columns, columns);
     call.runs = n * h;
     call.output_run_stride = 2 * w * columns;
     run_linear(call, parameters.weight_data() + i * half, parameters.bias_data(), relu);
   }
+  return output;
+}
+
+int64_t stem_size(int64_t size) { return (((size - 1) / 2 + 1) - 1) / 2 + 1; }  // two strides of 2, padded
+
+Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
+  check_maps(input, out_channels);
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c), bias, out_channels);
+  const Tensor maps = channels_last(input);
+  const Tensor output = empty_maps(n, out_channels, stem_size(h), stem_size(w), ScalarType::Float);
+  Stem call{};
+  call.images = n, call.height = h, call.width = w, call.in_channels = c, call.out_channels = out_channels;
+  call.input = data(maps);
+  call.packed_weight = parameters.weight_data();
+  call.bias = parameters.bias_data();
+  call.output = mutable_data(output);
+  const StemKernels& kernels = capability().kernels->dense.stem;
+  const int64_t bands = kernels.bands(call, static_cast<int>(torch::stable::get_num_threads()));
+  run_tasks(n * bands, kernels.scratch_bytes(call),
+            [&](int64_t task, void* scratch) { kernels.run(call, bands, task, scratch); });
+  return output;
+}
+
+// Each pixel becomes 2×2 equal ones.
+Tensor upsample2x(const Tensor& input) {
+  check_maps(input, 1);
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  const Tensor maps = channels_last(input);
+  const Tensor output = empty_maps(n, c, 2 * h, 2 * w, ScalarType::Float);
+  if (output.numel() == 0) return output;
+  torch::stable::parallel_for(0, n * h, 1, [&](int64_t begin, int64_t end) {
+    const size_t pixel = static_cast<size_t>(c) * sizeof(float);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* source = data(maps) + row * w * c;
+      float* target = mutable_data(output) + row * 4 * w * c;
+      for (int64_t x = 0; x < w; ++x) {
+        std::memcpy(target + 2 * x * c, source + x * c, pixel);
+        std::memcpy(target + (2 * x + 1) * c, source + x * c, pixel);
+      }
+      std::memcpy(target + 2 * w * c, target, 2 * static_cast<size_t>(w) * pixel);
+    }
+  });
   return output;
 }
 
@@ -252,6 +293,8 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
   m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
+  m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));
+  m.impl("upsample2x", TORCH_BOX(&dcnzoo::cpu::upsample2x));
   m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));
 }
 

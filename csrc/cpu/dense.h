@@ -65,9 +65,26 @@ struct LinearKernels {
   void (*run)(const Linear&, const LinearSchedule&, int64_t task);
 };
 
+// 7×7 convolution with stride 2 and padding 3, ReLU, 3×3 maximum with stride 2 and padding 1.
+struct Stem {
+  int64_t images, height, width, in_channels, out_channels;
+  const float* input;
+  const float* packed_weight;  // of the linear layer from windows (7, 7, in_channels) to out_channels
+  const float* bias;           // may be null
+  float* output;
+};
+
+// A task is a band of rows of one image.
+struct StemKernels {
+  int64_t (*bands)(const Stem&, int threads);
+  size_t (*scratch_bytes)(const Stem&);
+  void (*run)(const Stem&, int64_t bands, int64_t task, void* scratch);
+};
+
 struct DenseKernels {
   WinogradKernels winograd;
   LinearKernels linear;
+  StemKernels stem;
 };
 
 }  // namespace dcnzoo::cpu

@@ -2,11 +2,12 @@
 #include "deform_conv2d_kernel.h"
 #include "linear_kernel.h"
 #include "roi_pool_kernel.h"
+#include "stem_kernel.h"
 #include "winograd_kernel.h"
 
 namespace dcnzoo::cpu {
 
 const Kernels kernels_avx512 = {deform_conv2d_kernels<float>(), deform_conv2d_kernels<double>(),
-                                 {winograd_kernels(), linear_kernels()}, pool_rois};
+                                 {winograd_kernels(), linear_kernels(), stem_kernels()}, pool_rois};
 
 }  // namespace dcnzoo::cpu

@@ -8,23 +8,15 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dcnzoo import hardware
+
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
-
-# Module to import (with its compiled part) -> name of the distribution.
-_PACKAGES = {
-    "torch": "torch",
-    "torchvision.ops": "torchvision",
-    "numpy": "numpy",
-    "PIL.Image": "pillow",
-    "pycocotools.mask": "pycocotools",
-}
 
 
 @click.command()
@@ -42,12 +34,15 @@ def doctor(context: click.Context, as_json: bool) -> None:
         "versions": {
             "dcnzoo": attempt("dcnzoo", _own_version),
             "python": f"{platform.python_version()} ({sys.executable})",
-            **{name: attempt(name, partial(_version, module, name)) for module, name in _PACKAGES.items()},
+            **{
+                name: attempt(name, partial(hardware.package_version, module, name))
+                for module, name in hardware.PACKAGES.items()
+            },
         },
         "platform": platform.platform(),
-        "CPU": attempt("CPU", _cpu),
-        "operators": attempt("operators", _operators),
-        "CUDA": attempt("CUDA", _cuda),
+        "CPU": attempt("CPU", hardware.cpu),
+        "operators": attempt("operators", hardware.operators),
+        "CUDA": attempt("CUDA", hardware.cuda),
         "cache": attempt("cache", _cache),
         "downloads": attempt("downloads", _downloads),
         "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
@@ -82,58 +77,6 @@ def _own_version() -> str:
     import dcnzoo
 
     return f"{dcnzoo.__version__} ({Path(dcnzoo.__file__).parent})"
-
-
-def _version(module: str, distribution: str) -> str:
-    from importlib.metadata import version  # slow to import, and `--help` imports this module
-
-    import_module(module)
-    return version(distribution)
-
-
-def _cpu() -> dict[str, object]:
-    import torch
-
-    return {
-        "model": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads of PyTorch": torch.get_num_threads(),
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def _cpu_model() -> str:
-    """Marketing name of the processor: Linux has it in a file, elsewhere the platform module knows best."""
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _operators() -> dict[str, object]:
-    from dcnzoo.ops import active_backend
-
-    name, reason = active_backend()
-    return {"backend": name, "because": reason}
-
-
-def _cuda() -> dict[str, object]:
-    import torch
-
-    if not torch.version.cuda:
-        return {"devices": [], "because": "this PyTorch is built without CUDA"}
-    try:
-        torch.empty(0, device="cuda")
-    except (RuntimeError, AssertionError) as error:
-        return {"devices": [], "because": str(error).splitlines()[0]}
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return {
-        "built for": torch.version.cuda,
-        "devices": [
-            f"{device.name}, {device.total_memory / 2**30:.1f} GiB, capability {device.major}.{device.minor}"
-            for device in devices
-        ],
-    }
 
 
 def _cache() -> dict[str, object]:

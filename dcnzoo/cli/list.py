@@ -11,7 +11,7 @@ from dcnzoo.cli.table import table
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
-    from dcnzoo.manifest import Record
+    from dcnzoo.manifest import Manifest, Record
 
 _COLUMNS = ("name", "box AP", "mask AP", "backbone", "conv", "RoI pooling", "downloaded")
 
@@ -26,17 +26,29 @@ def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
     PATTERN chooses some: a part of the name (r101), or a shell pattern ('mask_*').
     AP is the published one, on COCO val2017, in percent.
     """
-    from dcnzoo.errors import UnknownModelError
-    from dcnzoo.manifest import load_manifest, nearest
+    from dcnzoo.manifest import load_manifest
 
     manifest = load_manifest(settings.manifest)
-    records = manifest.match(pattern or "*")
-    if pattern and not records:
-        raise UnknownModelError(pattern, nearest(pattern, manifest.records))
+    records = match_records(manifest, pattern) if pattern else manifest.match()
     if as_json:
         print(json.dumps([describe(record) for record in records], indent=2, ensure_ascii=False))
     else:
         print(table([_COLUMNS, *map(_row, records)]))
+
+
+def match_records(manifest: Manifest, pattern: str) -> list[Record]:
+    """Records that fit a pattern, at least one.
+
+    Raises:
+        UnknownModelError: there is none; with the nearest names.
+    """
+    from dcnzoo.errors import UnknownModelError
+    from dcnzoo.manifest import nearest
+
+    records = manifest.match(pattern)
+    if not records:
+        raise UnknownModelError(pattern, nearest(pattern, manifest.records))
+    return records
 
 
 def describe(record: Record) -> dict[str, Any]:

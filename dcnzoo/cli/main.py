@@ -21,6 +21,8 @@ from dcnzoo.errors import DcnzooError
 
 COMMANDS = {
     "predict": "dcnzoo.cli.predict:predict",
+    "eval": "dcnzoo.cli.eval:evaluate",
+    "bench": "dcnzoo.cli.bench:bench",
     "list": "dcnzoo.cli.list:list_models",
     "info": "dcnzoo.cli.info:info",
     "download": "dcnzoo.cli.download:download",

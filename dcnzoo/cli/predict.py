@@ -6,19 +6,24 @@ Nothing heavy is imported before the options are known to make sense.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo import __version__
-from dcnzoo.cli.options import url_base_option
+from dcnzoo.cli.inference import (
+    InferenceOptions,
+    check_model_name,
+    load_predictor,
+    model_options,
+    pixel_limit,
+    progress_bar,
+    run_options,
+)
+from dcnzoo.cli.options import FILE, POSITIVE, several, split
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Writer
@@ -31,18 +36,12 @@ if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
     from dcnzoo.stream import StreamSettings, Tally
 
-DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
-
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(InferenceOptions):
     """The options of `predict`, as the command line gives them."""
 
     sources: tuple[str, ...]
-    model: str | None
-    weights: Path | None
-    arch: str | None
-    out: Path
     formats: tuple[str, ...]
     save_images: bool
     save_crops: bool
@@ -50,17 +49,7 @@ class Options:
     score_threshold: float | None
     max_detections: int
     classes: tuple[str, ...]
-    device: str | None
-    precision: str
-    batch_size: int
-    workers: int
-    short_side: int | None
-    long_side: int | None
-    max_pixels: int | None
-    overwrite: bool
     strict: bool
-    quiet: bool
-    url_base: str | None
 
     def check(self) -> None:
         """Checks what click cannot: options that depend on each other.
@@ -68,45 +57,16 @@ class Options:
         Raises:
             click.UsageError: they do not go together.
         """
-        from dcnzoo.safe_copy import is_safetensors
-
         if not self.sources:
             raise click.UsageError("Name at least one SOURCE: a file, a folder, a glob, an address, or -.")
-        if self.model is None and self.weights is None:
-            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
-        if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
-            raise click.UsageError(
-                "--weights needs --arch, the architecture that the file was trained with,"
-                " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
-            )
-        if self.model is not None and self.arch is not None:
-            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
-        if self.short_side and self.long_side and self.short_side > self.long_side:
-            raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
+        self.check_model()
         if self.annotations is not None and "coco" not in self.formats:
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
 
 
-def _split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
-    """Accepts a repeated option, commas between values, or both."""
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
-
-
-def _formats(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
-    choice = click.Choice(list(WRITERS))
-    names = [choice.convert(name, parameter, context) for name in _split(context, parameter, values)]
-    return tuple(dict.fromkeys(names))
-
-
-FILE = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
-
-
 @click.command()
 @click.argument("sources", metavar="SOURCE...", nargs=-1)
-@click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`.")
-@click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own.")
-@click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own.")
+@model_options
 @click.option(
     "--out", type=FILE, metavar="DIR", default="dcnzoo-out", show_default=True, help="Folder for the results."
 )
@@ -117,7 +77,7 @@ POSITIVE = click.IntRange(min=1)
     multiple=True,
     default=["jsonl"],
     show_default=True,
-    callback=_formats,
+    callback=several(click.Choice(list(WRITERS))),
     help="Format of the results; several with commas.",
 )
 @click.option("--save-images", is_flag=True, help="Also save pictures with boxes, labels and masks.")
@@ -133,34 +93,10 @@ POSITIVE = click.IntRange(min=1)
     "--max-detections", type=POSITIVE, metavar="N", default=100, show_default=True, help="Most per image."
 )
 @click.option(
-    "--classes", metavar="NAMES", multiple=True, callback=_split, help="Only these: names or category ids."
+    "--classes", metavar="NAMES", multiple=True, callback=split, help="Only these: names or category ids."
 )
-@click.option("--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True)
-@click.option(
-    "--batch-size", type=POSITIVE, metavar="N", default=1, show_default=True, help="Images per forward pass."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=DEFAULT_WORKERS,
-    show_default=True,
-    help="Threads that decode while the model computes.",
-)
-@click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels.")
-@click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels.")
-@click.option(
-    "--max-pixels",
-    type=POSITIVE,
-    metavar="N",
-    envvar="DCNZOO_MAX_PIXELS",
-    help="Refuse larger images, as decompression bombs.  [default: 178956970]",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
-@click.option("--quiet", is_flag=True, help="No progress bar and no summary.")
-@url_base_option
+@run_options
 @click.pass_obj
 def predict(settings: Settings, /, **options: Any) -> int:
     """Detect objects in images.
@@ -187,28 +123,15 @@ def run(options: Options, manifest: Path | None) -> int:
     check_sources(options.sources, folder.products)
     image_ids = find_image_ids(options, folder)
     folder.check(options.sources)
-    predictor, settings = load_predictor(options, manifest)
-    folder.start(run_note(options))
+    predictor = load_predictor(options, manifest)
+    settings = stream_settings(options, predictor)
+    folder.start(options.note())
     with pixel_limit(options.max_pixels):
         tally = stream(options, folder, predictor, settings, image_ids)
     if tally.failures:
         log = options.out / ErrorLog.product
         click.echo(f"images that could not be read: {tally.failures}; {log} says why", err=True)
     return 1 if tally.failures else 0
-
-
-def check_model_name(options: Options, manifest: Path | None) -> None:
-    """Checks the name of the model or architecture.
-
-    Raises:
-        UnknownModelError: there is no such name.
-    """
-    from dcnzoo.manifest import Architecture, load_manifest
-
-    if options.model is not None:
-        load_manifest(manifest).find(options.model)
-    elif options.arch is not None:
-        Architecture.parse(options.arch)
 
 
 def find_image_ids(options: Options, folder: OutputFolder) -> ImageIds | None:
@@ -227,34 +150,22 @@ def find_image_ids(options: Options, folder: OutputFolder) -> ImageIds | None:
     return image_ids
 
 
-def load_predictor(options: Options, manifest: Path | None) -> tuple[Predictor, StreamSettings]:
-    """Loads the model, and translates the options that need it.
+def stream_settings(options: Options, predictor: Predictor) -> StreamSettings:
+    """Translates the options that need the model.
 
     Raises:
         click.BadParameter: the model does not know a class.
-        DcnzooError: the model cannot be loaded.
     """
-    from dcnzoo.predictor import SCORE_THRESHOLD, load
+    from dcnzoo.predictor import SCORE_THRESHOLD
     from dcnzoo.results import DRAWN_SCORE
     from dcnzoo.stream import StreamSettings
 
-    predictor = load(
-        options.model,
-        weights=options.weights,
-        arch=options.arch,
-        manifest=manifest,
-        device=options.device,
-        precision=options.precision,
-        short_side=options.short_side,
-        long_side=options.long_side,
-        url_base=options.url_base,
-    )
     try:
         labels = predictor.find_labels(options.classes or None)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--classes") from error
     threshold = options.score_threshold
-    return predictor, StreamSettings(
+    return StreamSettings(
         batch_size=options.batch_size,
         workers=options.workers,
         score_threshold=SCORE_THRESHOLD if threshold is None else threshold,
@@ -279,7 +190,7 @@ def stream(
     try:
         with ExitStack() as stack:
             writers = [stack.enter_context(writer) for writer in open_writers(options)]
-            progress = stack.enter_context(progress_bar(options, folder))
+            progress = stack.enter_context(progress_bar(options.quiet, lambda: count_images(options, folder)))
             images = find_images(options.sources, folder.products)
             errors = ErrorLog(options.out)
             ImageStream(predictor, writers, errors, settings, tally, image_ids, progress).run(images)
@@ -308,49 +219,16 @@ def open_writers(options: Options) -> Iterator[Writer]:
         yield opened
 
 
-@contextmanager
-def progress_bar(options: Options, folder: OutputFolder) -> Iterator[Callable[[int], object]]:
-    """Shows a bar with rate and time left, on a terminal only; yields what moves it on."""
-    from tqdm import tqdm
-
-    shown = sys.stderr.isatty() and not options.quiet
-    total = None
-    if shown and STDIN not in options.sources:
-        total = sum(1 for _ in find_images(options.sources, folder.products))
-    with tqdm(total=total, unit="image", disable=not shown) as bar:
-        yield bar.update
-
-
-@contextmanager
-def pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Sets Pillow's limit against decompression bombs, which is the process's, for the block."""
-    from PIL import Image
-
-    before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        # Pillow warns above its limit, and refuses above twice the limit.
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
-    try:
-        with warnings.catch_warnings():
-            # Large images below the limit and oddities in their headers: nothing that a user can act on.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-def run_note(options: Options) -> dict[str, Any]:
-    """Returns what `run.json` says about the run: version and options."""
-    values = dataclasses.asdict(options)
-    del values["url_base"]  # may hold a password, and changes no result
-    return {
-        "version": __version__,
-        **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
-    }
+def count_images(options: Options, folder: OutputFolder) -> int | None:
+    """Returns the number of images, None if they come from standard input."""
+    if STDIN in options.sources:
+        return None
+    return sum(1 for _ in find_images(options.sources, folder.products))
 
 
 def summary(options: Options, tally: Tally, seconds: float, device: torch.device) -> Iterator[str]:
     """Yields the lines that close a run."""
+    from dcnzoo.hardware import peak_memory
     from dcnzoo.stream import STAGES
 
     rate = tally.images / seconds if seconds else 0.0
@@ -365,16 +243,3 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
         yield f"ms per image: {stages}"
     yield f"peak memory: {peak_memory(device)}"
     yield f"results: {options.out}"
-
-
-def peak_memory(device: torch.device) -> str:
-    """Says how much memory the process has used at most."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    text = f"{peak / 2**30:.2f} GiB"
-    if device.type == "cuda":
-        import torch
-
-        text += f", on the GPU {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
-    return text

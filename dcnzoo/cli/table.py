@@ -1,12 +1,27 @@
-"""Tables on the terminal."""
+"""Tables for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text as lines whose columns are aligned."""
+def table(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Aligns cells in columns.
+
+    Args:
+        rows: of equal length, the titles among them.
+        numbers: indices of the columns whose cells are aligned on the right.
+
+    Returns:
+        Lines without a newline at the end.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if index in numbers else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(map(line, rows))

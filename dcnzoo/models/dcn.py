@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dcnzoo.models.layers import Conv3x3
 from dcnzoo.ops import deform_conv2d, pack_deform_conv2d_weight
 
 
@@ -47,8 +48,11 @@ class DeformConv2d(nn.Module):
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.num_offsets = 2 * deform_groups * taps
         num_masks = deform_groups * taps if modulated else 0
-        self.conv_offset = nn.Conv2d(
-            in_channels, self.num_offsets + num_masks, self.kernel_size, stride, self.padding
+        predicted = self.num_offsets + num_masks
+        self.conv_offset: nn.Conv2d = (
+            Conv3x3(in_channels, predicted)
+            if stride == 1
+            else nn.Conv2d(in_channels, predicted, self.kernel_size, stride, self.padding)
         )
         self.reset_parameters()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
-from dcnzoo.models.layers import Conv3x3
+from dcnzoo.models.layers import Conv3x3, Stem
 from dcnzoo.models.resnet import Bottleneck, ResNet
 
 
@@ -45,12 +45,13 @@ class FoldedBottleneck(nn.Module):
 
 
 def fold_batch_norm(backbone: ResNet) -> None:
-    """Folds every batch norm of the backbone in place.
+    """Folds every batch norm of the backbone in place, and joins the layers of its stem.
 
     The scale goes into the convolution's weight and the shift into its bias, computed in float64.
     """
     _fold(backbone.conv1, backbone.bn1)
-    backbone.bn1 = nn.Identity()
+    backbone.conv1 = Stem(backbone.conv1)
+    backbone.bn1, backbone.relu, backbone.maxpool = nn.Identity(), nn.Identity(), nn.Identity()
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for index, block in enumerate(stage):
             stage[index] = FoldedBottleneck(cast(Bottleneck, block))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dcnzoo.models.layers import Conv1x1, Conv3x3
+from dcnzoo.ops import dense
 
 CHANNELS = 256
 """Channels of every pyramid level, and of everything that reads them."""
@@ -31,9 +32,11 @@ class FPN(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Maps "c2" … "c5" to "p2" … "p6", each (N, 256, H/stride, W/stride)."""
-        laterals = [conv(features[f"c{i}"]) for i, conv in enumerate(self.lateral_convs, start=2)]
-        for finer, coarser in zip(laterals[-2::-1], laterals[:0:-1], strict=True):
-            finer += F.interpolate(coarser, size=finer.shape[-2:], mode="nearest")
-        outputs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals, strict=True)]
+        c2, c3, c4, c5 = (features[f"c{level}"] for level in range(2, 6))
+        sums = [self.lateral_convs[3](c5)]
+        for level, feature in ((2, c4), (1, c3), (0, c2)):
+            lateral = cast(Conv1x1, self.lateral_convs[level].conv)
+            sums.insert(0, lateral.add_to(dense.upsample2x(sums[0]), feature))
+        outputs = [conv(total) for conv, total in zip(self.fpn_convs, sums, strict=True)]
         outputs.append(outputs[-1][:, :, ::2, ::2])
         return dict(zip(STRIDES, outputs, strict=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.fpn import CHANNELS, named
-from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, MapLinear
 
 
 class BoxHead(nn.Module):
@@ -33,7 +33,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.stds = stds
         self.shared_fcs = nn.Sequential(
-            Linear(CHANNELS * pooled_size**2, 1024, relu=True), Linear(1024, 1024, relu=True)
+            MapLinear(CHANNELS, pooled_size, 1024, relu=True), Linear(1024, 1024, relu=True)
         )
         self.fc_cls = Linear(1024, num_classes + 1)
         self.fc_reg = Linear(1024, 4 if class_agnostic else 4 * num_classes)
@@ -43,7 +43,7 @@ class BoxHead(nn.Module):
 
         Both are float32 whatever the precision of the weights: boxes need its resolution.
         """
-        hidden = self.shared_fcs(pooled.flatten(1))
+        hidden = self.shared_fcs(pooled)
         return self.fc_cls(hidden).float(), self.fc_reg(hidden).float()
 
 

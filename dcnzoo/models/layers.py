@@ -6,6 +6,7 @@ N images, C channels, O output channels, H, W map size, R rows.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dcnzoo.ops import dense
@@ -75,6 +76,28 @@ class Conv1x1(nn.Conv2d):
         )
 
 
+class Stem(nn.Conv2d):
+    """7×7 convolution with stride 2, ReLU and 3×3 max pooling with stride 2: the first layers of a ResNet.
+
+    Args:
+        conv: of shape (O, C, 7, 7); its parameters are taken over.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        with torch.device("meta"):
+            super().__init__(conv.in_channels, conv.out_channels, 7, 2, 3)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_stem_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, ⌈H/4⌉, ⌈W/4⌉)."""
+        return dense.stem(input, self.weight, self.bias, packed_weight=self.packed_weight)
+
+
 class ConvTranspose2x2(nn.ConvTranspose2d):
     """2×2 transposed convolution with stride 2, followed by ReLU.
 
@@ -119,3 +142,28 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (R, C) to (R, O)."""
         return dense.linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
+
+
+class MapLinear(Linear):
+    """Fully connected layer over all elements of a square map, optionally followed by ReLU.
+
+    Its weight is as for the flattened map, channels first.
+
+    Args:
+        channels: C.
+        size: P, rows and columns of the map.
+        out_features: O.
+        relu: whether ReLU follows.
+    """
+
+    def __init__(self, channels: int, size: int, out_features: int, *, relu: bool = False) -> None:
+        super().__init__(channels * size**2, out_features, relu=relu)
+        self.map_size = (channels, size, size)
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_map_linear_weight(self.weight, self.map_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (R, C, P, P) to (R, O)."""
+        return dense.map_linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)

@@ -46,6 +46,11 @@ class RCNN(nn.Module):
         super().__init__()
         self.backbone, self.neck, self.rpn_head, self.roi_head = backbone, neck, rpn_head, roi_head
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether its instances have masks."""
+        return self.roi_head.mask_roi_extractor is not None
+
     def forward(
         self,
         images: Tensor,

@@ -76,10 +76,10 @@ class ResNet(nn.Module):
         self, depths: tuple[int, int, int, int], conv: ConvFactory, groups: int = 1, width_per_group: int = 64
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1: nn.Conv2d = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1: nn.Module = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.relu: nn.Module = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         width = groups * width_per_group
         self.layer1 = _stage(64, width, 256, depths[0], 1, groups, conv3x3)
         self.layer2 = _stage(256, 2 * width, 512, depths[1], 2, groups, conv)

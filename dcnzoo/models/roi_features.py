@@ -5,14 +5,12 @@ Shape letters: N images, C channels, R RoIs, P output bins per axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.fpn import CHANNELS, STRIDES
-from dcnzoo.models.layers import Linear
-from dcnzoo.ops import deform_roi_pool, roi_align
+from dcnzoo.models.layers import Linear, MapLinear
+from dcnzoo.ops import deform_roi_pool, pool_levels, roi_align_pyramid
 
 LEVELS = ("p2", "p3", "p4", "p5")
 _FINEST_SIDE = 56
@@ -23,30 +21,6 @@ def assign_levels(rois: Tensor) -> Tensor:
     """Index into `LEVELS` for each of (R, 5) rois (arXiv:1612.03144, eq. 1)."""
     side = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1).sqrt()
     return torch.log2(side / _FINEST_SIDE + 1e-6).floor().clamp(0, len(LEVELS) - 1).long()
-
-
-def pool_levels(
-    features: dict[str, Tensor], rois: Tensor, output_size: int, pool: Callable[[int, Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Pools every RoI from its level.
-
-    Args:
-        features: "p2" … "p5", each (N, C, H, W).
-        rois: (R, 5) image index, xyxy in the resized frame.
-        output_size: P.
-        pool: (index of the level, its features, rois of the level) → (R of the level, C, P, P).
-
-    Returns:
-        (R, C, P, P) in the order of `rois`.
-    """
-    levels = assign_levels(rois)
-    pooled = features["p2"].new_zeros(len(rois), CHANNELS, output_size, output_size)
-    pooled = pooled.contiguous(memory_format=torch.channels_last)
-    for index, name in enumerate(LEVELS):
-        chosen = (levels == index).nonzero()[:, 0]
-        if len(chosen):
-            pooled[chosen] = pool(index, features[name], rois[chosen])
-    return pooled
 
 
 class RoIAlign(nn.Module):
@@ -62,11 +36,13 @@ class RoIAlign(nn.Module):
 
     def forward(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
         """Pools (R, 5) rois, resized frame, to (R, C, P, P)."""
-        return pool_levels(features, rois, self.output_size, self._pool)
-
-    def _pool(self, level: int, feature: Tensor, rois: Tensor) -> Tensor:
-        size = (self.output_size, self.output_size)
-        return roi_align(feature, rois, output_size=size, spatial_scale=1 / STRIDES[LEVELS[level]])
+        return roi_align_pyramid(
+            [features[name] for name in LEVELS],
+            rois,
+            assign_levels(rois),
+            output_size=(self.output_size, self.output_size),
+            spatial_scales=[1 / STRIDES[name] for name in LEVELS],
+        )
 
 
 class DeformRoIPoolLayer(nn.Module):
@@ -81,21 +57,21 @@ class DeformRoIPoolLayer(nn.Module):
     def __init__(self, modulated: bool, stride: int, output_size: int) -> None:
         super().__init__()
         self.spatial_scale, self.output_size = 1 / stride, (output_size, output_size)
-        bins, inputs = output_size**2, CHANNELS * output_size**2
+        bins = output_size**2
         self.offset_fc = nn.Sequential(
-            Linear(inputs, 1024), nn.ReLU(inplace=True),
+            MapLinear(CHANNELS, output_size, 1024), nn.ReLU(inplace=True),
             Linear(1024, 1024), nn.ReLU(inplace=True),
             Linear(1024, 2 * bins),
         )  # fmt: skip
         self.mask_fc = None
         if modulated:
             self.mask_fc = nn.Sequential(
-                Linear(inputs, 1024), nn.ReLU(inplace=True), Linear(1024, bins), nn.Sigmoid()
+                MapLinear(CHANNELS, output_size, 1024), nn.ReLU(inplace=True), Linear(1024, bins), nn.Sigmoid()
             )
 
     def forward(self, feature: Tensor, rois: Tensor) -> Tensor:
         """Pools (R, 5) rois from one level (N, C, H, W) to (R, C, P, P)."""
-        rigid = self._pool(feature, rois, None).flatten(1)
+        rigid = self._pool(feature, rois, None)
         offset = self.offset_fc(rigid).reshape(-1, 2, *self.output_size)
         pooled = self._pool(feature, rois, offset)
         if self.mask_fc is not None:
@@ -125,8 +101,10 @@ class DeformRoIPool(nn.Module):
 
     def forward(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
         """Pools (R, 5) rois, resized frame, to (R, C, P, P)."""
-        return pool_levels(features, rois, self.output_size, self._pool)
+        inputs = [features[name] for name in LEVELS]
 
-    def _pool(self, level: int, feature: Tensor, rois: Tensor) -> Tensor:
-        pooled: Tensor = self.roi_layers[level](feature, rois)
-        return pooled
+        def pool(level: int, rois: Tensor) -> Tensor:
+            pooled: Tensor = self.roi_layers[level](inputs[level], rois)
+            return pooled
+
+        return pool_levels(inputs, rois, assign_levels(rois), (self.output_size, self.output_size), pool)

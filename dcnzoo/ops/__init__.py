@@ -7,7 +7,7 @@ from dcnzoo.ops.deform_conv2d import deform_conv2d, pack_deform_conv2d_weight
 from dcnzoo.ops.deform_roi_pool import deform_roi_pool
 from dcnzoo.ops.masks import paste_masks
 from dcnzoo.ops.nms import batched_nms, nms
-from dcnzoo.ops.roi_align import roi_align
+from dcnzoo.ops.roi_align import pool_levels, roi_align, roi_align_pyramid
 
 __all__ = [
     "active_backend",
@@ -17,5 +17,7 @@ __all__ = [
     "nms",
     "pack_deform_conv2d_weight",
     "paste_masks",
+    "pool_levels",
     "roi_align",
+    "roi_align_pyramid",
 ]

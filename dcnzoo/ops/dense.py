@@ -158,6 +158,63 @@ def linear(
     return _activate(F.linear(input, weight, bias), relu)
 
 
+def map_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """Fully connected layer over the elements of maps; channels-last maps are not copied when the weight is packed.
+
+    Args:
+        input: (R, C, H, W).
+        weight: (O, C·H·W), for maps flattened channels first.
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_map_linear_weight`.
+
+    Returns:
+        (R, O).
+    """
+    if packed_weight is not None and _kernels_take(input):
+        rows = input.permute(0, 2, 3, 1).flatten(1)
+        output: Tensor = torch.ops.dcnzoo.linear(rows, packed_weight, bias, weight.shape[0], relu)
+        return output
+    return _activate(F.linear(input.flatten(1), weight, bias), relu)
+
+
+def stem(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed_weight: Tensor | None = None
+) -> Tensor:
+    """7×7 convolution with stride 2 and padding 3, ReLU, 3×3 maximum with stride 2 and padding 1.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (O, C, 7, 7).
+        bias: (O,).
+        packed_weight: from `pack_stem_weight`.
+
+    Returns:
+        (N, O, ⌈H/4⌉, ⌈W/4⌉), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input):
+        output: Tensor = torch.ops.dcnzoo.stem(input, packed_weight, bias, weight.shape[0])
+        return output
+    maps = _activate(F.conv2d(input, weight, bias, stride=2, padding=3), relu=True)
+    return F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
+
+
+def upsample2x(input: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling: maps (N, C, H, W) to (N, C, 2H, 2W), channels-last if the input is."""
+    last = input.is_contiguous(memory_format=torch.channels_last)
+    if last and _kernels_take(input) and active_backend()[0] == "native":
+        output: Tensor = torch.ops.dcnzoo.upsample2x(input)
+        return output
+    return F.interpolate(input, scale_factor=2, mode="nearest")
+
+
 def pack_conv3x3_weight(weight: Tensor) -> Tensor | None:
     """Transforms the weight (O, C, 3, 3) of `conv3x3`, to four times its size; None without compiled kernels.
 
@@ -184,6 +241,22 @@ def pack_linear_weight(weight: Tensor) -> Tensor | None:
         return None
     packed: Tensor = torch.ops.dcnzoo.pack_linear_weight(weight.detach())
     return packed
+
+
+def pack_map_linear_weight(weight: Tensor, map_size: tuple[int, int, int]) -> Tensor | None:
+    """Arranges the weight (O, C·H·W) of `map_linear` on maps of size (C, H, W); None without compiled kernels."""
+    return pack_linear_weight(weight.unflatten(1, map_size).permute(0, 2, 3, 1).flatten(1))
+
+
+def pack_stem_weight(weight: Tensor) -> Tensor | None:
+    """Arranges the weight (O, C, 7, 7) of `stem`; None without compiled kernels.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if weight.ndim != 4 or weight.shape[2:] != (7, 7):
+        raise ValueError(f"weight must be (O, C, 7, 7), got {tuple(weight.shape)}")
+    return pack_linear_weight(weight.permute(0, 2, 3, 1).flatten(1))
 
 
 def pack_conv_transpose2x2_weight(weight: Tensor) -> Tensor | None:
@@ -250,6 +323,14 @@ if NATIVE_PROBLEM is None:
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
     ) -> Tensor:
         return input.new_empty(input.shape[0], out_channels)
+
+    @torch.library.register_fake("dcnzoo::stem")  # type: ignore[untyped-decorator]
+    def _fake_stem(input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int) -> Tensor:
+        return _maps(input, out_channels, *[(size + 3) // 4 for size in input.shape[2:]])
+
+    @torch.library.register_fake("dcnzoo::upsample2x")  # type: ignore[untyped-decorator]
+    def _fake_upsample2x(input: Tensor) -> Tensor:
+        return _maps(input, input.shape[1], 2 * input.shape[2], 2 * input.shape[3])
 
     @torch.library.register_fake("dcnzoo::pack_conv3x3_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_conv3x3_weight(weight: Tensor) -> Tensor:

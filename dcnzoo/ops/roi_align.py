@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
@@ -36,6 +38,56 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
     return pooled.to(input.dtype) if input.dtype != torch.float64 else pooled
 
 
+def roi_align_pyramid(
+    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, *, output_size: Pair, spatial_scales: Sequence[float]
+) -> Tensor:
+    """`roi_align` of each RoI from its own level of a pyramid (arXiv:1612.03144).
+
+    Args:
+        inputs: feature maps (N, C, H, W), one per level.
+        rois: (R, 5) image index in the batch, then xyxy in the frame of the image.
+        levels: (R,) int64, index into `inputs` for each RoI.
+        output_size: (rows, columns) of bins.
+        spatial_scales: pixels of each map per pixel of the image.
+
+    Returns:
+        (R, C, *output_size) in the dtype of the inputs, in the order of `rois`.
+    """
+    if active_backend()[0] == "native" and all(kernels_take_rois(input, rois) for input in inputs):
+        scales = list(spatial_scales)
+        aligned: Tensor = torch.ops.dcnzoo.roi_align_pyramid(list(inputs), rois, levels, scales, output_size)
+        return aligned
+
+    def pool(level: int, rois: Tensor) -> Tensor:
+        return roi_align(inputs[level], rois, output_size=output_size, spatial_scale=spatial_scales[level])
+
+    return pool_levels(inputs, rois, levels, output_size, pool)
+
+
+def pool_levels(
+    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, output_size: Pair, pool: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Pools level by level and puts the RoIs back in order.
+
+    Args:
+        inputs: feature maps (N, C, H, W), one per level.
+        rois: (R, 5).
+        levels: (R,) int64, index into `inputs` for each RoI.
+        output_size: (rows, columns) of bins.
+        pool: (level, its RoIs (S, 5)) → (S, C, *output_size).
+
+    Returns:
+        (R, C, *output_size) in the order of `rois`.
+    """
+    pooled = inputs[0].new_zeros(len(rois), inputs[0].shape[1], *output_size)
+    pooled = pooled.contiguous(memory_format=torch.channels_last)
+    for level in range(len(inputs)):
+        chosen = (levels == level).nonzero()[:, 0]
+        if len(chosen):
+            pooled[chosen] = pool(level, rois[chosen])
+    return pooled
+
+
 def kernels_take_rois(*tensors: Tensor) -> bool:
     """Whether the compiled kernel computes with these; it knows float32, and no derivatives."""
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -55,3 +107,9 @@ if NATIVE_PROBLEM is None:
     ) -> Tensor:
         shape = (rois.shape[0], input.shape[1], *output_size)
         return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+    @torch.library.register_fake("dcnzoo::roi_align_pyramid")  # type: ignore[untyped-decorator]
+    def _fake_roi_align_pyramid(
+        inputs: list[Tensor], rois: Tensor, levels: Tensor, spatial_scales: list[float], output_size: Pair
+    ) -> Tensor:
+        return _fake_roi_pool(inputs[0], rois, None, output_size)

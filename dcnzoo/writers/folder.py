@@ -16,8 +16,6 @@ from dcnzoo.sources import is_url
 RUN_FILE = "run.json"
 """Says which run made the results; its presence makes them replaceable."""
 
-PROGRAM = "dcnzoo predict"
-
 
 class OutputFolder:
     """A folder for the results of one run.
@@ -28,15 +26,19 @@ class OutputFolder:
         path: the folder.
         products: paths of all that a run may make in it.
         overwrite: whether the results of an earlier run are replaced.
+        program: the command that makes them.
 
     Args:
         path: the folder; made if it is missing.
         products: names of the files and folders that a run may make in it.
         overwrite: whether the results of an earlier run are replaced.
+        program: the command that makes them; only its own results are replaced.
     """
 
-    def __init__(self, path: Path, products: Iterable[str], overwrite: bool = False) -> None:
-        self.path, self.overwrite = path, overwrite
+    def __init__(
+        self, path: Path, products: Iterable[str], overwrite: bool = False, program: str = "dcnzoo predict"
+    ) -> None:
+        self.path, self.overwrite, self.program = path, overwrite, program
         self.products = [path / name for name in products]
 
     def check(self, sources: Sequence[str]) -> None:
@@ -78,7 +80,7 @@ class OutputFolder:
         with output_errors(self.path):
             for product in self.products:
                 _delete(product)
-            note = json.dumps({"program": PROGRAM, **settings}, indent=2)
+            note = json.dumps({"program": self.program, **settings}, indent=2)
             (self.path / RUN_FILE).write_text(f"{note}\n", encoding="ascii")
 
     def _has_run(self) -> bool:
@@ -86,7 +88,7 @@ class OutputFolder:
             note = json.loads((self.path / RUN_FILE).read_bytes())
         except (OSError, ValueError):
             return False
-        return isinstance(note, dict) and note.get("program") == PROGRAM
+        return isinstance(note, dict) and note.get("program") == self.program
 
     def _check_source(self, source: str) -> None:
         if is_url(source):

@@ -134,16 +134,16 @@ def start(manifest: Path, *names: str, log: Path | None = None) -> subprocess.Po
 def test_killed_download_goes_on_where_it_stopped(
     dcnzoo: Program, manifest: Path, server: Server, home: Path, kill: int, code: int, message: str
 ) -> None:
-    server.answers["/b.pth"] = then(resumable(DATA, cut=5000), stall)
+    server.answers["/b.pth"] = then(resumable(DATA, cut=3000), stall)
     with start(manifest, "b") as process:
-        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [5000])
+        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [3000])
         process.send_signal(kill)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.lstrip()) == (code, "", message)
     assert not [path for path in files_in(home) if path.suffix == ".pth"]
     server.answers["/b.pth"] = resumable(DATA)
     code, out, err = dcnzoo("download", "b", "--manifest", manifest)
-    assert (code, err, server.ranges) == (0, "", [None, "bytes=5000-"])
+    assert (code, err, server.ranges) == (0, "", [None, "bytes=3000-"])
     assert Path(out.rstrip()).read_bytes() == DATA
     assert [path.suffix for path in files_in(home)] == [".pth"]
 
@@ -152,9 +152,9 @@ def test_eight_processes_download_once(manifest: Path, server: Server, tmp_path:
     go_on = Event()
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
-        content(DATA[:5000], announced=len(DATA), ETag='"v1"')(handler)
+        content(DATA[:3000], announced=len(DATA), ETag='"v1"')(handler)
         go_on.wait(120)
-        handler.wfile.write(DATA[5000:])
+        handler.wfile.write(DATA[3000:])
 
     server.answers["/b.pth"] = slow
     logs = [tmp_path / f"{number}.log" for number in range(8)]
@@ -175,13 +175,13 @@ def test_eight_processes_download_once(manifest: Path, server: Server, tmp_path:
 def test_next_in_line_takes_over_when_the_first_is_killed(
     manifest: Path, server: Server, home: Path, tmp_path: Path
 ) -> None:
-    server.answers["/b.pth"] = in_turn(then(resumable(DATA, cut=5000), stall), resumable(DATA))
+    server.answers["/b.pth"] = in_turn(then(resumable(DATA, cut=3000), stall), resumable(DATA))
     log = tmp_path / "second.log"
     with start(manifest, "b") as first:
-        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [5000])
+        wait_until(lambda: [path.stat().st_size for path in home.rglob("*.part")] == [3000])
         with start(manifest, "b", log=log) as second:
             wait_until(lambda: "waiting for another process" in log.read_text())
             first.kill()
             out, _ = second.communicate(timeout=60)
     assert (second.returncode, Path(out.rstrip()).read_bytes()) == (0, DATA)
-    assert server.ranges == [None, "bytes=5000-"]
+    assert server.ranges == [None, "bytes=3000-"]

@@ -58,11 +58,11 @@ def test_help_lists_the_commands(dcnzoo: Program, flag: str) -> None:
     lines = dict(
         line.split(maxsplit=1) for line in out.partition("Commands:\n")[2].splitlines() if "  " in line[2:]
     )
-    assert {"predict", "list", "info", "download", "doctor"} <= set(lines)
+    assert {"predict", "eval", "list", "info", "download", "doctor"} <= set(lines)
     assert all(not text.endswith("...") for text in lines.values())
 
 
-@pytest.mark.parametrize("command", ["predict", "list", "info", "download", "doctor"])
+@pytest.mark.parametrize("command", ["predict", "eval", "list", "info", "download", "doctor"])
 def test_every_command_has_help(dcnzoo: Program, command: str) -> None:
     code, out, err = dcnzoo(command, "--help")
     assert (code, err) == (0, "")
@@ -105,7 +105,7 @@ def test_nothing_to_do_shows_help_and_is_wrong_usage(dcnzoo: Program) -> None:
     [
         (["lst"], "No such command 'lst'. Did you mean 'list'?"),
         (["predikt", "x.jpg"], "Did you mean 'predict'?"),
-        (["frobnicate"], "There are predict, list, info, download, cache, convert, doctor"),
+        (["frobnicate"], "There are predict, eval, bench, list, info, download, cache, convert, doctor"),
         (["--frobnicate"], "No such option"),
         (["list", "--frobnicate"], "No such option"),
         (["list", "a", "b"], "Got unexpected extra argument (b)"),

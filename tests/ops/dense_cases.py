@@ -49,6 +49,14 @@ CONV_TRANSPOSE2X2 = {  # N, C, O, H, W
     "odd": (2, 300, 7, 5, 3),
 }
 
+STEM = {  # N, C, O, H, W
+    "one-pixel": (1, 3, 5, 1, 1),
+    "small": (2, 3, 64, 6, 5),
+    "odd": (1, 2, 17, 33, 47),
+    "even": (2, 3, 64, 64, 96),
+    "wide": (1, 3, 64, 9, 450),
+}
+
 LINEAR = {  # R, C, O
     "one": (1, 1, 1),
     "odd": (7, 5, 3),
@@ -110,6 +118,16 @@ def conv_transpose2x2_error(name: str, bias: bool = True, relu: bool = False) ->
     return error(found, expected, relu)
 
 
+def stem_error(name: str, bias: bool = True) -> float:
+    """Error of `stem` for one of STEM."""
+    n, c, o, h, w = STEM[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(o, c, 7, 7, scale=(49 * c) ** -0.5), random(o) if bias else None
+    found = dense.stem(x, weight, b, packed_weight=dense.pack_stem_weight(weight))
+    maps = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), stride=2, padding=3)
+    return error(found, F.max_pool2d(maps.relu(), 3, 2, 1), relu=False)
+
+
 def linear_error(name: str, bias: bool = True, relu: bool = False) -> float:
     """Error of `linear` for one of LINEAR."""
     r, c, o = LINEAR[name]
@@ -127,6 +145,7 @@ def main() -> None:
     errors |= {
         f"conv_transpose2x2 {name}": conv_transpose2x2_error(name) / TOLERANCE for name in CONV_TRANSPOSE2X2
     }
+    errors |= {f"stem {name}": stem_error(name) / TOLERANCE for name in STEM}
     wrong = {name: value for name, value in errors.items() if not value <= 1}
     print(*ops.active_backend())
     if wrong:

@@ -43,6 +43,28 @@ def test_conv_transpose2x2(name: str, bias: bool, relu: bool) -> None:
     assert cases.conv_transpose2x2_error(name, bias, relu) <= TOLERANCE
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", cases.STEM)
+def test_stem(name: str, bias: bool) -> None:
+    assert cases.stem_error(name, bias) <= TOLERANCE
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_map_linear(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(9, 40, 3, 5), random(17, 600, scale=600**-0.5), random(17)
+    packed = dense.pack_map_linear_weight(weight, (40, 3, 5))
+    found = dense.map_linear(x.contiguous(memory_format=layout), weight, bias, packed_weight=packed)
+    expected = F.linear(x.flatten(1).double(), weight.double(), bias.double())
+    assert cases.error(found, expected, relu=False) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 256, 13, 19)])
+def test_upsample2x(size: tuple[int, int, int, int]) -> None:
+    x = random(*size)
+    assert torch.equal(dense.upsample2x(x), F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.LINEAR)
 def test_linear(name: str, bias: bool, relu: bool) -> None:

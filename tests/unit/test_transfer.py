@@ -90,9 +90,10 @@ def test_goes_on_where_it_was_interrupted(home: Path, accident: Answer) -> None:
     assert files_in(home) == [path.name]
 
 
-def test_drip_counts_as_a_stall() -> None:
-    with serving({"/x.pth": in_turn(then(DROPPED, drip), GOOD)}) as server:
+def test_drip_counts_as_a_stall(caplog: pytest.LogCaptureFixture) -> None:
+    with serving({"/x.pth": in_turn(drip(DATA), GOOD)}) as server:
         assert fetch(record_of(server.url("/x.pth")), patience=HASTY).read_bytes() == DATA
+    assert "stalled: " in caplog.text
 
 
 def test_later_run_goes_on_where_it_was_interrupted(home: Path) -> None:
@@ -137,6 +138,22 @@ def test_starts_over_when_the_server_has_another_file(first: Answer, second: Ans
         server.answers["/x.pth"] = second
         assert fetch(record, patience=HASTY).read_bytes() == DATA
         assert server.ranges[0] is not None
+
+
+@pytest.mark.parametrize(
+    "liar",
+    [
+        piece(OTHER, CUT, ETag='"v2"'),
+        piece(DATA, CUT - 1, ETag='"v1"'),
+        piece(DATA * 2, CUT, ETag='"v1"'),
+        piece(DATA, CUT, ETag='"v1"', Content_Encoding="identity"),
+    ],
+    ids=["another version", "another place", "another length", "encoded"],
+)
+def test_piece_that_does_not_fit_is_noticed_without_a_hash(liar: Answer) -> None:
+    with serving({"/x.pth": in_turn(FIRST_HALF, liar, GOOD)}) as server:
+        assert fetch(record_of(server.url("/x.pth"), sha256=None), patience=HASTY).read_bytes() == DATA
+        assert server.ranges == [None, f"bytes={CUT}-", None]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,329 @@
+"""`dcnzoo bench`: how long detectors take, stage by stage, and how much memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text
+from dcnzoo.cli.list import match_records
+from dcnzoo.cli.options import FILE, POSITIVE, several, split, url_base_option
+from dcnzoo.sources import find_images
+from dcnzoo.writers.folder import output_errors
+
+if TYPE_CHECKING:
+    from dcnzoo.benchmark import Case, Model, Result
+    from dcnzoo.cli.main import Settings as ProgramSettings
+
+STDOUT = Path("-")
+DEFAULT_SIZE = (480, 800)
+"""Becomes 800x1333, the largest input of the published preprocessing."""
+
+JPEG_QUALITY = 90
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of `bench`, as the command line gives them."""
+
+    models: tuple[str, ...]
+    weights: str | None
+    arch: str | None
+    images: tuple[str, ...]
+    image_size: tuple[int, int] | None
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    threads: int | None
+    warmup: int
+    repeats: int
+    short_side: int | None
+    long_side: int | None
+    json_file: Path | None
+    csv_file: Path | None
+    url_base: str | None
+    quiet: bool
+
+    @property
+    def own_weights(self) -> Path | None:
+        """The user's checkpoint file, None for a published checkpoint or random weights."""
+        return None if self.weights in (None, RANDOM) else Path(str(self.weights))
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """(height, width) of the generated picture, None if there are photos."""
+        return None if self.images else self.image_size or DEFAULT_SIZE
+
+    def check(self) -> None:
+        """Checks what click cannot: options that depend on each other.
+
+        Raises:
+            click.UsageError: they do not go together.
+        """
+        from dcnzoo.safe_copy import is_safetensors
+
+        described = self.own_weights is not None and is_safetensors(self.own_weights)
+        if not self.models and self.arch is None and not described:
+            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --arch and --weights.")
+        if self.models and self.arch is not None:
+            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
+        if self.arch is not None and self.weights is None:
+            raise click.UsageError("--arch needs --weights: a checkpoint file, or random.")
+        if self.images and self.image_size:
+            raise click.UsageError("--images have sizes of their own; give --image-size only without them.")
+        if self.short_side and self.long_side and self.short_side > self.long_side:
+            raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
+        if self.json_file == self.csv_file == STDOUT:
+            raise click.UsageError("Only one of --json and --csv can go to the standard output.")
+        for path in (self.json_file, self.csv_file):
+            if path is not None and not path.parent.is_dir():
+                raise click.UsageError(f"There is no folder {path.parent} for {path.name}.")
+            if path is not None and path.is_dir():
+                raise click.UsageError(f"{path} is a folder; name a file in it.")
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no HEIGHTxWIDTH such as 480x800.", context, parameter)
+    return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    metavar="NAME",
+    multiple=True,
+    callback=split,
+    help="Checkpoints of the manifest: names, parts of names, or shell patterns; several with commas.",
+)
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="Checkpoint file of your own; or `random`: seeded random weights, which need no download.",
+)
+@click.option("--arch", metavar="NAME", help="Architecture of --weights, in place of --model.")
+@click.option(
+    "--images", metavar="SOURCE", multiple=True, help="Photos to measure with: files, folders, globs."
+)
+@click.option(
+    "--image-size",
+    metavar="HxW",
+    callback=_size,
+    help="Size of a generated picture to measure with; it is resized as photos are."
+    "  [default: {}x{}, resized to 800x1333]".format(*DEFAULT_SIZE),
+)
+@click.option(
+    "--device",
+    "devices",
+    metavar="DEVICE",
+    multiple=True,
+    callback=split,
+    help="cpu, cuda or cuda:1; several with commas.  [default: the GPU if there is one]",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    metavar="[fp32|fp16|bf16]",
+    multiple=True,
+    default=["fp32"],
+    show_default=True,
+    callback=several(click.Choice(["fp32", "fp16", "bf16"])),
+    help="Several with commas.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    metavar="N",
+    multiple=True,
+    default=["1"],
+    show_default=True,
+    callback=several(POSITIVE),
+    help="Images per forward pass; several with commas.",
+)
+@click.option("--threads", type=POSITIVE, metavar="N", help="Of the CPU.  [default: PyTorch's choice]")
+@click.option(
+    "--warmup", type=click.IntRange(min=0), metavar="N", default=2, show_default=True, help="Batches before."
+)
+@click.option(
+    "--repeats", type=POSITIVE, metavar="N", default=10, show_default=True, help="Batches that are measured."
+)
+@click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels.")
+@click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels.")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write everything there; - for stdout.")
+@click.option(
+    "--csv", "csv_file", type=FILE, metavar="FILE", help="Write a row per case there; - for stdout."
+)
+@url_base_option
+@click.option("--quiet", is_flag=True, help="Do not say what is being measured.")
+@click.pass_obj
+def bench(settings: ProgramSettings, /, **options: Any) -> int:
+    """Measure speed and memory of detectors.
+
+    Every combination of model, device, precision and batch size is measured in a process of its own: the
+    stages from the encoded image to the detections, images per second, and the peak of memory. A batch that
+    does not fit into the memory is halved until it does.
+    """
+    chosen = Options(**options)
+    chosen.check()
+    return run(chosen, settings.manifest)
+
+
+def run(options: Options, manifest: Path | None) -> int:
+    """Measures as the options say, and reports.
+
+    Returns:
+        Exit code: 1 if something did not fit into the memory even with a batch of one.
+    """
+    from dcnzoo.benchmark import Settings, measure_apart, run_cases
+
+    cases = find_cases(options, manifest)
+    notes: list[str] = []
+
+    def notify(note: str) -> None:
+        notes.append(note)
+        click.echo(note, err=True)
+
+    def measure(case: Case) -> Result:
+        if not options.quiet:
+            click.echo(f"measuring {case}", err=True)
+        return measure_apart(case, settings)
+
+    with image_files(options) as images:
+        settings = Settings(
+            images,
+            options.warmup,
+            options.repeats,
+            options.threads,
+            options.short_side,
+            options.long_side,
+            manifest,
+        )
+        results = list(run_cases(cases, measure, notify))
+    report(options, results, notes, manifest)
+    measured = {dataclasses.replace(result.case, batch_size=1) for result in results}
+    return 0 if measured == {dataclasses.replace(case, batch_size=1) for case in cases} else 1
+
+
+def find_cases(options: Options, manifest: Path | None) -> list[Case]:
+    """Combines what the options name, small batches first; fetches the checkpoints.
+
+    Raises:
+        UnknownModelError: there is no such model or architecture.
+        DeviceError: a device is not there, or cannot compute in a precision.
+        DownloadError: a checkpoint cannot be fetched.
+    """
+    from dcnzoo.benchmark import Case
+    from dcnzoo.predictor import find_device, prepare_precision
+
+    devices = [find_device(device) for device in options.devices or [None]]
+    for device, precision in product(devices, options.precisions):
+        prepare_precision(precision, device)
+    combinations = product(
+        find_models(options, manifest),
+        dict.fromkeys(map(str, devices)),
+        options.precisions,
+        sorted(options.batch_sizes),
+    )
+    return [Case(*combination) for combination in combinations]
+
+
+def find_models(options: Options, manifest: Path | None) -> list[Model]:
+    """Finds the models that the options name, and their weights.
+
+    Raises:
+        click.UsageError: one file of weights for several models.
+        UnknownModelError: there is no such model or architecture.
+        DownloadError: a checkpoint cannot be fetched.
+    """
+    from dcnzoo.benchmark import Model
+    from dcnzoo.download import fetch
+    from dcnzoo.manifest import Architecture, load_manifest
+
+    own = options.own_weights
+    if options.arch is not None:
+        Architecture.parse(options.arch)
+    if not options.models:
+        return [Model(None, options.arch, own)]
+    known = load_manifest(manifest)
+    found = (
+        # a whole name may be a part of others
+        [known.records[pattern]] if pattern in known.records else match_records(known, pattern)
+        for pattern in options.models
+    )
+    records = {record.name: record for record in chain.from_iterable(found)}
+    if own is not None and len(records) > 1:
+        raise click.UsageError(f"--weights {own} is for one model, and --model names {len(records)}.")
+    if options.weights is None:
+        return [
+            Model(record.name, None, fetch(record, url_base=options.url_base)) for record in records.values()
+        ]
+    return [Model(name, None, own) for name in records]
+
+
+@contextmanager
+def image_files(options: Options) -> Iterator[tuple[str, ...]]:
+    """Yields the paths of the images that are measured with: the user's, or a generated one.
+
+    Raises:
+        SourceError: a source does not exist or holds no image.
+    """
+    if options.picture_size is None:
+        needed = max(options.batch_sizes) * max(options.warmup, options.repeats)
+        yield tuple(image.location for image in islice(find_images(options.images), needed))
+        return
+    from PIL import Image
+
+    from dcnzoo.synthetic import random_picture
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "picture.jpg")
+        picture = random_picture(*options.picture_size)
+        Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
+        yield (str(path),)
+
+
+def report(options: Options, results: Sequence[Result], notes: Sequence[str], manifest: Path | None) -> None:
+    """Prints the tables, unless other results go to the standard output, and writes the files.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from dcnzoo.manifest import load_manifest
+
+    records = load_manifest(manifest).records
+    rows = [as_row(result, records.get(str(result.case.model.name))) for result in results]
+    if results and STDOUT not in (options.json_file, options.csv_file):
+        click.echo(as_text(results, rows))
+    if options.json_file is not None:
+        stamp = results[0].stamp if results else None
+        everything = {"stamp": stamp, "settings": _settings(options), "results": rows, "notes": notes}
+        _write(options.json_file, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+    if options.csv_file is not None:
+        _write(options.csv_file, as_csv(rows))
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    """How it was measured; the rest of the options is in the rows or says where those go."""
+    shared = ("images", "picture_size", "threads", "warmup", "repeats", "short_side", "long_side")
+    return {name: getattr(options, name) for name in shared}
+
+
+def _write(path: Path, text: str) -> None:
+    if path == STDOUT:
+        click.echo(text, nl=False)
+        return
+    with output_errors(path):
+        path.write_text(text, encoding="utf-8")

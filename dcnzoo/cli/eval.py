@@ -1,0 +1,291 @@
+"""`dcnzoo eval`: how good a model's detections are, by COCO's metrics.
+
+Nothing heavy is imported before the options are known to make sense.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dcnzoo.cli.inference import (
+    FILE,
+    POSITIVE,
+    InferenceOptions,
+    check_model_name,
+    load_predictor,
+    model_options,
+    pixel_limit,
+    progress_bar,
+    run_options,
+)
+from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS
+from dcnzoo.writers.folder import OutputFolder, output_errors
+
+if TYPE_CHECKING:
+    from dcnzoo.cli.main import Settings
+    from dcnzoo.evaluation.annotations import Annotations
+    from dcnzoo.evaluation.results import CocoResults, Kind
+    from dcnzoo.manifest import Published
+    from dcnzoo.processes import Processes
+
+PROGRAM = "dcnzoo eval"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(InferenceOptions):
+    """The options of `eval`, as the command line gives them."""
+
+    results: Path | None
+    coco: Path | None
+    annotations: Path | None
+    images: Path | None
+    limit: int | None
+    image_ids: Path | None
+    per_class: bool
+    evaluator: str
+    confusion_score: float
+    as_json: bool
+
+    def check(self) -> None:
+        """Checks what click cannot: options that depend on each other.
+
+        Raises:
+            click.UsageError: they do not go together.
+        """
+        if self.results is None:
+            self.check_model()
+        elif self.model or self.weights or self.arch:
+            raise click.UsageError(
+                "--results scores a file without a model; leave --model, --weights and --arch out."
+            )
+        if (self.coco is None) == (self.annotations is None):
+            raise click.UsageError("Give --coco, a folder laid out as COCO, or --annotations and --images.")
+        if self.coco is not None and self.images is not None:
+            raise click.UsageError("--coco has images of its own; give --images only with --annotations.")
+        if self.annotations is not None and self.images is None and self.results is None:
+            raise click.UsageError(
+                "--annotations needs --images, the folder that its file names are relative to."
+            )
+        if find_spec(EVALUATORS[self.evaluator]) is None:
+            raise click.UsageError(
+                f"--evaluator {self.evaluator} is not installed; `pip install {self.evaluator}` does it."
+            )
+
+    @property
+    def annotation_file(self) -> Path:
+        """The annotations."""
+        coco = self.coco or Path()
+        return self.annotations or coco / "annotations" / "instances_val2017.json"
+
+    @property
+    def image_folder(self) -> Path:
+        """Where the images are."""
+        coco = self.coco or Path()
+        return self.images or coco / "val2017"
+
+
+@click.command(name="eval")
+@model_options
+@click.option("--results", type=FILE, metavar="FILE", help="Score this COCO result file, without a model.")
+@click.option(
+    "--coco", type=FILE, metavar="DIR", help="Folder with annotations/instances_val2017.json and val2017/."
+)
+@click.option("--annotations", type=FILE, metavar="FILE", help="Any COCO annotation file.")
+@click.option("--images", type=FILE, metavar="DIR", help="Images of --annotations.")
+@click.option("--limit", type=POSITIVE, metavar="N", help="Only the first N images.")
+@click.option(
+    "--image-ids", type=FILE, metavar="FILE", help="Only these images: one id per line, or a JSON list."
+)
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="DIR",
+    default="dcnzoo-eval",
+    show_default=True,
+    help="Folder for the results.",
+)
+@click.option("--per-class", is_flag=True, help="Also print AP and AR of each class.")
+@click.option(
+    "--confusion-score",
+    type=click.FloatRange(0, 1),
+    metavar="SCORE",
+    default=CONFUSION_SCORE,
+    show_default=True,
+    help="Least score in the confusion matrix.",
+)
+@click.option(
+    "--evaluator",
+    type=click.Choice(list(EVALUATORS)),
+    default="pycocotools",
+    show_default=True,
+    help="What computes the metrics.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print metrics.json, for programs.")
+@run_options
+@click.pass_obj
+def evaluate(settings: Settings, /, **options: Any) -> None:
+    """Score a model, or a result file, against COCO annotations.
+
+    Prints the 12 COCO numbers for boxes and masks, what each type of error costs, and which classes are
+    confused. DIR gets metrics.json, the detections, confusion matrices and precision-recall curves.
+
+    Several processes share the work: torchrun --nproc-per-node 2 -m dcnzoo eval …
+    """
+    chosen = Options(**options)
+    chosen.check()
+    run(chosen, settings.manifest)
+
+
+def run(options: Options, manifest: Path | None) -> None:
+    """Evaluates as the options say; everything that can be checked without the model is checked before it."""
+    from dcnzoo.evaluation.annotations import read_annotations, read_image_ids
+    from dcnzoo.evaluation.results import read_results
+    from dcnzoo.processes import find_processes
+
+    check_model_name(options, manifest)
+    listed = read_annotations(options.annotation_file)
+    chosen = None if options.image_ids is None else read_image_ids(options.image_ids)
+    annotations = listed.select(chosen, options.limit)
+    results = None if options.results is None else read_results(options.results, listed)
+    with find_processes() as processes:
+        folder = open_folder(options)
+        if processes.is_first:
+            folder.check([str(path) for path in (options.annotation_file, options.results) if path])
+        run_figures: dict[str, Any] = {}
+        if results is None:
+            results, run_figures = predict(options, manifest, annotations, folder, processes)
+        elif processes.is_first:
+            folder.start(options.note())
+        if processes.is_first:
+            report(options, manifest, annotations, results, run_figures)
+
+
+def open_folder(options: Options) -> OutputFolder:
+    """Returns the output folder, unchanged."""
+    from dcnzoo.evaluation.report import product_names
+    from dcnzoo.evaluation.results import PARTS, RESULT_FILES
+
+    products = [*product_names(), *RESULT_FILES.values(), PARTS]
+    return OutputFolder(options.out, products, options.overwrite, PROGRAM)
+
+
+def predict(
+    options: Options,
+    manifest: Path | None,
+    annotations: Annotations,
+    folder: OutputFolder,
+    processes: Processes,
+) -> tuple[dict[Kind, CocoResults], dict[str, Any]]:
+    """Runs the model over the images.
+
+    Returns:
+        Results of each kind, in the first process only; speed, memory and hardware, in JSON types.
+    """
+    files = annotations.find_files(options.image_folder)
+
+    from dcnzoo.evaluation.collect import collect, merge_parts, with_categories
+    from dcnzoo.hardware import hardware_stamp
+    from dcnzoo.stream import StreamSettings
+
+    loaded = load_predictor(on_own_gpu(options, processes), manifest)
+    kinds = find_kinds(loaded.model.has_masks, annotations)
+    predictor, labels = with_categories(loaded, annotations)
+    settings = StreamSettings(options.batch_size, options.workers, labels=labels, strict=True)
+    if processes.is_first:
+        folder.start(options.note())
+    processes.wait()
+    share = processes.share(files, options.batch_size)
+    with (
+        pixel_limit(options.max_pixels),
+        progress_bar(options.quiet or not processes.is_first, lambda: len(share)) as progress,
+    ):
+        speed = collect(predictor, annotations, files, options.out, settings, processes, progress)
+    results = merge_parts(options.out, annotations, kinds) if processes.is_first else {}
+    if processes.is_first and not options.quiet:
+        click.echo("\n".join(speed.lines()), err=True)
+    return results, {**speed.as_json(), "hardware": hardware_stamp(predictor.device)}
+
+
+def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
+    """Returns what to score: boxes, and masks if both model and annotations have them.
+
+    Raises:
+        EvaluationError: the annotations' masks are damaged.
+    """
+    if not has_masks:
+        return ["bbox"]
+    if not annotations.has_masks():
+        logger.warning("%s has no masks; only boxes are scored", annotations.path)
+        return ["bbox"]
+    annotations.check_masks()
+    return ["bbox", "segm"]
+
+
+def on_own_gpu(options: Options, processes: Processes) -> Options:
+    """Gives each of several processes the GPU of its number, unless a device was asked for by number."""
+    import torch
+
+    if processes.count > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
+        return dataclasses.replace(options, device=f"cuda:{processes.local_rank}")
+    return options
+
+
+def report(
+    options: Options,
+    manifest: Path | None,
+    annotations: Annotations,
+    results: dict[Kind, CocoResults],
+    run_figures: dict[str, Any],
+) -> None:
+    """Scores the results; writes and prints what comes of it."""
+    from dcnzoo.evaluation import report as text
+    from dcnzoo.evaluation.coco_metrics import find_evaluator
+    from dcnzoo.evaluation.scoring import evaluate as score
+
+    evaluator = find_evaluator(options.evaluator)
+    evaluations = {
+        kind: score(annotations, found, kind, evaluator, options.confusion_score)
+        for kind, found in results.items()
+    }
+    compared = text.compare(evaluations, *find_published(options, manifest, annotations))
+    metrics: dict[str, Any] = {
+        kind: {**text.metrics_json(one), **compared.get(kind, {})} for kind, one in evaluations.items()
+    }
+    figures = {
+        "program": PROGRAM,
+        "evaluator": evaluator.package,
+        "num_images": len(annotations.images),
+        **metrics,
+        **run_figures,
+        "options": options.note(),
+    }
+    content = json.dumps(figures, indent=2)
+    with output_errors(options.out):
+        text.write_report(options.out, annotations, evaluations)
+        (options.out / text.METRICS_FILE).write_text(f"{content}\n", encoding="ascii")
+    lines = text.report_lines(annotations, evaluations, compared, options.per_class)
+    click.echo(content if options.as_json else "\n".join(lines))
+    if not options.quiet:
+        click.echo(f"results: {options.out}", err=True)
+
+
+def find_published(
+    options: Options, manifest: Path | None, annotations: Annotations
+) -> tuple[Published, bool]:
+    """Returns what was published of the model, and whether the images are the ones it was measured on."""
+    from dcnzoo.evaluation.report import is_val2017
+    from dcnzoo.manifest import Published, load_manifest
+
+    known = load_manifest(manifest)
+    is_published = options.model is not None and options.weights is None
+    published = known.find(str(options.model)).published if is_published else Published()
+    return published, is_val2017(annotations, known.class_sets["coco"])

@@ -1,0 +1,197 @@
+"""What the commands that run a model share: options, loading, limits, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dcnzoo import __version__
+from dcnzoo.cli.options import FILE, POSITIVE, Command, url_base_option
+
+if TYPE_CHECKING:
+    from dcnzoo.predictor import Predictor
+
+DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceOptions:
+    """Options of every command that runs a model, as the command line gives them."""
+
+    model: str | None
+    weights: Path | None
+    arch: str | None
+    out: Path
+    device: str | None
+    precision: str
+    batch_size: int
+    workers: int
+    short_side: int | None
+    long_side: int | None
+    max_pixels: int | None
+    overwrite: bool
+    quiet: bool
+    url_base: str | None
+
+    def check_model(self) -> None:
+        """Checks what click cannot: options about the model that depend on each other.
+
+        Raises:
+            click.UsageError: they do not go together.
+        """
+        from dcnzoo.safe_copy import is_safetensors
+
+        if self.model is None and self.weights is None:
+            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
+        if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
+            raise click.UsageError(
+                "--weights needs --arch, the architecture that the file was trained with,"
+                " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
+            )
+        if self.model is not None and self.arch is not None:
+            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
+        if self.short_side and self.long_side and self.short_side > self.long_side:
+            raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
+
+    def note(self) -> dict[str, Any]:
+        """Returns what is noted about the run: version and options, in JSON types."""
+        values = dataclasses.asdict(self)
+        del values["url_base"]  # may hold a password, and changes no result
+        return {
+            "version": __version__,
+            **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
+        }
+
+
+_MODEL_OPTIONS = (
+    click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
+    click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
+    click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own."),
+)
+
+_RUN_OPTIONS = (
+    click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
+    ),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+    ),
+    click.option(
+        "--batch-size",
+        type=POSITIVE,
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Images per forward pass.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=DEFAULT_WORKERS,
+        show_default=True,
+        help="Threads that decode while the model computes.",
+    ),
+    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
+    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
+    click.option(
+        "--max-pixels",
+        type=POSITIVE,
+        metavar="N",
+        envvar="DCNZOO_MAX_PIXELS",
+        help="Refuse larger images, as decompression bombs.  [default: 178956970]",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR."),
+    click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
+    url_base_option,
+)
+
+
+def model_options(command: Command) -> Command:
+    """Adds the options that choose the model."""
+    for option in reversed(_MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def run_options(command: Command) -> Command:
+    """Adds the options that say how it runs."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def check_model_name(options: InferenceOptions, manifest: Path | None) -> None:
+    """Checks the name of the model or architecture.
+
+    Raises:
+        UnknownModelError: there is no such name.
+    """
+    from dcnzoo.manifest import Architecture, load_manifest
+
+    if options.model is not None:
+        load_manifest(manifest).find(options.model)
+    elif options.arch is not None:
+        Architecture.parse(options.arch)
+
+
+def load_predictor(options: InferenceOptions, manifest: Path | None) -> Predictor:
+    """Loads the model.
+
+    Raises:
+        DcnzooError: it cannot be loaded.
+    """
+    from dcnzoo.predictor import load
+
+    return load(
+        options.model,
+        weights=options.weights,
+        arch=options.arch,
+        manifest=manifest,
+        device=options.device,
+        precision=options.precision,
+        short_side=options.short_side,
+        long_side=options.long_side,
+        url_base=options.url_base,
+    )
+
+
+@contextmanager
+def pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Sets Pillow's limit against decompression bombs, which is the process's, for the block."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None:
+        # Pillow warns above its limit, and refuses above twice the limit.
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
+    try:
+        with warnings.catch_warnings():
+            # Large images below the limit and oddities in their headers: nothing that a user can act on.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def progress_bar(quiet: bool, count: Callable[[], int | None]) -> Iterator[Callable[[int], object]]:
+    """Shows a bar with rate and time left, on a terminal only; yields what moves it on.
+
+    Args:
+        quiet: whether to show none.
+        count: gives the number of images, None if unknown; called only if the bar is shown.
+    """
+    from tqdm import tqdm
+
+    shown = sys.stderr.isatty() and not quiet
+    with tqdm(total=count() if shown else None, unit="image", disable=not shown) as bar:
+        yield bar.update

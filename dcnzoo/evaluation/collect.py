@@ -1,0 +1,219 @@
+"""Runs a model over annotated images, in one process or several, and brings the results together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcnzoo.errors import EvaluationError
+from dcnzoo.evaluation.annotations import Annotations
+from dcnzoo.evaluation.results import (
+    PARTS,
+    RESULT_FILES,
+    CocoResults,
+    Kind,
+    read_parts,
+    split_results,
+    write_results,
+)
+from dcnzoo.hardware import PeakMemory, peak_memory
+from dcnzoo.manifest import ClassSet
+from dcnzoo.predictor import Predictor
+from dcnzoo.processes import Processes
+from dcnzoo.sources import ImageSource
+from dcnzoo.stream import STAGES, ImageStream, StreamSettings, Tally
+from dcnzoo.writers import ErrorLog, ImageIds, ImageResult
+from dcnzoo.writers.coco import IMAGE_LIST, CocoWriter
+from dcnzoo.writers.folder import output_errors
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a run was, and what memory it took.
+
+    Attributes:
+        seconds: from the first image to the last, without loading the model and without scoring.
+        images_per_second: of all processes together.
+        ms_per_image: of each stage, in milliseconds, summed over threads.
+        processes: how many shared the work.
+        memory: the most that a process has used.
+    """
+
+    seconds: float
+    images_per_second: float
+    ms_per_image: dict[str, float]
+    processes: int
+    memory: PeakMemory
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the figures in JSON types."""
+        figures = asdict(self) | {"memory": self.memory._asdict()}
+        return {"memory": figures.pop("memory"), "speed": figures}
+
+    def lines(self) -> Iterator[str]:
+        """Yields the figures as lines of text."""
+        together = f" by {self.processes} processes" if self.processes > 1 else ""
+        yield f"{self.images_per_second:.2f} images/s{together}, {self.seconds:.1f} s in all"
+        yield f"ms per image: {', '.join(f'{name} {ms:.1f}' for name, ms in self.ms_per_image.items())}"
+        yield f"peak memory: {self.memory}"
+
+
+class AnnotatedIds(ImageIds):
+    """COCO image ids by location."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self._ids = ids
+
+    def find(self, source: ImageSource) -> int | None:
+        """Returns the id of an image."""
+        return self._ids[source.location]
+
+
+class PartWriter(CocoWriter):
+    """Writes the results of one process, of images that are what the annotations say.
+
+    Args:
+        out: existing folder.
+        annotations: of the images.
+    """
+
+    def __init__(self, out: Path, annotations: Annotations) -> None:
+        super().__init__(out)
+        self._annotations, self._sizes = annotations, annotations.image_sizes
+
+    def write(self, result: ImageResult) -> None:
+        """Appends the detections of one image.
+
+        Raises:
+            EvaluationError: it has another size than annotated; boxes and masks would be compared in vain.
+        """
+        annotated = None if result.image_id is None else self._sizes[result.image_id]
+        height, width = result.detections.image_size
+        if annotated is not None and annotated != (height, width):
+            raise self._annotations.error(
+                f"image {result.image_id} should be {annotated[1]}x{annotated[0]},"
+                f" but {result.source.location} is {width}x{height}"
+            )
+        super().write(result)
+
+
+def with_categories(
+    predictor: Predictor, annotations: Annotations
+) -> tuple[Predictor, NDArray[np.int64] | None]:
+    """Gives a predictor the category ids of annotations.
+
+    Returns:
+        A predictor with the same model; labels of the classes that are categories, None if all are.
+
+    Raises:
+        EvaluationError: categories and classes do not go together.
+    """
+    categories = annotations.category_ids(predictor.class_names)
+    ids = tuple(-1 if category is None else category for category in categories)
+    labels = [label for label, category in enumerate(categories) if category is not None]
+    renamed = Predictor(
+        predictor.model,
+        predictor.preprocessing,
+        ClassSet(predictor.class_names, ids),
+        predictor.device,
+        predictor.precision,
+    )
+    return renamed, None if len(labels) == len(ids) else np.array(labels, np.int64)
+
+
+def collect(
+    predictor: Predictor,
+    annotations: Annotations,
+    files: Sequence[Path],
+    out: Path,
+    settings: StreamSettings,
+    processes: Processes,
+    progress: Callable[[int], object],
+) -> Speed:
+    """Predicts every image and leaves the results of this process in a folder of its own.
+
+    Args:
+        predictor: the model, which names its detections by the annotations' category ids.
+        annotations: of the images to predict.
+        files: their files, in the same order.
+        out: the output folder.
+        settings: how.
+        processes: who else takes part; each does its share.
+        progress: called with the number of images that this process has done since the last call.
+
+    Returns:
+        Speed of all processes together, once all are done.
+
+    Raises:
+        ImageReadError: an image cannot be read.
+        EvaluationError: an image has another size than annotated.
+        OutputError: results cannot be written.
+    """
+    folder = out / PARTS / str(processes.rank)
+    with output_errors(folder):
+        folder.mkdir(parents=True)
+        writer = PartWriter(folder, annotations)
+    ids = {str(file): image.image_id for file, image in zip(files, annotations.images, strict=True)}
+    share = processes.share(list(ids), settings.batch_size)
+    sources = (ImageSource(location, PurePosixPath(Path(location).name)) for location in share)
+    tally, start = Tally(), time.perf_counter()
+    with writer:
+        stream = ImageStream(
+            predictor, [writer], ErrorLog(folder), settings, tally, AnnotatedIds(ids), progress
+        )
+        stream.run(sources)
+    times = processes.gather(dict(tally.times))
+    seconds = time.perf_counter() - start
+    memories = processes.gather(peak_memory(predictor.device))
+    return Speed(
+        seconds=seconds,
+        images_per_second=len(ids) / seconds,
+        ms_per_image={
+            stage: sum(part.get(stage, 0.0) for part in times) / len(ids) * 1000 for stage in STAGES
+        },
+        processes=processes.count,
+        memory=PeakMemory(
+            max(memory.host_gib for memory in memories),
+            max((memory.gpu_gib for memory in memories if memory.gpu_gib is not None), default=None),
+        ),
+    )
+
+
+def merge_parts(out: Path, annotations: Annotations, kinds: Sequence[Kind]) -> dict[Kind, CocoResults]:
+    """Brings the results of all processes together, in files by kind, and deletes the parts.
+
+    Args:
+        out: the output folder.
+        annotations: of the images that were predicted.
+        kinds: what there are results of.
+
+    Returns:
+        Results of each kind, by ascending image id.
+
+    Raises:
+        EvaluationError: images are missing from the parts, or in them twice.
+        OutputError: the files cannot be written.
+    """
+    with output_errors(out):
+        parts = sorted((out / PARTS).iterdir())
+        done = [
+            image["id"] for part in parts for image in json.loads((part / IMAGE_LIST).read_bytes())["images"]
+        ]
+        if sorted(done) != sorted(annotations.image_sizes):
+            raise EvaluationError(
+                str(out / PARTS), f"has {len(done)} images, expected {len(annotations.images)}"
+            )
+        results = read_parts(part / CocoWriter.product for part in parts)
+        merged = {kind: list(split_results(results, kind)) for kind in kinds}
+        for kind in kinds:
+            write_results(out / RESULT_FILES[kind], merged[kind])
+        shutil.rmtree(out / PARTS)
+    return merged

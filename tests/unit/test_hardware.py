@@ -1,0 +1,46 @@
+"""Facts about the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import numpy as np
+import pytest
+import torch
+
+from dcnzoo import __version__, ops
+from dcnzoo.fresh_process import run_apart
+from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory, peak_resident
+
+
+def test_stamp() -> None:
+    stamp = hardware_stamp(torch.device("cpu"))
+    assert json.loads(json.dumps(stamp)) == stamp
+    assert stamp["versions"]["dcnzoo"] == __version__
+    assert stamp["versions"]["numpy"] == np.__version__
+    assert stamp["cpu"]["threads of PyTorch"] == torch.get_num_threads()
+    assert stamp["operators"]["backend"] == ops.active_backend()[0]
+    assert stamp["platform"] == platform.platform()
+    assert stamp["gpu"] is None
+
+
+def peaks_around_a_large_object() -> tuple[int, int, PeakMemory]:
+    before = peak_resident()
+    held = b"x" * before
+    del held
+    return before, peak_resident(), peak_memory(torch.device("cpu"))
+
+
+def test_peak_memory_grows_and_stays() -> None:
+    before, after, memory = run_apart(peaks_around_a_large_object)
+    assert 1.2 * before < after < 2.2 * before
+    assert memory == PeakMemory(pytest.approx(after / 2**30, rel=0.01), None)
+
+
+@pytest.mark.parametrize(
+    ("memory", "text"),
+    [(PeakMemory(1.234, None), "1.23 GiB"), (PeakMemory(1, 2.5), "1.00 GiB, on the GPU 2.50 GiB")],
+)
+def test_peak_memory_says(memory: PeakMemory, text: str) -> None:
+    assert str(memory) == text

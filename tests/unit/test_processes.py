@@ -1,0 +1,32 @@
+"""Work shared by processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from dcnzoo.processes import Processes, find_processes
+
+
+@pytest.mark.parametrize("items", [0, 1, 2, 5, 12, 13])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_every_item_is_done_once_in_its_own_batch(items: int, count: int, batch_size: int) -> None:
+    numbers = list(range(items))
+
+    def batches(share: list[int]) -> list[list[int]]:
+        return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+
+    shares = [Processes(rank, count).share(numbers, batch_size) for rank in range(count)]
+    assert sorted(number for share in shares for number in share) == numbers
+    together = sorted(batch for share in shares for batch in batches(share))
+    assert together == batches(numbers)
+    assert max(map(len, shares)) - min(map(len, shares)) <= batch_size
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with find_processes() as processes:
+        assert processes == Processes(rank=0, count=1, local_rank=0)
+        assert processes.is_first
+        assert processes.gather("a") == ["a"]
+        processes.wait()
