@@ -44,8 +44,8 @@ HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 # The GPU's part is a module of its own: it needs PyTorch's CUDA libraries, which not everybody has.
 CUDA_KERNELS = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
-CUDA_TARGETS = ("80", "86", "89", "90a", "100")
-"""Compute capabilities that DCNZOO_CUDA_ARCHS=all compiles for, PTX of the first beside them."""
+CUDA_TARGETS = Path("csrc/cuda/targets.txt")
+"""Compute capabilities that DCNZOO_CUDA_ARCHS=all compiles for, PTX of the lowest beside them."""
 
 
 class BuildPy(build_py):
@@ -126,7 +126,7 @@ def cuda_targets() -> list[str]:
     """Options of nvcc for the GPUs to compile for: DCNZOO_CUDA_ARCHS, or those here, or any from sm_80 on."""
     setting = os.environ.get("DCNZOO_CUDA_ARCHS", "")
     if setting == "all":
-        archs = [*CUDA_TARGETS]
+        archs = CUDA_TARGETS.read_text(encoding="ascii").split()
     elif setting:
         archs = re.split(r"[;, ]+", setting.replace(".", ""))
     else:
@@ -141,7 +141,7 @@ def cuda_targets() -> list[str]:
 def cuda_objects(nvcc: Path, folder: Path) -> list[str]:
     """Compiles the CUDA kernels, unless they are newer than all that they are made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    newest_header = max(Path(header).stat().st_mtime for header in HEADERS)
+    newest_header = max(header.stat().st_mtime for header in Path("csrc/cuda").glob("*.h"))
     command = [str(nvcc), "-std=c++17", "-O3", *cuda_targets(), "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
     objects = []
     for source in CUDA_KERNELS:

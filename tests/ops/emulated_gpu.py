@@ -96,7 +96,8 @@ def library() -> ctypes.CDLL:
 def build(target: Path) -> Path:
     """Compiles the emulator, with every warning an error."""
     folder = ROOT / "tests" / "ops" / "emulator"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-U_FORTIFY_SOURCE"]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-U_FORTIFY_SOURCE"]
     includes = [f"-I{ROOT / 'csrc' / 'cuda'}", f"-I{folder}"]
     sources = map(str, sorted(folder.glob("*.cpp")))
     subprocess.run([os.environ.get("CXX", "c++"), *flags, *includes, *sources, "-o", str(target)], check=True)
@@ -104,30 +105,30 @@ def build(target: Path) -> Path:
 
 
 class Guarded:
-    """A copy of a tensor's storage that ends where the memory ends: reading beyond it is a fault.
+    """A copy of a tensor's memory, in its layout, that ends where the memory ends: reading beyond is a fault.
 
     Args:
-        tensor: dense in the order of its memory format.
-        size: bytes to allocate; of the tensor by default.
+        tensor: may be a view with gaps.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
-        page = mmap.PAGESIZE
-        room = -(-size // page) * page
-        self._memory = mmap.mmap(-1, room + page)
+        self._shape, self._stride, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        self._elements = sum((size - 1) * step for size, step in steps) + 1 if tensor.numel() else 0
+        size = self._elements * tensor.element_size()
+        room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = mmap.mmap(-1, room + mmap.PAGESIZE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + room), page, 0):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + room), mmap.PAGESIZE, 0):
             raise OSError("mprotect failed")
         self.address = start + room - size
-        self._tensor, self._size = tensor, size
         ctypes.memmove(self.address, tensor.data_ptr(), size)
 
     def tensor(self) -> Tensor:
-        """What the memory holds now, in the tensor's shape."""
-        flat = torch.empty(self._tensor.numel(), dtype=self._tensor.dtype)
-        ctypes.memmove(flat.data_ptr(), self.address, self._size)
-        return flat.as_strided(self._tensor.shape, self._tensor.stride())
+        """What the memory holds now."""
+        flat = torch.empty(self._elements, dtype=self._dtype)
+        ctypes.memmove(flat.data_ptr(), self.address, flat.nbytes)
+        return flat.as_strided(self._shape, self._stride)
 
 
 @dataclass

@@ -1,4 +1,6 @@
 // The kernels of csrc/cuda on an emulated GPU, for ctypes.
+#include <algorithm>
+
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
 #include "emulator.h"
@@ -55,6 +57,20 @@ void run_deform_conv2d(const DeformConv2d* call, const Plan* plan, unsigned seed
     case Element::float32: return run<float, Tf32Factors>(*call, *plan, seed);
     default: return launch<SimtBlock<Simt<double>>>(*call, *plan, seed);
   }
+}
+
+// The entry of the table for a point of the input: its weights, and the pixel y0x0 with its steps.
+void sample_point(const ConvShape* shape, int64_t image, float y, float x, int64_t stride, float* weights,
+                  int64_t* address) {
+  const Sample<float> sample = make_sample(*shape, SampleSource<float>{{y, x}, 1.0f, image}, stride);
+  std::copy(sample.weights.corner, sample.weights.corner + 4, weights);
+  *address = sample.corner.address;
+}
+
+// The output pixel `step` after number `index`.
+void find_pixel(const ConvShape* shape, int64_t index, int step, int64_t* image_y_x) {
+  const Pixel pixel = pixel_after(pixel_at(index, *shape), step, *shape);
+  image_y_x[0] = pixel.image, image_y_x[1] = pixel.y, image_y_x[2] = pixel.x;
 }
 
 }  // extern "C"
