@@ -28,8 +28,9 @@ COMPILE = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"
 # no inline function shared with the rest of the program is ever built for a newer processor.
 KERNEL_FLAGS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    KERNEL_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    KERNEL_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     KERNEL_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+    KERNEL_FLAGS["avx512bf16"] = [*KERNEL_FLAGS["avx512"], "-mavx512bf16"]
 
 CPU_SOURCES = [
     "csrc/library.cpp",

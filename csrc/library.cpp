@@ -16,9 +16,10 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Name of the set of CPU kernels in use.
   m.def("cpu_capability() -> str");
 
-  // Deformable convolution; the result is channels-last. `packed_weight` is what
-  // `pack_deform_conv2d_weight` made of `weight`: pass it to save the packing on every call.
-  // With `mask_is_logits` the mask goes through a sigmoid first.
+  // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
+  // floating-point ones; offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
+  // made of `weight`: pass it to save the packing on every call. With `mask_is_logits` the mask goes through a
+  // sigmoid first.
   m.def(
       "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
@@ -29,8 +30,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
-  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
-  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
+  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
+  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
   // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
   m.def(

@@ -25,7 +25,6 @@ from dcnzoo.download import fetch
 from dcnzoo.errors import CheckpointError, DeviceError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
-from dcnzoo.memory import keep_freed_memory
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
@@ -92,8 +91,6 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory()
         self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids

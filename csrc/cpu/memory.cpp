@@ -2,9 +2,9 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -54,18 +54,15 @@ class Arena {
  private:
   static constexpr size_t unit = 4096;
 
+  // Addresses only: pages come with the first use. Where even those are limited, PyTorch allocates.
   Arena() {
-    for (size_t size = size_t{1} << 40; size >= size_t{1} << 32; size >>= 2) {
-      void* const range =
-          mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (range == MAP_FAILED) continue;
-#ifdef MADV_HUGEPAGE
-      if (getenv("HUGE")) madvise(range, size, MADV_HUGEPAGE);
-#endif
-      begin_ = peak_ = touched_ = static_cast<char*>(range);
-      free_.emplace(begin_, size);
-      return;
-    }
+    constexpr size_t size = size_t{1} << 40;
+    rlimit limit{};
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return;
+    void* const range = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) return;
+    begin_ = peak_ = touched_ = static_cast<char*>(range);
+    free_.emplace(begin_, size);
   }
 
   using Ranges = std::map<char*, size_t>;

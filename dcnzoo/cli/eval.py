@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.inference import (
-    FILE,
-    POSITIVE,
     InferenceOptions,
     check_model_name,
     load_predictor,
@@ -25,6 +23,7 @@ from dcnzoo.cli.inference import (
     progress_bar,
     run_options,
 )
+from dcnzoo.cli.options import FILE, POSITIVE
 from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS
 from dcnzoo.writers.folder import OutputFolder, output_errors
 

@@ -166,4 +166,6 @@ class MapLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (R, C, P, P) to (R, O)."""
-        return dense.map_linear(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
+        return dense.map_linear(
+            input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
+        )

@@ -66,7 +66,10 @@ class DeformRoIPoolLayer(nn.Module):
         self.mask_fc = None
         if modulated:
             self.mask_fc = nn.Sequential(
-                MapLinear(CHANNELS, output_size, 1024), nn.ReLU(inplace=True), Linear(1024, bins), nn.Sigmoid()
+                MapLinear(CHANNELS, output_size, 1024),
+                nn.ReLU(inplace=True),
+                Linear(1024, bins),
+                nn.Sigmoid(),
             )
 
     def forward(self, feature: Tensor, rois: Tensor) -> Tensor:

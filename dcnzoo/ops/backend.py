@@ -1,7 +1,7 @@
 """Which implementation computes the operators: the compiled ones, torchvision's, or the readable reference.
 
 The environment variable DCNZOO_OPS (native, torchvision or reference) forces one, and
-DCNZOO_CPU_CAPABILITY (default, avx2, avx512) forces a variant of the compiled CPU kernels.
+DCNZOO_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16) forces a variant of the compiled CPU kernels.
 """
 
 from __future__ import annotations

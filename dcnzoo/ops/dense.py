@@ -166,7 +166,9 @@ def map_linear(
     relu: bool = False,
     packed_weight: Tensor | None = None,
 ) -> Tensor:
-    """Fully connected layer over the elements of maps; channels-last maps are not copied when the weight is packed.
+    """Fully connected layer over the elements of maps.
+
+    When the weight is packed, channels-last maps are taken as they lie.
 
     Args:
         input: (R, C, H, W).
@@ -244,8 +246,8 @@ def pack_linear_weight(weight: Tensor) -> Tensor | None:
 
 
 def pack_map_linear_weight(weight: Tensor, map_size: tuple[int, int, int]) -> Tensor | None:
-    """Arranges the weight (O, C·H·W) of `map_linear` on maps of size (C, H, W); None without compiled kernels."""
-    return pack_linear_weight(weight.unflatten(1, map_size).permute(0, 2, 3, 1).flatten(1))
+    """Arranges the weight (O, C·H·W) of `map_linear` for maps (C, H, W); None without compiled kernels."""
+    return pack_linear_weight(weight.reshape(-1, *map_size).permute(0, 2, 3, 1).flatten(1))
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor | None:

@@ -39,7 +39,12 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
 
 
 def roi_align_pyramid(
-    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, *, output_size: Pair, spatial_scales: Sequence[float]
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    *,
+    output_size: Pair,
+    spatial_scales: Sequence[float],
 ) -> Tensor:
     """`roi_align` of each RoI from its own level of a pyramid (arXiv:1612.03144).
 
@@ -65,7 +70,11 @@ def roi_align_pyramid(
 
 
 def pool_levels(
-    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, output_size: Pair, pool: Callable[[int, Tensor], Tensor]
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    output_size: Pair,
+    pool: Callable[[int, Tensor], Tensor],
 ) -> Tensor:
     """Pools level by level and puts the RoIs back in order.
 
@@ -112,4 +121,5 @@ if NATIVE_PROBLEM is None:
     def _fake_roi_align_pyramid(
         inputs: list[Tensor], rois: Tensor, levels: Tensor, spatial_scales: list[float], output_size: Pair
     ) -> Tensor:
-        return _fake_roi_pool(inputs[0], rois, None, output_size)
+        shape = (rois.shape[0], inputs[0].shape[1], *output_size)
+        return inputs[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
