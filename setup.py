@@ -90,7 +90,7 @@ def find_nvcc() -> Path | None:
 
 
 def cuda_library_dirs(nvcc: Path) -> list[str]:
-    """Where the CUDA runtime lies: nvcc says where its toolkit is, for it may be a script that calls another."""
+    """Where the CUDA runtime lies: nvcc, which may be a script, says where its toolkit is."""
     shown = subprocess.run(
         [nvcc, "--dryrun", "-c", CUDA_KERNELS[0]], capture_output=True, text=True, check=True
     )
@@ -143,7 +143,8 @@ def cuda_objects(nvcc: Path, folder: Path) -> list[str]:
     """Compiles the CUDA kernels, unless they are newer than all that they are made of."""
     folder.mkdir(parents=True, exist_ok=True)
     newest_header = max(header.stat().st_mtime for header in Path("csrc/cuda").glob("*.h"))
-    command = [str(nvcc), "-std=c++17", "-O3", *cuda_targets(), "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    options = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    command = [str(nvcc), *options, *cuda_targets()]
     objects = []
     for source in CUDA_KERNELS:
         target, note = folder / f"{Path(source).stem}.o", folder / f"{Path(source).stem}.command"

@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
-  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
+  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32 (on a GPU
+  // float16 and bfloat16 too, with RoIs in float32), the result channels-last.
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
@@ -42,6 +43,13 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
       "-> Tensor");
+
+  // On a GPU. Greedy suppression of boxes (problems, A, 4) that are sorted by descending score; of each problem the
+  // first `counts` of them take part. Says of each box whether it stays.
+  m.def("nms_sorted(Tensor boxes, Tensor counts, float iou_threshold) -> Tensor");
+  // On a GPU. Mask maps (D, M, M) pasted into their boxes (D, 4): `regions` (D, 5) has x, y, width and height of the
+  // pixels to compute, and where in the result, of `pixels` elements, they begin, column by column.
+  m.def("paste_mask_regions(Tensor probs, Tensor boxes, Tensor regions, int pixels) -> Tensor");
 
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.

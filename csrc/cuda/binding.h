@@ -84,6 +84,12 @@ inline Tensor channels_last(const Tensor& tensor) {
                            MemoryFormat::ChannelsLast);
 }
 
+// A tensor whose memory is dense and aligned to what a thread loads at once.
+inline Tensor aligned(const Tensor& tensor) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
+}
+
 inline Tensor empty_maps(const std::vector<int64_t>& size, const Tensor& like) {
   return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               MemoryFormat::ChannelsLast);

@@ -37,6 +37,11 @@ DCNZOO_DEVICE int64_t grid_blocks() { return gridDim.x; }
 DCNZOO_DEVICE void sync_block() { __syncthreads(); }
 DCNZOO_DEVICE void sync_warp() { __syncwarp(); }
 
+// Bit i says what thread i of the warp asked for.
+DCNZOO_DEVICE uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
+// Index of the lowest bit that is set; there is one.
+DCNZOO_DEVICE int lowest_bit(uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+
 // Memory that no block writes while the kernel runs.
 DCNZOO_DEVICE Chunk load_global(const void* address) {
   const uint4 value = __ldg(static_cast<const uint4*>(address));
@@ -95,6 +100,9 @@ DCNZOO_DEVICE float to_float(Half value) { return __half2float(value); }
 DCNZOO_DEVICE float to_float(Bfloat16 value) { return __bfloat162float(value); }
 DCNZOO_DEVICE void from_float(float value, Half& target) { target = __float2half_rn(value); }
 DCNZOO_DEVICE void from_float(float value, Bfloat16& target) { target = __float2bfloat16_rn(value); }
+
+// A product that is rounded before anything is added to it, as on a CPU.
+DCNZOO_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 
 DCNZOO_DEVICE float round_down(float value) { return floorf(value); }
 DCNZOO_DEVICE double round_down(double value) { return floor(value); }

@@ -53,6 +53,17 @@ struct Tf32Factors {
 DCNZOO_DEVICE float to_float(float value) { return value; }
 DCNZOO_DEVICE void from_float(float value, float& target) { target = value; }
 
+// An element of a tensor whose type is known at run time only.
+template <class T>
+DCNZOO_DEVICE T read_element(const void* data, Element element, int64_t index) {
+  switch (element) {
+    case Element::float16: return static_cast<T>(to_float(load_scalar(static_cast<const Half*>(data) + index)));
+    case Element::bfloat16: return static_cast<T>(to_float(load_scalar(static_cast<const Bfloat16*>(data) + index)));
+    case Element::float32: return static_cast<T>(load_scalar(static_cast<const float*>(data) + index));
+    default: return static_cast<T>(load_scalar(static_cast<const double*>(data) + index));
+  }
+}
+
 // The type that sums of products of T are kept in, and the coordinates too.
 template <class T>
 struct Accumulator {

@@ -92,8 +92,58 @@ struct Choice {
 // `forced` may be null.
 Plan plan_deform_conv2d(const ConvShape& shape, Element element, bool allow_tf32, const Gpu& gpu, const Choice* forced);
 
+// A level of a feature pyramid, (N, H, W, C).
+struct RoiLevel {
+  const void* input;
+  int32_t height, width;
+  float spatial_scale;
+};
+
+constexpr int most_roi_levels = 8;
+
+// One call of roi_pool, or of roi_align_pyramid. `rois` is (R, 5): image index, xyxy. A RoI of no image (-1) pools
+// to 0, one that is not a number or too large to not-a-number. `level_of_roi` is (R,) or null where there is one
+// level; `offset` (R, 2, pooled_h, pooled_w), x first, or null. `output` is (R, pooled_h, pooled_w, C).
+struct RoiPool {
+  RoiLevel levels[most_roi_levels];
+  int32_t num_levels, channels;
+  int64_t images, num_rois;
+  const float* rois;
+  const int64_t* level_of_roi;
+  const void* offset;
+  Element offset_element, element;
+  int32_t pooled_h, pooled_w;
+  float gamma;
+  void* output;
+};
+
+// Greedy suppression of (problems, boxes, 4) xyxy boxes, sorted by descending score; of each problem the first
+// `counts` of them take part. `kept` is (problems, boxes).
+struct Suppression {
+  const float* boxes;
+  const int64_t* counts;
+  int64_t problems;
+  int32_t num_boxes;
+  float iou_threshold;
+  bool* kept;
+};
+
+// Pastes (detections, side, side) probabilities into their boxes (xyxy). Of each detection `regions` has x, y,
+// width and height of the pixels to compute, and where in `output` they begin, column by column.
+struct MaskPaste {
+  const float* probs;
+  const float* boxes;
+  const int64_t* regions;
+  int64_t detections;
+  int32_t side;
+  bool* output;
+};
+
 // Each of these returns a cudaError_t.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream);
+int run_roi_pool(const RoiPool& call, Stream stream);
+int run_suppression(const Suppression& call, Stream stream);
+int run_mask_paste(const MaskPaste& call, Stream stream);
 
 }  // namespace dcnzoo::cuda

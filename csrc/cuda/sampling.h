@@ -66,17 +66,6 @@ struct Sample {
   Corner corner;
 };
 
-template <class T>
-DCNZOO_DEVICE T read_coordinate(const StridedMaps& maps, int64_t index) {
-  switch (maps.element) {
-    case Element::float16: return static_cast<T>(to_float(load_scalar(static_cast<const Half*>(maps.data) + index)));
-    case Element::bfloat16:
-      return static_cast<T>(to_float(load_scalar(static_cast<const Bfloat16*>(maps.data) + index)));
-    case Element::float32: return static_cast<T>(load_scalar(static_cast<const float*>(maps.data) + index));
-    default: return static_cast<T>(load_scalar(static_cast<const double*>(maps.data) + index));
-  }
-}
-
 DCNZOO_BOTH int64_t map_index(const StridedMaps& maps, const Pixel& pixel, int64_t channel) {
   return pixel.image * maps.n + channel * maps.c + pixel.y * maps.h + pixel.x * maps.w;
 }
@@ -86,7 +75,7 @@ template <class T>
 DCNZOO_DEVICE T modulation(const DeformConv2d& call, const Pixel& pixel, int tap, int deform_group) {
   if (call.mask.data == nullptr) return T{1};
   const int64_t channel = static_cast<int64_t>(deform_group) * call.shape.taps() + tap;
-  const T value = read_coordinate<T>(call.mask, map_index(call.mask, pixel, channel));
+  const T value = read_element<T>(call.mask.data, call.mask.element, map_index(call.mask, pixel, channel));
   return call.mask_is_logits ? 1 / (1 + exponential(-value)) : value;
 }
 
@@ -103,8 +92,8 @@ DCNZOO_DEVICE Position<T> sample_position(const DeformConv2d& call, const Pixel&
   const int64_t index = map_index(call.offset, pixel, channel);
   const int origin_y = pixel.y * shape.stride_h - shape.pad_h + tap / shape.kernel_w * shape.dilation_h;
   const int origin_x = pixel.x * shape.stride_w - shape.pad_w + tap % shape.kernel_w * shape.dilation_w;
-  return {static_cast<T>(origin_y) + read_coordinate<T>(call.offset, index),
-          static_cast<T>(origin_x) + read_coordinate<T>(call.offset, index + call.offset.c)};
+  return {static_cast<T>(origin_y) + read_element<T>(call.offset.data, call.offset.element, index),
+          static_cast<T>(origin_x) + read_element<T>(call.offset.data, call.offset.element, index + call.offset.c)};
 }
 
 // The raw numbers that a sample is made of; read first, for many samples at once, since memory is slow.

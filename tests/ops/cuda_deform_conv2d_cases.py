@@ -92,7 +92,7 @@ def report(name: str, error: float, plan: Plan) -> None:
 
 
 def views() -> tuple[Case, dict[str, Tensor]]:
-    """Offsets and mask are parts of one tensor, as the layer's convolution gives them, and of another dtype."""
+    """Offsets and mask are parts of one tensor, as the layer's convolution gives them, in another dtype."""
     case = replace(ODD_SIZES, deform_groups=2)
     tensors = case.tensors(HALF)
     both = torch.cat([tensors["offset"], tensors["mask"]], dim=1).float().contiguous()

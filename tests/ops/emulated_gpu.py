@@ -24,22 +24,23 @@ KERNELS = ("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_12
 
 
 class _Maps(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("element", ctypes.c_int32), *[(n, ctypes.c_int64) for n in "nchw"]]
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("element", ctypes.c_int32),
+        *[(name, ctypes.c_int64) for name in "nchw"],
+    ]
+
+
+_SIZES = (
+    *("channels", "height", "width", "out_channels", "out_height", "out_width", "kernel_h", "kernel_w"),
+    *("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "groups", "deform_groups"),
+)
 
 
 class Shape(ctypes.Structure):
     """ConvShape."""
 
-    _fields_ = [
-        ("images", ctypes.c_int64),
-        *[
-            (name, ctypes.c_int32)
-            for name in (
-                "channels height width out_channels out_height out_width kernel_h kernel_w stride_h stride_w "
-                "pad_h pad_w dilation_h dilation_w groups deform_groups"
-            ).split()
-        ],
-    ]
+    _fields_ = [("images", ctypes.c_int64), *[(name, ctypes.c_int32) for name in _SIZES]]
 
 
 class _Call(ctypes.Structure):
@@ -145,9 +146,8 @@ def plan(shape: Shape, dtype: torch.dtype, run: Run) -> Plan:
     """How a convolution would be computed."""
     found = Plan()
     forced = None if run.forced is None else ctypes.byref(run.forced)
-    library().plan_deform_conv2d(
-        ctypes.byref(shape), ELEMENTS[dtype], int(run.allow_tf32), ctypes.byref(run.gpu), forced, ctypes.byref(found)
-    )
+    settings = ELEMENTS[dtype], int(run.allow_tf32), ctypes.byref(run.gpu), forced
+    library().plan_deform_conv2d(ctypes.byref(shape), *settings, ctypes.byref(found))
     return found
 
 
@@ -183,10 +183,10 @@ def deform_conv2d(
     images, channels, height, width = input.shape
     out_channels, group_channels, *kernel = weight.shape
     taps = kernel[0] * kernel[1]
-    shape = Shape(
-        images, channels, height, width, out_channels, *offset.shape[2:], *kernel, *stride, *padding, *dilation,
-        channels // group_channels, offset.shape[1] // (2 * taps),
-    )  # fmt: skip
+    geometry = (*kernel, *stride, *padding, *dilation)
+    groups = channels // group_channels, offset.shape[1] // (2 * taps)
+    sizes = (channels, height, width, out_channels, *offset.shape[2:])
+    shape = Shape(images, *sizes, *geometry, *groups)
     found = plan(shape, input.dtype, run)
     last = torch.channels_last
     output = torch.full((images, out_channels, *offset.shape[2:]), torch.nan, dtype=input.dtype)
@@ -210,3 +210,102 @@ def deform_conv2d(
     )
     library().run_deform_conv2d(ctypes.byref(call), ctypes.byref(found), run.seed)
     return target.tensor(), found
+
+
+class _Level(ctypes.Structure):
+    _fields_ = [
+        ("input", ctypes.c_void_p),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("spatial_scale", ctypes.c_float),
+    ]
+
+
+class _RoiPool(ctypes.Structure):
+    _fields_ = [
+        ("levels", _Level * 8),
+        ("num_levels", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("images", ctypes.c_int64),
+        ("num_rois", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("rois", "level_of_roi", "offset")],
+        *[(name, ctypes.c_int32) for name in ("offset_element", "element", "pooled_h", "pooled_w")],
+        ("gamma", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+    ]
+
+
+def roi_pool(
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offset: Tensor | None,
+    *,
+    output_size: tuple[int, int],
+    spatial_scales: list[float],
+    gamma: float = 0.1,
+) -> Tensor:
+    """`dcnzoo.ops.deform_roi_pool`, or `roi_align_pyramid`, on the emulated GPU."""
+    kept: list[Guarded] = []
+    call = _RoiPool(
+        num_levels=len(inputs),
+        channels=inputs[0].shape[1],
+        images=inputs[0].shape[0],
+        num_rois=len(rois),
+        rois=_address(rois, kept),
+        level_of_roi=_address(levels, kept),
+        offset=_address(offset, kept),
+        offset_element=0 if offset is None else ELEMENTS[offset.dtype],
+        element=ELEMENTS[inputs[0].dtype],
+        pooled_h=output_size[0],
+        pooled_w=output_size[1],
+        gamma=gamma,
+    )
+    for index, (maps, scale) in enumerate(zip(inputs, spatial_scales, strict=True)):
+        last = maps.contiguous(memory_format=torch.channels_last)
+        call.levels[index] = _Level(_address(last, kept), *maps.shape[2:], scale)
+    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
+    target = Guarded(output.contiguous(memory_format=torch.channels_last))
+    call.output = target.address
+    library().run_roi_pool(ctypes.byref(call))
+    return target.tensor()
+
+
+class _Suppression(ctypes.Structure):
+    _fields_ = [
+        ("boxes", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("problems", ctypes.c_int64),
+        ("num_boxes", ctypes.c_int32),
+        ("iou_threshold", ctypes.c_float),
+        ("kept", ctypes.c_void_p),
+    ]
+
+
+def nms_sorted(boxes: Tensor, counts: Tensor, iou_threshold: float, seed: int = 0) -> Tensor:
+    """Which of (problems, A, 4) sorted boxes stay, on the emulated GPU."""
+    kept: list[Guarded] = []
+    target = Guarded(torch.full(boxes.shape[:2], 7, dtype=torch.uint8))
+    addresses = _address(boxes, kept), _address(counts, kept)
+    call = _Suppression(*addresses, len(boxes), boxes.shape[1], iou_threshold, target.address)
+    library().run_suppression(ctypes.byref(call), seed)
+    return target.tensor()
+
+
+class _MaskPaste(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("probs", "boxes", "regions")],
+        ("detections", ctypes.c_int64),
+        ("side", ctypes.c_int32),
+        ("output", ctypes.c_void_p),
+    ]
+
+
+def paste_mask_regions(probs: Tensor, boxes: Tensor, regions: Tensor, pixels: int) -> Tensor:
+    """Mask maps pasted into the regions (D, 5) of pixels, on the emulated GPU."""
+    kept: list[Guarded] = []
+    target = Guarded(torch.full((pixels,), 7, dtype=torch.uint8))
+    addresses = (_address(tensor, kept) for tensor in (probs, boxes, regions))
+    call = _MaskPaste(*addresses, len(probs), probs.shape[1], target.address)
+    library().run_mask_paste(ctypes.byref(call))
+    return target.tensor()

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their own source on an emulated one, and what they decide and compute inside."""
+"""The CUDA kernels without a GPU: their own source on an emulated one, and the decisions before it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops import emulated_gpu
+from tests.ops import cuda_region_cases, emulated_gpu
 from tests.ops.cuda_deform_conv2d_cases import RUNS
 from tests.ops.emulated_gpu import H100, KERNELS, RTX_3090, Choice, Plan, Run, Shape
 
@@ -57,7 +57,25 @@ def test_deform_conv2d_agrees_with_the_reference(
         assert (reports[name]["kernel"], reports[name]["splits"]) == (KERNELS[forced.kernel], forced.splits)
 
 
-def layer(channels: int, height: int, width: int, groups: int = 1, images: int = 1, deform_groups: int = 1) -> Shape:
+@pytest.fixture(scope="session")
+def region_reports(emulator: Path) -> tuple[dict[str, Any], str]:
+    return run_program("cuda_region_cases", emulator)
+
+
+@pytest.mark.parametrize("name", cuda_region_cases.RUNS)
+def test_kernels_for_regions_agree_with_the_reference(
+    name: str, region_reports: tuple[dict[str, Any], str]
+) -> None:
+    reports, ending = region_reports
+    assert name in reports, ending
+    assert reports[name]["error"] <= (
+        0 if name.startswith(("suppression", "equal", "far", "impossible")) else 1
+    )
+
+
+def layer(
+    channels: int, height: int, width: int, groups: int = 1, images: int = 1, deform_groups: int = 1
+) -> Shape:
     """A 3×3 layer of a backbone."""
     sizes = (channels, height, width, channels, height, width)
     return Shape(images, *sizes, 3, 3, 1, 1, 1, 1, 1, 1, groups, deform_groups)
@@ -130,7 +148,9 @@ def test_what_cannot_be_forced_is_computed_otherwise() -> None:
     assert KERNELS[small.kernel] == "simt"  # its stages leave no room for the samples of a tap
 
 
-def sample(shape: Shape, image: int, y: float, x: float, stride: int) -> tuple[list[float], int, tuple[bool, bool]]:
+def sample(
+    shape: Shape, image: int, y: float, x: float, stride: int
+) -> tuple[list[float], int, tuple[bool, bool]]:
     """Weights of a point's corners, address of the first, and whether others lie below and beside it."""
     weights, address = (ctypes.c_float * 4)(), ctypes.c_int64()
     point = emulated_gpu.library().sample_point

@@ -24,6 +24,7 @@ int64_t block();
 int64_t blocks();
 void barrier();
 void warp_barrier();
+uint32_t vote(bool value);
 void check_aligned(const void* address, size_t bytes);
 void note_read(const void* address, size_t bytes);
 void note_write(void* address, size_t bytes);
@@ -80,6 +81,9 @@ inline int64_t grid_blocks() { return emulated::blocks(); }
 inline void sync_block() { emulated::barrier(); }
 inline void sync_warp() { emulated::warp_barrier(); }
 
+inline uint32_t vote(bool value) { return emulated::vote(value); }
+inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
+
 template <class T>
 T load_scalar(const T* address) {
   emulated::check_aligned(address, sizeof(T));
@@ -110,6 +114,7 @@ void store_shared(T* address, const T& value) {
 inline void copy_async(Chunk* shared, const void* global, bool valid) { emulated::start_copy(shared, global, valid); }
 inline void wait_for_copies() { emulated::finish_copies(); }
 
+inline float product(float a, float b) { return a * b; }
 inline float round_down(float value) { return std::floor(value); }
 inline double round_down(double value) { return std::floor(value); }
 inline float exponential(float value) { return std::exp(value); }

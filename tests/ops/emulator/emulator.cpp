@@ -40,6 +40,7 @@ struct Copy {
 struct Warp {
   int64_t time = 0;
   int waiting = 0, running = 0;
+  uint32_t votes = 0, result = 0;
   Operands operands[lanes];
 };
 
@@ -102,6 +103,16 @@ class Block {
     last(warp);
     ++warp.time, warp.waiting = 0;
     release(State::at_warp, current_ / lanes * lanes, std::min(current_ / lanes * lanes + lanes, size()));
+  }
+
+  uint32_t vote(bool value) {
+    Warp& warp = warps_[current_ / lanes];
+    warp.votes |= static_cast<uint32_t>(value) << current_ % lanes;
+    wait_for_warp([](Warp& all) {
+      if (all.running != lanes) fail("a vote of a warp with threads missing");
+      all.result = all.votes, all.votes = 0;
+    });
+    return warp.result;
   }
 
   Operands& own_operands() { return warps_[current_ / lanes].operands[current_ % lanes]; }
@@ -256,6 +267,8 @@ void barrier() { Block::active->wait_for_block(); }
 void warp_barrier() {
   Block::active->wait_for_warp([](Warp&) {});
 }
+
+uint32_t vote(bool value) { return Block::active->vote(value); }
 
 void check_aligned(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("an address is not aligned");

@@ -4,6 +4,9 @@
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
 #include "emulator.h"
+#include "mask_paste.h"
+#include "nms.h"
+#include "roi_pool.h"
 
 namespace dcnzoo::cuda {
 namespace {
@@ -38,6 +41,19 @@ void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   emulated::launch(3, reduce_threads, 0, seed, [&](char*) { reduce_splits<T>(call, plan.tiling.splits); });
 }
 
+template <class Factors>
+void pool(const RoiPool& call) {
+  using T = typename Factors::Storage;
+  const int64_t blocks = ceil_div(call.num_rois * call.pooled_h * call.pooled_w, roi_bins);
+  emulated::launch(blocks, roi_threads, 0, 0, [&](char*) {
+    if (call.channels % ChunkLoad<Factors>::elements == 0) {
+      RoiWarp<T, ChunkLoad<Factors>>(call).run();
+    } else {
+      RoiWarp<T, ScalarLoad<T>>(call).run();
+    }
+  });
+}
+
 }  // namespace
 }  // namespace dcnzoo::cuda
 
@@ -57,6 +73,23 @@ void run_deform_conv2d(const DeformConv2d* call, const Plan* plan, unsigned seed
     case Element::float32: return run<float, Tf32Factors>(*call, *plan, seed);
     default: return launch<SimtBlock<Simt<double>>>(*call, *plan, seed);
   }
+}
+
+void run_roi_pool(const RoiPool* call) {
+  switch (call->element) {
+    case Element::float16: return pool<HalfFactors>(*call);
+    case Element::bfloat16: return pool<Bfloat16Factors>(*call);
+    default: return pool<Tf32Factors>(*call);
+  }
+}
+
+void run_suppression(const Suppression* call, unsigned seed) {
+  emulated::launch(call->problems, nms_threads, NmsBlock::shared_bytes(call->num_boxes), seed,
+                   [&](char* shared) { NmsBlock(*call, shared).run(); });
+}
+
+void run_mask_paste(const MaskPaste* call) {
+  emulated::launch(call->detections * paste_parts, paste_threads, 0, 0, [&](char*) { paste_mask(*call); });
 }
 
 // The entry of the table for a point of the input: its weights, and the pixel y0x0 with its steps.
