@@ -22,6 +22,7 @@ except ImportError:  # no PyTorch while building: the package runs on torchvisio
     BuildExtension = None
 
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch 2.11
+ROUNDING = ["-ffp-contract=off"]  # results that do not depend on what the processor can fuse
 COMPILE = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 # Kernels of one instruction set each, compiled with its flags and without PyTorch's headers, so that
@@ -36,8 +37,11 @@ CPU_SOURCES = [
     "csrc/library.cpp",
     "csrc/cpu/capability.cpp",
     "csrc/cpu/deform_conv2d.cpp",
+    "csrc/cpu/deform_conv2d_grad.cpp",
     "csrc/cpu/dense.cpp",
+    "csrc/cpu/masks.cpp",
     "csrc/cpu/memory.cpp",
+    "csrc/cpu/nms.cpp",
     "csrc/cpu/roi_pool.cpp",
 ]
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
@@ -197,7 +201,7 @@ def native_build() -> dict[str, Any]:
     extension = CppExtension(
         "dcnzoo._C",
         CPU_SOURCES,
-        extra_compile_args=[*COMPILE, *STABLE_ABI],
+        extra_compile_args=[*COMPILE, *STABLE_ABI, *ROUNDING],
         depends=HEADERS,
         py_limited_api=True,
     )

@@ -33,6 +33,15 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
+  // Its gradients, given that of its output (before relu): of input (channels-last), offset and mask (empty without
+  // a mask), and of weight. Deterministic.
+  m.def(
+      "deform_conv2d_input_grads(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "deform_conv2d_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> Tensor");
+
   // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32 (on a GPU
   // float16 and bfloat16 too, with RoIs in float32), the result channels-last.
   m.def(
@@ -44,12 +53,16 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
       "-> Tensor");
 
+  // Indices of the boxes that remain, by descending score; boxes of different groups never interact.
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
+
   // On a GPU. Greedy suppression of boxes (problems, A, 4) that are sorted by descending score; of each problem the
-  // first `counts` of them take part. Says of each box whether it stays.
+  // first `counts` of them take part. Says of each box whether it remains.
   m.def("nms_sorted(Tensor boxes, Tensor counts, float iou_threshold) -> Tensor");
-  // On a GPU. Mask maps (D, M, M) pasted into their boxes (D, 4): `regions` (D, 5) has x, y, width and height of the
-  // pixels to compute, and where in the result, of `pixels` elements, they begin, column by column.
-  m.def("paste_mask_regions(Tensor probs, Tensor boxes, Tensor regions, int pixels) -> Tensor");
+
+  // Masks of an image of (height, width) from maps (D, M, M) over boxes (D, 4): COCO's compressed run lengths as
+  // ASCII, each followed by a newline.
+  m.def("paste_masks(Tensor probs, Tensor boxes, int[2] image_size) -> Tensor");
 
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.

@@ -64,6 +64,38 @@ struct DeformConv2dKernels {
   void (*run)(const DeformConv2d&, const Schedule&, int64_t task, void* scratch);
 };
 
+// Gradients of one call of deform_conv2d, all in one type; `offset` and `mask` may be of others. `input` and
+// `grad_input` are channels-last and dense. Either the gradients of input, offset and mask are asked for, or that of
+// the weight.
+struct DeformConv2dGrad {
+  ConvShape shape;
+  const void* input;
+  StridedMaps offset;
+  StridedMaps mask;
+  bool mask_is_logits;
+  const void* grad_output;    // dense; channels-last, or for the gradient of the weight (N, C, H, W)
+  const void* packed_weight;  // transposed; not for the gradient of the weight
+  void* grad_input;           // added to
+  void* grad_offset;          // (chunks, images, 2 · points, out_pixels), zeros at first
+  void* grad_mask;            // (chunks, images, points, out_pixels), zeros at first; null without a mask
+  void* grad_weight;          // dense
+};
+
+// A gradient is computed in images × chunks tasks, that of the weight in taps × chunks.
+struct GradKernels {
+  int64_t (*chunks)(const ConvShape&, int threads);
+  size_t (*scratch_bytes)(const ConvShape&, int64_t chunks);  // per worker
+  void (*run)(const DeformConv2dGrad&, int64_t chunks, int64_t task, void* scratch);
+};
+
+struct DeformConv2dGradKernels {
+  int64_t (*transposed_numel)(const ConvShape&);
+  // Packs the units [begin, end) of a dense weight for the gradient of the input.
+  void (*transpose)(const ConvShape&, const void* weight, void* packed, int64_t begin, int64_t end);
+  int64_t (*transpose_units)(const ConvShape&);
+  GradKernels input, weight;
+};
+
 // One call of roi_pool, float32. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w,
 // channels) the latter; `rois` is (R, 5); `offset` is (R, 2, pooled_h, pooled_w), x first, or null.
 struct RoiPool {
@@ -82,6 +114,8 @@ struct Kernels {
   DeformConv2dKernels float64;
   DeformConv2dKernels bfloat16;
   DeformConv2dKernels float16;
+  DeformConv2dGradKernels float32_grad;
+  DeformConv2dGradKernels float64_grad;
   DenseKernels dense;
   void (*pool_rois)(const RoiPool&, int64_t begin, int64_t end);
 };

@@ -80,8 +80,9 @@ struct Axis {
   using Mask = decltype(V{} < V{});
   typedef int32_t Index __attribute__((vector_size(Simd<T>::width * sizeof(int32_t))));
 
-  Index low, high;       // clamped to the map
+  Index low, high;            // clamped to the map
   V low_weight, high_weight;  // 0 where the corner or the point lies outside
+  V low_slope, high_slope;    // how the weights change with the coordinate
 
   // Not-a-number counts as outside. Indices are valid whatever the coordinate: it is bounded before it
   // becomes an integer.
@@ -93,8 +94,11 @@ struct Axis {
     floor = floor > bounded ? floor - 1 : floor;
     const V fraction = coordinate - floor, last = Simd<T>::splat(size - 1);
     const Mask inside = (coordinate > -1) & (coordinate < size);
-    low_weight = (inside & (floor >= 0)) ? 1 - fraction : V{};
-    high_weight = (inside & (floor < last)) ? fraction : V{};
+    const Mask low_inside = inside & (floor >= 0), high_inside = inside & (floor < last);
+    low_weight = low_inside ? 1 - fraction : V{};
+    high_weight = high_inside ? fraction : V{};
+    low_slope = low_inside ? Simd<T>::splat(-1) : V{};
+    high_slope = high_inside ? Simd<T>::splat(1) : V{};
     low = clamped(floor, last);
     high = clamped(floor + 1, last);
   }

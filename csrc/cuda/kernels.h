@@ -128,22 +128,10 @@ struct Suppression {
   bool* kept;
 };
 
-// Pastes (detections, side, side) probabilities into their boxes (xyxy). Of each detection `regions` has x, y,
-// width and height of the pixels to compute, and where in `output` they begin, column by column.
-struct MaskPaste {
-  const float* probs;
-  const float* boxes;
-  const int64_t* regions;
-  int64_t detections;
-  int32_t side;
-  bool* output;
-};
-
 // Each of these returns a cudaError_t.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream);
 int run_roi_pool(const RoiPool& call, Stream stream);
 int run_suppression(const Suppression& call, Stream stream);
-int run_mask_paste(const MaskPaste& call, Stream stream);
 
 }  // namespace dcnzoo::cuda

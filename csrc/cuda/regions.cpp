@@ -1,4 +1,4 @@
-// Binds RoI pooling, suppression and mask pasting of the CUDA kernels to PyTorch tensors.
+// Binds RoI pooling and suppression of the CUDA kernels to PyTorch tensors.
 #include "binding.h"
 
 namespace dcnzoo::cuda {
@@ -107,28 +107,6 @@ Tensor nms_sorted(const Tensor& boxes, const Tensor& counts, double iou_threshol
   return kept;
 }
 
-Tensor paste_mask_regions(const Tensor& probs, const Tensor& boxes, const Tensor& regions, int64_t pixels) {
-  const Device device(probs);
-  STD_TORCH_CHECK(probs.dim() == 3 && probs.size(1) == probs.size(2), "paste_mask_regions: probs must be (D, M, M)");
-  const int64_t detections = probs.size(0);
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(0) == detections && boxes.size(1) == 4,
-                  "paste_mask_regions: boxes must be (D, 4)");
-  STD_TORCH_CHECK(regions.dim() == 2 && regions.size(0) == detections && regions.size(1) == 5 && pixels >= 0,
-                  "paste_mask_regions: regions must be (D, 5)");
-  const Tensor dense[] = {torch::stable::contiguous(probs), torch::stable::contiguous(boxes),
-                          torch::stable::contiguous(regions)};
-  const Tensor output = torch::stable::empty({pixels}, ScalarType::Bool, std::nullopt, probs.device());
-  MaskPaste call{};
-  call.probs = float_data(dense[0], device, "paste_mask_regions: probs");
-  call.boxes = float_data(dense[1], device, "paste_mask_regions: boxes");
-  call.regions = int64_data(dense[2], device, "paste_mask_regions: regions");
-  call.detections = detections;
-  call.side = static_cast<int32_t>(probs.size(1));
-  call.output = static_cast<bool*>(output.mutable_data_ptr());
-  if (detections > 0 && pixels > 0) check_cuda(run_mask_paste(call, device.stream()));
-  return output;
-}
-
 }  // namespace
 }  // namespace dcnzoo::cuda
 
@@ -136,5 +114,4 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("roi_pool", TORCH_BOX(&dcnzoo::cuda::roi_pool));
   m.impl("roi_align_pyramid", TORCH_BOX(&dcnzoo::cuda::roi_align_pyramid));
   m.impl("nms_sorted", TORCH_BOX(&dcnzoo::cuda::nms_sorted));
-  m.impl("paste_mask_regions", TORCH_BOX(&dcnzoo::cuda::paste_mask_regions));
 }

@@ -1,7 +1,6 @@
 // The kernels of what detectors do with regions, and their launches.
 #include <cuda_runtime.h>
 
-#include "mask_paste.h"
 #include "nms.h"
 #include "roi_pool.h"
 
@@ -17,10 +16,6 @@ __global__ void __launch_bounds__(roi_threads) roi_kernel(const __grid_constant_
 
 __global__ void __launch_bounds__(nms_threads) nms_kernel(const __grid_constant__ Suppression call) {
   NmsBlock(call, shared_memory).run();
-}
-
-__global__ void __launch_bounds__(paste_threads) paste_kernel(const __grid_constant__ MaskPaste call) {
-  paste_mask(call);
 }
 
 template <class Factors>
@@ -49,11 +44,6 @@ int run_suppression(const Suppression& call, Stream stream) {
   const cudaError_t error = cudaFuncSetAttribute(nms_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   nms_kernel<<<static_cast<unsigned>(call.problems), nms_threads, bytes, stream>>>(call);
-  return cudaGetLastError();
-}
-
-int run_mask_paste(const MaskPaste& call, Stream stream) {
-  paste_kernel<<<static_cast<unsigned>(call.detections * paste_parts), paste_threads, 0, stream>>>(call);
   return cudaGetLastError();
 }
 

@@ -6,13 +6,13 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from dcnzoo.ops import autocast, reference
+from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import allows_tf32, gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
@@ -118,15 +118,19 @@ def _compute_elsewhere(
     wide = torch.float32 if dtype in SHORT_DTYPES else dtype
     x, offset, weight = (tensor.to(wide) for tensor in tensors)
     bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
-    compute = reference.deform_conv2d if active_backend()[0] == "reference" else torchvision_deform_conv2d
+    compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()
     output = compute(x, offset, weight, bias, mask=scale, stride=stride, padding=padding, dilation=dilation)
     return output.to(dtype)
 
 
+def _torchvision_deform_conv2d() -> Callable[..., Tensor]:
+    from torchvision.ops import deform_conv2d as compute
+
+    return cast("Callable[..., Tensor]", compute)
+
+
 def _kernels_take(*tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels compute with these; they know no derivatives."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return False
+    """Whether the compiled kernels compute with these."""
     present = [t for t in tensors if t is not None]
     device = present[0].device
     if any(t.device != device or t.dtype not in KERNEL_DTYPES for t in present):
@@ -171,6 +175,7 @@ if NATIVE_PROBLEM is None:
 
     autocast.register_rule("deform_conv2d", _autocast_rule)
     autocast.register_rule("deform_conv2d_tf32", _autocast_rule)
+    deform_conv2d_grad.register()
 
 
 def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -103,36 +103,6 @@ def equal_boxes() -> float:
     return float((emulated_gpu.nms_sorted(boxes, torch.tensor([200]), 0.5)[0].nonzero() != 0).sum())
 
 
-BOXES = [
-    (3.2, 4.7, 30.1, 22.9),
-    (0.0, 0.0, 50.0, 40.0),
-    (-10.0, -7.0, 20.5, 15.5),
-    (40.0, 30.0, 90.0, 70.0),
-    (10.0, 10.0, 10.2, 30.0),
-]
-
-
-def pasting() -> float:
-    """Largest number of pixels per mask about which kernel and reference disagree."""
-    torch.manual_seed(0)
-    probs, boxes = torch.rand(len(BOXES), 28, 28), torch.tensor(BOXES)
-    low = boxes[:, :2].floor().clamp(min=0)
-    high = boxes[:, 2:].ceil().minimum(torch.tensor([50.0, 40.0]))
-    size = (high - low).long()
-    areas = size.prod(1)
-    starts = areas.cumsum(0) - areas
-    regions = torch.cat([low.long(), size, starts[:, None]], dim=1)
-    flat = emulated_gpu.paste_mask_regions(probs, boxes, regions, int(areas.sum()))
-    most = 0
-    for index, (x, y, width, height, start) in enumerate(regions.tolist()):
-        mask = torch.zeros(40, 50, dtype=torch.uint8)
-        part = flat[start : start + width * height].reshape(width, height).T
-        mask[y : y + height, x : x + width] = part
-        wanted = reference.paste_mask(probs[index].double(), boxes[index].double(), (40, 50))
-        most = max(most, int((mask != wanted).sum()))
-    return most / 1.5  # a sample may lie within rounding of ½
-
-
 RUNS: dict[str, Callable[[], float]] = {
     **{
         f"pooling-{dtype}-{channels}-{'deformed' if deformed else 'rigid'}": partial(
@@ -156,7 +126,6 @@ RUNS: dict[str, Callable[[], float]] = {
     "suppression-few": partial(suppression, [5, 3], 5, 0.3, 2),
     "suppression-more-than-there-are": partial(suppression, [70], 65, 0.3),
     "equal-boxes": equal_boxes,
-    "pasting": pasting,
 }
 """Name → a run's error; at most 1 is right."""
 

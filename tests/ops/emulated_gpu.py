@@ -290,22 +290,3 @@ def nms_sorted(boxes: Tensor, counts: Tensor, iou_threshold: float, seed: int = 
     call = _Suppression(*addresses, len(boxes), boxes.shape[1], iou_threshold, target.address)
     library().run_suppression(ctypes.byref(call), seed)
     return target.tensor()
-
-
-class _MaskPaste(ctypes.Structure):
-    _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ("probs", "boxes", "regions")],
-        ("detections", ctypes.c_int64),
-        ("side", ctypes.c_int32),
-        ("output", ctypes.c_void_p),
-    ]
-
-
-def paste_mask_regions(probs: Tensor, boxes: Tensor, regions: Tensor, pixels: int) -> Tensor:
-    """Mask maps pasted into the regions (D, 5) of pixels, on the emulated GPU."""
-    kept: list[Guarded] = []
-    target = Guarded(torch.full((pixels,), 7, dtype=torch.uint8))
-    addresses = (_address(tensor, kept) for tensor in (probs, boxes, regions))
-    call = _MaskPaste(*addresses, len(probs), probs.shape[1], target.address)
-    library().run_mask_paste(ctypes.byref(call))
-    return target.tensor()

@@ -4,7 +4,6 @@
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
 #include "emulator.h"
-#include "mask_paste.h"
 #include "nms.h"
 #include "roi_pool.h"
 
@@ -86,10 +85,6 @@ void run_roi_pool(const RoiPool* call) {
 void run_suppression(const Suppression* call, unsigned seed) {
   emulated::launch(call->problems, nms_threads, NmsBlock::shared_bytes(call->num_boxes), seed,
                    [&](char* shared) { NmsBlock(*call, shared).run(); });
-}
-
-void run_mask_paste(const MaskPaste* call) {
-  emulated::launch(call->detections * paste_parts, paste_threads, 0, 0, [&](char*) { paste_mask(*call); });
 }
 
 // The entry of the table for a point of the input: its weights, and the pixel y0x0 with its steps.
