@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format unit parity wheel clean
+.PHONY: demo test check format unit parity wheel cuda-compile clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -35,6 +35,10 @@ parity: $(INSTALLED)
 # a wheel, installed into an empty environment and used from another directory
 wheel: $(INSTALLED)
 	scripts/check_wheel.sh
+
+# the CUDA kernels for every target, warnings as errors; needs nvcc, no GPU
+cuda-compile: $(INSTALLED)
+	$(BIN)/python scripts/compile_cuda.py
 
 $(INSTALLED): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

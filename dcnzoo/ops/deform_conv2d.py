@@ -6,14 +6,15 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
 from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
+from dcnzoo.ops.gpu import allows_tf32, gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
 
 
@@ -36,7 +37,8 @@ def deform_conv2d(
     Weight groups and deformable groups follow from the shapes and are independent. Sampling is
     bilinear; a corner outside the map contributes 0, and a point at or beyond -1 or H (W) is 0. With
     short floats (float16, bfloat16) positions and sums are float32 all the same. Autocast lowers input,
-    weight and bias.
+    weight and bias. On a GPU float32 factors are rounded to TensorFloat-32 where PyTorch's switch for
+    convolutions, `torch.backends.cudnn.conv.fp32_precision`, allows it.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -66,7 +68,9 @@ def deform_conv2d(
         if packed_weight is not None and packed_weight.dtype != x.dtype:
             packed_weight = None  # made before autocast lowered the weight
         geometry = stride, padding, dilation
-        output: Tensor = torch.ops.dcnzoo.deform_conv2d(
+        rounded = x.device.type == "cuda" and x.dtype == torch.float32 and allows_tf32()
+        operator = torch.ops.dcnzoo.deform_conv2d_tf32 if rounded else torch.ops.dcnzoo.deform_conv2d
+        output: Tensor = operator(
             x, weight, offset, mask, bias, *geometry, packed_weight, mask_is_logits, relu
         )
     else:
@@ -88,14 +92,14 @@ def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
 
     Returns:
         The weight's elements in an order of the kernels' own; None where the compiled kernels do not
-        compute with this weight (another backend, device or dtype).
+        compute with this weight (another backend or dtype), or read it as it is (a GPU).
 
     Raises:
         ValueError: `groups` does not divide O.
     """
     if weight.ndim != 4 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"weight {tuple(weight.shape)} cannot have {groups} groups")
-    if active_backend()[0] != "native" or not _kernels_take(weight.detach()):
+    if active_backend()[0] != "native" or weight.device.type != "cpu" or not _kernels_take(weight.detach()):
         return None
     packed: Tensor = torch.ops.dcnzoo.pack_deform_conv2d_weight(weight.detach(), groups)
     return packed
@@ -114,18 +118,29 @@ def _compute_elsewhere(
     wide = torch.float32 if dtype in SHORT_DTYPES else dtype
     x, offset, weight = (tensor.to(wide) for tensor in tensors)
     bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
-    compute = reference.deform_conv2d if active_backend()[0] == "reference" else torchvision_deform_conv2d
+    compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()
     output = compute(x, offset, weight, bias, mask=scale, stride=stride, padding=padding, dilation=dilation)
     return output.to(dtype)
 
 
+def _torchvision_deform_conv2d() -> Callable[..., Tensor]:
+    from torchvision.ops import deform_conv2d as compute
+
+    return cast("Callable[..., Tensor]", compute)
+
+
 def _kernels_take(*tensors: Tensor | None) -> bool:
     """Whether the compiled kernels compute with these."""
-    return all(t is None or (t.device.type == "cpu" and t.dtype in KERNEL_DTYPES) for t in tensors)
+    present = [t for t in tensors if t is not None]
+    device = present[0].device
+    if any(t.device != device or t.dtype not in KERNEL_DTYPES for t in present):
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and gpu_problem(device.index) is None)
 
 
 if NATIVE_PROBLEM is None:
 
+    @torch.library.register_fake("dcnzoo::deform_conv2d_tf32")  # type: ignore[untyped-decorator]
     @torch.library.register_fake("dcnzoo::deform_conv2d")  # type: ignore[untyped-decorator]
     def _fake_deform_conv2d(
         input: Tensor,
@@ -159,6 +174,7 @@ if NATIVE_PROBLEM is None:
         return x, low_weight, offset, mask, low_bias, stride, padding, dilation, packed, *flags
 
     autocast.register_rule("deform_conv2d", _autocast_rule)
+    autocast.register_rule("deform_conv2d_tf32", _autocast_rule)
     deform_conv2d_grad.register()
 
 
