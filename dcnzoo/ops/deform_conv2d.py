@@ -55,13 +55,16 @@ def deform_conv2d(
         (N, O, Ho, Wo), in the memory format of `input`.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes, types or devices that do not fit together.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
+    if bias is not None and tuple(bias.shape) != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     tensors: tuple[Tensor | None, ...] = (input, offset, weight, bias, mask)
     if input.dtype in _SHORT_DTYPES and input.device.type == "cpu":
         # neither CPU kernel knows short floats: computing in float32 is also what accuracy wants
         tensors, packed_weight = tuple(None if t is None else t.float() for t in tensors), None
+    _check_kinds(tensors)
     output = _compute(tensors, (stride, padding, dilation), mask_is_logits, relu, packed_weight)
     last = input.is_contiguous(memory_format=torch.channels_last)
     return output.to(input.dtype).contiguous(
@@ -143,6 +146,13 @@ if NATIVE_PROBLEM is None:
         return weight.new_empty(numel)
 
 
+def _check_kinds(tensors: tuple[Tensor | None, ...]) -> None:
+    kinds = {(tensor.device, tensor.dtype) for tensor in tensors if tensor is not None}
+    if len(kinds) != 1 or not all(dtype.is_floating_point for _, dtype in kinds):
+        found = " and ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise ValueError(f"expected tensors of one floating point type on one device, got {found}")
+
+
 def _check_shapes(
     input: Tensor,
     offset: Tensor,
@@ -156,6 +166,11 @@ def _check_shapes(
         raise ValueError(
             "input, offset and weight must have 4 dimensions, "
             f"got {input.ndim}, {offset.ndim} and {weight.ndim}"
+        )
+    if min(*stride, *dilation) < 1 or min(padding) < 0 or 0 in weight.shape[2:]:
+        raise ValueError(
+            "expected a stride, dilation and kernel of at least 1 and a padding of at least 0, got"
+            f" {stride}, {dilation}, {tuple(weight.shape[2:])} and {padding}"
         )
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     if group_channels == 0 or channels % group_channels or out_channels % (channels // group_channels):
