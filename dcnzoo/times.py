@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class StageTimes(defaultdict[str, float]):
@@ -13,6 +14,9 @@ class StageTimes(defaultdict[str, float]):
 
     def __init__(self) -> None:
         super().__init__(float)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (), None, None, iter(self.items())
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:

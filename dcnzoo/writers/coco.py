@@ -80,5 +80,5 @@ def _read_ids(path: Path) -> dict[str, int]:
         return {str(image["file_name"]): int(image["id"]) for image in content["images"]}
     except OSError as error:
         raise SourceError(f"cannot read annotations {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise SourceError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from error

@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dcnzoo.errors import OutputError
 from dcnzoo.writers.growing import GrowingFile, Layout
 
 JOURNAL = "progress.jsonl"
+
+T = TypeVar("T")
 
 
 class DoneImage(NamedTuple):
@@ -71,14 +73,34 @@ class Progress:
     failures: int = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Takes in a line of the journal."""
+        """Takes in a line of the journal.
+
+        Raises:
+            TypeError, ValueError, KeyError, AttributeError: it is none.
+        """
         for image in (DoneImage(*fields) for fields in line["images"]):
-            self.locations[image.location] += 1
-            self.stems.update(() if image.stem is None else [image.stem])
-            self.image_ids.update(() if image.image_id is None else [image.image_id])
-        self.sizes = line["sizes"]
-        self.listing = Listing(*line["listing"]) if "listing" in line else None
-        self.failures = line.get("failures", 0)
+            self.locations[_of_type(str, image.location)] += 1
+            self.stems.update(() if image.stem is None else [_of_type(str, image.stem)])
+            self.image_ids.update(() if image.image_id is None else [_of_type(int, image.image_id)])
+        self.sizes = {name: _count(size) for name, size in line["sizes"].items()}
+        self.listing = None
+        if "listing" in line:
+            images, digest = line["listing"]
+            self.listing = Listing(_count(images), _of_type(str, digest))
+        self.failures = _count(line.get("failures", 0))
+
+
+def _of_type(kind: type[T], value: object) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _count(value: object) -> int:
+    number = _of_type(int, value)
+    if number < 0:
+        raise ValueError(f"expected a number of things, got {number}")
+    return number
 
 
 def read_journal(folder: Path) -> Progress:
@@ -95,7 +117,7 @@ def read_journal(folder: Path) -> Progress:
     for line in _whole_lines(path):
         try:
             progress.add(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise OutputError(f"{path} is damaged; replace the results with --overwrite") from error
         size += len(line)
     progress.journal_size = size or None

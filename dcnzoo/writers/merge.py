@@ -101,11 +101,15 @@ def find_shards(out: Path) -> list[Path]:
 
 def _read_part(path: Path) -> Part:
     note, progress = read_note(path), read_journal(path)
-    if note is None or "formats" not in note:
+    if note is None or not _names_formats(note.get("formats")):
         raise OutputError(f"{path} holds no results of `dcnzoo predict`")
     if progress.listing is None:
         raise OutputError(f"{path} is not complete; run that shard again with --resume")
     return Part(path, note, progress, progress.listing)
+
+
+def _names_formats(names: object) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) and name in WRITERS for name in names)
 
 
 def _check_same_run(parts: Sequence[Part], free: Collection[str]) -> None:
@@ -122,12 +126,15 @@ def _check_same_run(parts: Sequence[Part], free: Collection[str]) -> None:
 def _writers(note: dict[str, Any]) -> list[type[Writer]]:
     pictures = {"save_images": ImageWriter, "save_crops": CropWriter}
     formats: list[type[Writer]] = [WRITERS[name] for name in note["formats"]]
-    return formats + [writer for option, writer in pictures.items() if note[option]]
+    return formats + [writer for option, writer in pictures.items() if note.get(option)]
 
 
 def _join(writer: type[Writer], parts: Sequence[Part], out: Path) -> None:
     for layout in writer.layouts:
-        join_files(layout, [(part.path, part.progress.sizes[layout.name]) for part in parts], out)
+        sizes = [part.progress.sizes.get(layout.name) for part in parts]
+        if None in sizes:
+            raise OutputError(f"{parts[sizes.index(None)].path} lacks {layout.name}; make that shard anew")
+        join_files(layout, [(part.path, size or 0) for part, size in zip(parts, sizes, strict=True)], out)
     for part in parts:
         source = part.path / writer.product
         if source.is_dir():

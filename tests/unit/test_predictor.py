@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -452,6 +453,9 @@ def test_stage_times(predictor: dcnzoo.Predictor) -> None:
     assert set(times) == {"preprocess", "inference", "postprocess"}
     assert all(seconds > 0 for seconds in times.values())
     assert times["inference"] > times["preprocess"]
+    copy = pickle.loads(pickle.dumps(times))  # as processes exchange them
+    assert (type(copy), copy) == (StageTimes, times)
+    assert copy["never"] == 0
 
 
 def test_labels_of_a_batch(predictor: dcnzoo.Predictor, expected: Detections) -> None:

@@ -218,6 +218,8 @@ class TestImageIds:
             ("{", "no COCO"),
             ("[]", "no COCO"),
             ('{"images": [{"id": 1}]}', "file_name"),
+            ('{"images": [{"id": Infinity, "file_name": "a"}]}', "OverflowError"),
+            ("[" * 100_000, "RecursionError"),
         ],
     )
     def test_bad_annotations(self, tmp_path: Path, content: str | None, message: str) -> None:
