@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format unit parity wheel clean
+.PHONY: demo test check format unit parity wheel sanitize cuda-compile clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 # everything that CI runs
-test: check wheel
+test: check wheel sanitize
 	$(BIN)/python -m pytest
 
 # style, types, generated parts of the README; changes nothing
@@ -35,6 +35,14 @@ parity: $(INSTALLED)
 # a wheel, installed into an empty environment and used from another directory
 wheel: $(INSTALLED)
 	scripts/check_wheel.sh
+
+# the CUDA kernels for every target, warnings as errors; needs nvcc, no GPU
+cuda-compile: $(INSTALLED)
+	$(BIN)/python scripts/compile_cuda.py
+
+# the compiled operators under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(INSTALLED)
+	scripts/sanitize.sh $(BIN)/python
 
 $(INSTALLED): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

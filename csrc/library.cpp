@@ -16,18 +16,34 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Name of the set of CPU kernels in use.
   m.def("cpu_capability() -> str");
 
-  // Deformable convolution; the result is channels-last. `packed_weight` is what
-  // `pack_deform_conv2d_weight` made of `weight`: pass it to save the packing on every call.
-  // With `mask_is_logits` the mask goes through a sigmoid first.
+  // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
+  // floating-point ones; offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
+  // made of `weight`: pass it to save the packing on every call. With `mask_is_logits` the mask goes through a
+  // sigmoid first.
   m.def(
       "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
+  // The same on a GPU, where float32 factors are rounded to TensorFloat-32.
+  m.def(
+      "deform_conv2d_tf32(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
+      "bool relu=False) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
-  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape.
-  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, bool float64) -> int");
+  // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
+  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
-  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32, the result channels-last.
+  // Its gradients, given that of its output (before relu): of input (channels-last), offset and mask (empty without
+  // a mask), and of weight. Deterministic.
+  m.def(
+      "deform_conv2d_input_grads(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "deform_conv2d_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits) -> Tensor");
+
+  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32 (on a GPU
+  // float16 and bfloat16 too, with RoIs in float32), the result channels-last.
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
@@ -36,6 +52,17 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
       "-> Tensor");
+
+  // Indices of the boxes that remain, by descending score; boxes of different groups never interact.
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
+
+  // On a GPU. Greedy suppression of boxes (problems, A, 4) that are sorted by descending score; of each problem the
+  // first `counts` of them take part. Says of each box whether it remains.
+  m.def("nms_sorted(Tensor boxes, Tensor counts, float iou_threshold) -> Tensor");
+
+  // Masks of an image of (height, width) from maps (D, M, M) over boxes (D, 4): COCO's compressed run lengths as
+  // ASCII, each followed by a newline.
+  m.def("paste_masks(Tensor probs, Tensor boxes, int[2] image_size) -> Tensor");
 
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.

@@ -85,10 +85,15 @@ def prepare_for_inference(model: RCNN) -> RCNN:
 
 
 def pack_weights(model: RCNN) -> RCNN:
-    """Arranges weights for the compiled kernels, in place; device and dtype must be final."""
+    """Arranges weights for the compiled kernels, in place; device and dtype must be final.
+
+    Dense layers keep only the arranged copy: of their weights just the shape remains, on the device "meta".
+    """
     for module in model.modules():
         if isinstance(module, PACKED_LAYERS):
             module.pack()
+            if module.packed_weight is not None and not isinstance(module, DeformConv2d):
+                module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
     return model
 
 

@@ -114,17 +114,29 @@ def operators() -> dict[str, object]:
 
 
 def cuda() -> dict[str, object]:
-    """Lists the GPUs, or says why there are none."""
+    """Lists the GPUs, or says why there are none, and whether the compiled kernels for them are there."""
     import torch
+
+    from dcnzoo.ops.gpu import gpu_problem, load_problem
 
     if not torch.version.cuda:
         return {"devices": [], "because": "this PyTorch is built without CUDA"}
     try:
         torch.empty(0, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return {"devices": [], "because": str(error).splitlines()[0]}
+        return {"devices": [], "because": str(error).splitlines()[0], "operators": _where(load_problem())}
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    return {"built for": torch.version.cuda, "devices": [describe_gpu(device) for device in devices]}
+    problem = next(filter(None, (gpu_problem(device.index) for device in devices)), None)
+    return {
+        "built for": torch.version.cuda,
+        "devices": [describe_gpu(device) for device in devices],
+        "operators": _where(problem),
+    }
+
+
+def _where(problem: str | None) -> str:
+    """Who computes the operators on a GPU."""
+    return "compiled kernels" if problem is None else f"torchvision's: {problem}"
 
 
 def describe_gpu(device: torch.device) -> str:

@@ -6,7 +6,7 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -44,8 +44,6 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 100
 """What COCO's metric expects, and what the published figures were obtained with."""
-
-UNLIMITED = 100_000
 
 
 class Predictor:
@@ -211,16 +209,16 @@ class Predictor:
         with times.measure("preprocess"):
             batch = collate(prepared, self.preprocessing)
         with times.measure("inference"), torch.inference_mode():
-            limit = max_detections if labels is None else UNLIMITED
             images = batch.images.to(self.device, PRECISIONS[self.precision])
             found = self.model(
                 images,
                 batch.image_sizes,
                 batch.original_sizes,
                 score_threshold=score_threshold,
-                max_detections=limit,
+                max_detections=max_detections,
+                labels=None if labels is None else torch.from_numpy(labels).to(self.device),
             )
-            found = [_to_cpu(_keep(instances, labels, max_detections)) for instances in found]
+            found = [_to_cpu(instances) for instances in found]
         with times.measure("postprocess"):
             return [
                 self._detections(instances, size)
@@ -457,21 +455,9 @@ def find_classes(checkpoint: Checkpoint, expected: ClassSet | None, known: Itera
     return ClassSet(names, next(ids, tuple(range(1, count + 1))))
 
 
-def _keep(instances: Instances, labels: NDArray[np.int64] | None, max_detections: int) -> Instances:
-    """Keeps the best instances of the given classes; all classes for None."""
-    if labels is None:
-        return instances
-    wanted = torch.isin(instances.labels, torch.from_numpy(labels).to(instances.labels.device))
-    return _map(instances, lambda tensor: tensor[wanted][:max_detections])
-
-
 def _to_cpu(instances: Instances) -> Instances:
-    return _map(instances, lambda tensor: tensor.cpu())
-
-
-def _map(instances: Instances, change: Callable[[torch.Tensor], torch.Tensor]) -> Instances:
-    mask_probs = None if instances.mask_probs is None else change(instances.mask_probs)
-    boxes, scores, labels = (change(tensor) for tensor in instances[:3])
+    mask_probs = None if instances.mask_probs is None else instances.mask_probs.cpu()
+    boxes, scores, labels = (tensor.cpu() for tensor in instances[:3])
     return instances._replace(boxes=boxes, scores=scores, labels=labels, mask_probs=mask_probs)
 
 

@@ -1,5 +1,9 @@
 #include "capability.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -13,7 +17,19 @@ struct Candidate {
 };
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+// Not every compiler's __builtin_cpu_supports knows these two. It does ask the operating system, whether the
+// registers are saved, for the sets that these extend.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & 1u << 29) != 0;
+}
+
+bool has_bf16() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 5) != 0;
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -24,6 +40,7 @@ bool has_avx512() {
 Capability choose() {
   const Candidate candidates[] = {  // best first
 #if defined(__x86_64__)
+      {{"avx512_bf16", &kernels_avx512bf16}, has_avx512() && has_bf16()},
       {{"avx512", &kernels_avx512}, has_avx512()},
       {{"avx2", &kernels_avx2}, has_avx2()},
 #endif

@@ -1,44 +1,18 @@
 // Binds the deformable convolution of the CPU kernels to PyTorch tensors.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <optional>
-#include <vector>
-
-#include "capability.h"
-#include "memory.h"
+#include "deform_conv2d.h"
 
 namespace dcnzoo::cpu {
 namespace {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 const DeformConv2dKernels& kernels_for(ScalarType type) {
   const Kernels& kernels = *capability().kernels;
   switch (type) {
     case ScalarType::Float: return kernels.float32;
     case ScalarType::Double: return kernels.float64;
-    default: STD_TORCH_CHECK(false, "deform_conv2d: the input must be float32 or float64");
+    case ScalarType::BFloat16: return kernels.bfloat16;
+    case ScalarType::Half: return kernels.float16;
+    default: STD_TORCH_CHECK(false, "deform_conv2d: the input must be float32, float64, bfloat16 or float16");
   }
-}
-
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Element::float32;
-    case ScalarType::Double: return Element::float64;
-    default: STD_TORCH_CHECK(false, "deform_conv2d: offset and mask must be float32 or float64");
-  }
-}
-
-StridedMaps strided_maps(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), element_of(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2),
-          tensor.stride(3)};
 }
 
 ConvShape weight_shape(torch::headeronly::IntHeaderOnlyArrayRef weight, int64_t groups) {
@@ -61,8 +35,18 @@ int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, i
   return room / stride + 1;
 }
 
-ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::vector<int64_t>& stride,
-                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
+void check_mask(const Tensor& mask, const ConvShape& shape) {
+  STD_TORCH_CHECK(mask.dim() == 4 && mask.size(0) == shape.images &&
+                      mask.size(1) == shape.deform_groups * shape.taps() && mask.size(2) == shape.out_height &&
+                      mask.size(3) == shape.out_width,
+                  "deform_conv2d: mask does not fit");
+}
+
+}  // namespace
+
+ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4, "deform_conv2d: input and offset must have 4 dimensions");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) > 0 && input.size(1) % weight.size(1) == 0,
                   "deform_conv2d: weight does not divide the input channels into groups");
@@ -82,48 +66,20 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& of
                   "deform_conv2d: offset does not fit");
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0, "deform_conv2d: empty map");
   STD_TORCH_CHECK(shape.height * shape.width <= INT32_MAX, "deform_conv2d: the map has more than 2^31 pixels");
+  if (mask) check_mask(*mask, shape);
   return shape;
 }
 
-void check_mask(const Tensor& mask, const ConvShape& shape) {
-  STD_TORCH_CHECK(mask.dim() == 4 && mask.size(0) == shape.images &&
-                      mask.size(1) == shape.deform_groups * shape.taps() && mask.size(2) == shape.out_height &&
-                      mask.size(3) == shape.out_width,
-                  "deform_conv2d: mask does not fit");
-}
+namespace {
 
-bool is_channels_last(const Tensor& tensor) {
-  const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
-  return (c == 1 || tensor.stride(1) == 1) && (w == 1 || tensor.stride(3) == c) &&
-         (h == 1 || tensor.stride(2) == c * w) && (tensor.size(0) == 1 || tensor.stride(0) == c * w * h);
-}
-
-Tensor channels_last(const Tensor& tensor) {
-  if (is_channels_last(tensor)) return tensor;
-  return torch::stable::to(tensor, std::nullopt, std::nullopt, std::nullopt, std::nullopt, false, /*copy=*/true,
-                           MemoryFormat::ChannelsLast);
-}
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Threads take the next task as they become free, so that a slow or busy core delays nobody.
 void run(const DeformConv2dKernels& kernels, const DeformConv2d& call) {
-  const int threads = static_cast<int>(torch::stable::get_num_threads());
-  const Schedule schedule = kernels.schedule(call.shape, threads);
-  const int64_t tasks = schedule.tasks(call.shape);
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1, [&](int64_t, int64_t) {
-    const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, schedule.scratch_bytes));
-    STD_TORCH_CHECK(scratch != nullptr, "deform_conv2d: out of memory");
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) kernels.run(call, schedule, task, scratch.get());
-  });
+  const Schedule schedule = kernels.schedule(call.shape, static_cast<int>(torch::stable::get_num_threads()));
+  run_tasks(schedule.tasks(call.shape), schedule.scratch_bytes,
+            [&](int64_t task, void* scratch) { kernels.run(call, schedule, task, scratch); });
 }
 
-int64_t packed_deform_conv2d_numel(const std::vector<int64_t>& weight_sizes, int64_t groups, bool float64) {
-  const Kernels& kernels = *capability().kernels;
-  return (float64 ? kernels.float64 : kernels.float32).packed_numel(weight_shape(weight_sizes, groups));
+int64_t packed_deform_conv2d_numel(const std::vector<int64_t>& weight_sizes, int64_t groups, ScalarType dtype) {
+  return kernels_for(dtype).packed_numel(weight_shape(weight_sizes, groups));
 }
 
 Tensor pack_deform_conv2d_weight(const Tensor& weight, int64_t groups) {
@@ -131,7 +87,7 @@ Tensor pack_deform_conv2d_weight(const Tensor& weight, int64_t groups) {
   const DeformConv2dKernels& kernels = kernels_for(weight.scalar_type());
   const Tensor dense = torch::stable::contiguous(weight);
   const Tensor packed = torch::stable::empty({kernels.packed_numel(shape)}, weight.scalar_type());
-  torch::stable::parallel_for(0, kernels.packed_groups(shape), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, kernels.pack_units(shape), 1, [&](int64_t begin, int64_t end) {
     kernels.pack(shape, dense.const_data_ptr(), packed.mutable_data_ptr(), begin, end);
   });
   return packed;
@@ -143,25 +99,24 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
                      const std::optional<Tensor>& packed_weight, bool mask_is_logits, bool relu) {
   const ScalarType type = input.scalar_type();
   const DeformConv2dKernels& kernels = kernels_for(type);
-  const ConvShape shape = conv_shape(input, weight, offset, stride, padding, dilation);
+  const ConvShape shape = conv_shape(input, weight, offset, mask, stride, padding, dilation);
+  STD_TORCH_CHECK(weight.scalar_type() == type, "deform_conv2d: input and weight differ in type");
   const Tensor packed = packed_weight ? *packed_weight : pack_deform_conv2d_weight(weight, shape.groups);
-  STD_TORCH_CHECK(packed.scalar_type() == type && packed.numel() == kernels.packed_numel(shape),
+  STD_TORCH_CHECK(packed.scalar_type() == type && packed.is_contiguous() &&
+                      packed.numel() == kernels.packed_numel(shape),
                   "deform_conv2d: packed_weight does not fit the weight");
-  const Tensor dense_input = channels_last(input);
+  const Tensor dense_input = channels_last(input, type);
   const Tensor output = empty_maps(shape.images, shape.out_channels, shape.out_height, shape.out_width, type);
   DeformConv2d call{};
   call.shape = shape;
   call.input = dense_input.const_data_ptr();
   call.offset = strided_maps(offset);
-  if (mask) {
-    check_mask(*mask, shape);
-    call.mask = strided_maps(*mask);
-  }
+  if (mask) call.mask = strided_maps(*mask);
   std::optional<Tensor> dense_bias;
   if (bias) {
     STD_TORCH_CHECK(bias->scalar_type() == type && bias->numel() == shape.out_channels,
                     "deform_conv2d: bias must have one element of the input's type per output channel");
-    dense_bias = torch::stable::contiguous(*bias);
+    dense_bias = torch::stable::contiguous(converted(*bias, computed_type(type)));
     call.bias = dense_bias->const_data_ptr();
   }
   call.packed_weight = packed.const_data_ptr();

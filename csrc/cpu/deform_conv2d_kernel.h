@@ -6,11 +6,39 @@
 // all of its taps in one piece and many groups per tile.
 #pragma once
 
+#include <type_traits>
+
 #include "gemm.h"
 #include "sampling.h"
+#ifdef DCNZOO_BF16_DOT
+#include "bfloat16_gemm.h"
+#endif
 
 namespace dcnzoo::cpu {
 namespace {
+
+// What the sampled tile and the packed weights consist of. Short floats are widened, except where there is an
+// instruction for products of bfloat16; it takes pairs, so that depths are padded to even ones.
+template <class Element>
+struct TileElement {
+  using type = Computed<Element>;
+  static constexpr int64_t depth_multiple = 1;
+};
+#ifdef DCNZOO_BF16_DOT
+template <>
+struct TileElement<BFloat16> {
+  using type = BFloat16;
+  static constexpr int64_t depth_multiple = 2;
+};
+#endif
+
+// A piece of the reduction axis of one group.
+struct Piece {
+  int64_t tap_begin, tap_end, channel_begin, channel_end;
+
+  int64_t channels() const { return channel_end - channel_begin; }
+  int64_t depth() const { return (tap_end - tap_begin) * channels(); }
+};
 
 // Sizes of the convolution as it is computed: small groups are merged, with zeros off the diagonal,
 // until they fill a vector. That costs no time, since the idle lanes are multiplied either way.
@@ -19,8 +47,15 @@ struct Layout {
   int64_t merged;                     // groups of the convolution per merged group
   int64_t piece_taps, piece_channels; // of a full piece
   int64_t taps, padded_columns;
+  int64_t depth_multiple;
+  int64_t group_numel;  // of the packed weight
 
-  Layout(const ConvShape& shape, int width) {
+  template <class Element>
+  static Layout of(const ConvShape& shape) {
+    return Layout(shape, Simd<Computed<Element>>::width, TileElement<Element>::depth_multiple);
+  }
+
+  Layout(const ConvShape& shape, int width, int64_t multiple) : depth_multiple(multiple) {
     const int64_t group_channels = shape.in_channels / shape.groups, group_columns = shape.out_channels / shape.groups;
     merged = 1;
     while (shape.groups % (2 * merged) == 0 && 2 * merged * max(group_channels, group_columns) <= width) merged *= 2;
@@ -32,91 +67,114 @@ struct Layout {
     piece_channels = ceil_div(channels, ceil_div(channels, longest_piece));
     piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest_piece / channels));
     if (groups > 1 && taps * channels <= longest_grouped_piece) piece_taps = taps;
+    group_numel = 0;
+    for_each_piece([&](const Piece& piece) { group_numel += padded_depth(piece) * padded_columns; });
   }
 
-  int64_t longest() const { return piece_taps * piece_channels; }
-  bool one_piece() const { return longest() == taps * channels; }
-  int64_t group_numel() const { return taps * channels * padded_columns; }
+  int64_t padded_depth(const Piece& piece) const { return round_up(piece.depth(), depth_multiple); }
+  int64_t longest() const { return round_up(piece_taps * piece_channels, depth_multiple); }
+  bool one_piece() const { return piece_taps * piece_channels == taps * channels; }
+
+  template <class Function>
+  DCNZOO_INLINE void for_each_piece(const Function& function) const {
+    for (int64_t tap = 0; tap < taps; tap += piece_taps) {
+      for (int64_t channel = 0; channel < channels; channel += piece_channels) {
+        function(Piece{tap, min(tap + piece_taps, taps), channel, min(channel + piece_channels, channels)});
+      }
+    }
+  }
 
   // A panel of B with this depth and one row tile of A should fit the first-level cache together.
   static constexpr int64_t longest_piece = 256, longest_grouped_piece = 512;
 };
 
-// A piece of the reduction axis of one group.
-struct Piece {
-  int64_t tap_begin, tap_end, channel_begin, channel_end;
-
-  int64_t channels() const { return channel_end - channel_begin; }
-  int64_t depth() const { return (tap_end - tap_begin) * channels(); }
-};
-
-template <class Function>
-DCNZOO_INLINE void for_each_piece(const Layout& layout, const Function& function) {
-  for (int64_t tap = 0; tap < layout.taps; tap += layout.piece_taps) {
-    for (int64_t channel = 0; channel < layout.channels; channel += layout.piece_channels) {
-      function(Piece{tap, min(tap + layout.piece_taps, layout.taps), channel,
-                     min(channel + layout.piece_channels, layout.channels)});
-    }
-  }
-}
-
-// One element of a merged group's weight; zero between different groups of the convolution.
-template <class T>
-T merged_weight(const Layout& layout, const T* weight, int64_t group, int64_t column, int64_t channel,
-                int64_t tap) {
+// One column of a piece of a merged group's weight; zero between different groups of the convolution. The column's
+// elements lie `stride` runs of depth_multiple elements apart.
+template <class Element>
+void pack_column(const Layout& layout, const Piece& piece, const Element* weight, int64_t group, int64_t column,
+                 typename TileElement<Element>::type* target, int64_t stride) {
+  constexpr int64_t multiple = TileElement<Element>::depth_multiple;
   const int64_t channels = layout.channels / layout.merged, columns = layout.columns / layout.merged;
-  if (column >= layout.columns || column / columns != channel / channels) return T{0};
-  const int64_t row = group * layout.columns + column;
-  return weight[(row * channels + channel % channels) * layout.taps + tap];
+  const bool real = column < layout.columns;
+  const int64_t begin = column / columns * channels, end = real ? begin + channels : begin;
+  const Element* source = weight + ((group * layout.columns + column) * channels - begin) * layout.taps;
+  int64_t k = 0;
+  const auto put = [&](Computed<Element> value) {
+    store_number(target + k / multiple * stride * multiple + k % multiple, value);
+    ++k;
+  };
+  for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap)
+    for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel)
+      put(channel >= begin && channel < end ? number(source[channel * layout.taps + tap]) : 0);
+  while (k % multiple != 0) put(0);
 }
 
-template <class T>
+// The packed weight: [merged group][piece][panel of columns]. A unit of work is one panel of one group.
+template <class Element>
 void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begin, int64_t end) {
-  const Layout layout(shape, Simd<T>::width);
-  for (int64_t group = begin; group < end; ++group) {
-    T* target = static_cast<T*>(packed) + group * layout.group_numel();
-    for_each_piece(layout, [&](const Piece& piece) {
-      for (int64_t panel = 0; panel < layout.padded_columns; panel += Tile<T>::panel) {
-        const int64_t panel_end = min<int64_t>(panel + Tile<T>::panel, layout.padded_columns);
-        for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap)
-          for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel)
-            for (int64_t column = panel; column < panel_end; ++column)
-              *target++ = merged_weight(layout, static_cast<const T*>(weight), group, column, channel, tap);
+  constexpr int64_t panel = Tile<Computed<Element>>::panel;
+  const Layout layout = Layout::of<Element>(shape);
+  const int64_t panels = ceil_div(layout.padded_columns, panel);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t group = unit / panels, first = unit % panels * panel;
+    const int64_t columns = min(panel, layout.padded_columns - first);
+    auto* piece_target = static_cast<typename TileElement<Element>::type*>(packed) + group * layout.group_numel;
+    layout.for_each_piece([&](const Piece& piece) {
+      const int64_t depth = layout.padded_depth(piece);
+      for (int64_t column = 0; column < columns; ++column) {
+        pack_column(layout, piece, static_cast<const Element*>(weight), group, first + column,
+                    piece_target + first * depth + column * layout.depth_multiple, columns);
       }
+      piece_target += depth * layout.padded_columns;
     });
   }
 }
 
-template <class T>
-int64_t packed_numel(const ConvShape& shape) {
-  const Layout layout(shape, Simd<T>::width);
-  return layout.groups * layout.group_numel();
+template <class Element>
+int64_t pack_units(const ConvShape& shape) {
+  const Layout layout = Layout::of<Element>(shape);
+  return layout.groups * ceil_div(layout.padded_columns, Tile<Computed<Element>>::panel);
 }
 
-template <class T>
-int64_t packed_groups(const ConvShape& shape) {
-  return Layout(shape, Simd<T>::width).groups;
+template <class Element>
+int64_t packed_numel(const ConvShape& shape) {
+  const Layout layout = Layout::of<Element>(shape);
+  return layout.groups * layout.group_numel * sizeof(typename TileElement<Element>::type) / sizeof(Element);
 }
+
+// Whether the product goes straight to the output, or through sums in float32.
+template <class Element>
+constexpr bool direct = std::is_same_v<Element, Computed<Element>>;
 
 // Scratch memory of one worker, carved from one allocation.
-template <class T>
+template <class Element>
 struct Scratch {
+  using T = Computed<Element>;
+  using TileType = typename TileElement<Element>::type;
+
   T *y, *x, *scale;  // per pixel of the block
-  char* tables;                // tap-major, then deformable group
-  T* tile;                     // [group][pixel][depth]
+  char* tables;      // tap-major, then deformable group
+  T* sums;           // [pixel][column], unless the product goes straight to the output
+  TileType* tile;    // [group][pixel][depth]
 
   static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest() + 16; }
+  static int64_t tables_bytes(const ConvShape& shape, int64_t pixels) {
+    return shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel;
+  }
+  static int64_t sums_numel(int64_t pixels, int64_t columns) { return direct<Element> ? 0 : pixels * columns; }
 
-  static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t tile_groups) {
-    return 3 * pixels * sizeof(T) + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel +
-           tile_groups * group_tile(layout, pixels) * sizeof(T);
+  static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t columns,
+                      int64_t tile_groups) {
+    return (3 * pixels + sums_numel(pixels, columns)) * sizeof(T) + tables_bytes(shape, pixels) +
+           tile_groups * group_tile(layout, pixels) * sizeof(TileType);
   }
 
-  Scratch(void* memory, const ConvShape& shape, int64_t pixels) {
+  Scratch(void* memory, const ConvShape& shape, int64_t pixels, int64_t columns) {
     T* arrays = static_cast<T*>(memory);
     y = arrays, x = y + pixels, scale = x + pixels;
     tables = reinterpret_cast<char*>(scale + pixels);
-    tile = reinterpret_cast<T*>(tables + shape.taps() * shape.deform_groups * pixels * SampleTable<T>::bytes_per_pixel);
+    sums = reinterpret_cast<T*>(tables + tables_bytes(shape, pixels));
+    tile = reinterpret_cast<TileType*>(sums + sums_numel(pixels, columns));
   }
 
   SampleTable<T> table(const ConvShape& shape, int64_t tap, int64_t deform_group, int64_t pixels) const {
@@ -126,10 +184,11 @@ struct Scratch {
 
 // Groups whose tiles are sampled together: as many as the second-level cache can half hold, since a table
 // entry costs as much as sampling a dozen vectors of channels. Measured; the exact size matters little.
-template <class T>
+template <class Element>
 int64_t tile_groups(const Layout& layout, int64_t pixels) {
   if (!layout.one_piece()) return 1;
-  const int64_t group_bytes = Scratch<T>::group_tile(layout, pixels) * static_cast<int64_t>(sizeof(T));
+  const int64_t group_bytes =
+      Scratch<Element>::group_tile(layout, pixels) * static_cast<int64_t>(sizeof(typename TileElement<Element>::type));
   return min(layout.groups, max<int64_t>(1, 655360 / group_bytes));
 }
 
@@ -148,9 +207,23 @@ inline double cut_cost(const ConvShape& shape, int64_t tiles_x, int64_t tiles_y,
   return static_cast<double>(rounds) * (filled + 4 + 0.1 * static_cast<double>(height + width));
 }
 
-template <class T>
+// What the columns of a call are cut into: panels of the only group, or whole groups.
+template <class Element>
+int64_t column_parts(const Layout& layout) {
+  return layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<Computed<Element>>::panel);
+}
+
+// Columns of the widest chunk.
+template <class Element>
+int64_t chunk_columns(const Layout& layout, int64_t chunks) {
+  const int64_t part = layout.groups > 1 ? layout.columns : Tile<Computed<Element>>::panel;
+  return ceil_div(column_parts<Element>(layout), chunks) * part;
+}
+
+template <class Element>
 Schedule schedule(const ConvShape& shape, int threads) {
-  const Layout layout(shape, Simd<T>::width);
+  using T = Computed<Element>;
+  const Layout layout = Layout::of<Element>(shape);
   const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
   const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
   const int64_t target = layout.groups > 1 ? 64 : 192, least = 24;
@@ -166,22 +239,24 @@ Schedule schedule(const ConvShape& shape, int threads) {
       if (best.tiles_x == 0 || cost < best_cost) best.tiles_x = tiles_x, best.tiles_y = tiles_y, best_cost = cost;
     }
   }
-  const int64_t parts = layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<T>::panel);
-  best.column_chunks = min(parts, ceil_div(threads, best.tiles_x * best.tiles_y * shape.images));
-  const int64_t pixels = tile_pixels(shape, best);
-  best.scratch_bytes = round_up(Scratch<T>::bytes(shape, layout, pixels, tile_groups<T>(layout, pixels)), 64);
+  best.column_chunks =
+      min(column_parts<Element>(layout), ceil_div(threads, best.tiles_x * best.tiles_y * shape.images));
+  const int64_t pixels = tile_pixels(shape, best), columns = chunk_columns<Element>(layout, best.column_chunks);
+  const size_t bytes =
+      Scratch<Element>::bytes(shape, layout, pixels, columns, tile_groups<Element>(layout, pixels));
+  best.scratch_bytes = round_up(bytes, 64);
   return best;
 }
 
-template <class T>
+template <class Element>
 class BlockConvolution {
  public:
   BlockConvolution(const DeformConv2d& call, const Schedule& schedule, void* memory, int64_t task)
       : call_(call),
         shape_(call.shape),
-        layout_(call.shape, Simd<T>::width),
+        layout_(Layout::of<Element>(call.shape)),
         pixels_(tile_pixels(call.shape, schedule)),
-        scratch_(memory, call.shape, pixels_) {
+        scratch_(memory, call.shape, pixels_, chunk_columns<Element>(layout_, schedule.column_chunks)) {
     const int64_t chunk = task % schedule.column_chunks, tile = task / schedule.column_chunks;
     // Rectangles follow each other downwards, so that the next one finds its input in the cache.
     const int64_t tile_y = tile % schedule.tiles_y, strip = tile / schedule.tiles_y;
@@ -192,7 +267,7 @@ class BlockConvolution {
     area_.height = shape_.out_height * (tile_y + 1) / schedule.tiles_y - area_.y;
     area_.width = shape_.out_width * (tile_x + 1) / schedule.tiles_x - area_.x;
     const bool by_group = layout_.groups > 1;
-    const int64_t parts = by_group ? layout_.groups : ceil_div(layout_.columns, Tile<T>::panel);
+    const int64_t parts = column_parts<Element>(layout_);
     const int64_t first = parts * chunk / schedule.column_chunks, last = parts * (chunk + 1) / schedule.column_chunks;
     group_begin_ = by_group ? first : 0;
     group_end_ = by_group ? last : 1;
@@ -202,19 +277,23 @@ class BlockConvolution {
 
   void run() {
     fill_tables();
-    const int64_t step = tile_groups<T>(layout_, pixels_);
+    const int64_t step = tile_groups<Element>(layout_, pixels_);
     for (int64_t group = group_begin_; group < group_end_; group += step) {
       const int64_t group_end = min(group + step, group_end_);
       int64_t done = 0;  // depth of the pieces before this one
-      for_each_piece(layout_, [&](const Piece& piece) {
+      layout_.for_each_piece([&](const Piece& piece) {
         sample_tile(group, group_end, piece);
         multiply_tile(group, group_end, piece, done);
-        done += piece.depth();
+        done += layout_.padded_depth(piece);
       });
     }
+    if constexpr (!direct<Element>) round_sums();
   }
 
  private:
+  using T = Computed<Element>;
+  using TileType = typename TileElement<Element>::type;
+
   void fill_tables() {
     for (int64_t deform_group = 0; deform_group < shape_.deform_groups; ++deform_group) {
       for (int64_t tap = 0; tap < layout_.taps; ++tap) fill_table_of(tap, deform_group);
@@ -249,28 +328,35 @@ class BlockConvolution {
 
   template <int VECTORS>
   void sample_tile_by(int64_t group, int64_t group_end, const Piece& piece) {
-    const T* image = static_cast<const T*>(call_.input) + image_ * shape_.height * shape_.width * shape_.in_channels;
+    const int64_t image_numel = shape_.height * shape_.width * shape_.in_channels;
+    const Element* image = static_cast<const Element*>(call_.input) + image_ * image_numel;
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
     for (int64_t i = 0; i < area_.pixels(); ++i) {
-      T* target = scratch_.tile + i * piece.depth();
+      TileType* target = scratch_.tile + i * layout_.padded_depth(piece);
       for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
         for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
-          const Corners<T> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
+          const Corners<Element> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
           sample_run<VECTORS>(corners, max(begin, d * deform_channels), min(end, (d + 1) * deform_channels), group,
                               piece.channel_begin, target);
         }
       }
+      if (layout_.padded_depth(piece) > piece.depth()) pad(group, group_end, target);
     }
+  }
+
+  // A last element per group that counts for nothing.
+  void pad(int64_t group, int64_t group_end, TileType* target) const {
+    for (; group < group_end; ++group, target += Scratch<Element>::group_tile(layout_, pixels_)) *target = TileType{};
   }
 
   // Channels [first, last) of the image; `target` stands for channel `origin` of group `group`. VECTORS is
   // the length of a group, or 0 for any length.
   template <int VECTORS>
-  DCNZOO_INLINE void sample_run(const Corners<T>& corners, int64_t first, int64_t last, int64_t group, int64_t origin,
-                                T* target) const {
-    const int64_t group_stride = Scratch<T>::group_tile(layout_, pixels_);
+  DCNZOO_INLINE void sample_run(const Corners<Element>& corners, int64_t first, int64_t last, int64_t group,
+                                int64_t origin, TileType* target) const {
+    const int64_t group_stride = Scratch<Element>::group_tile(layout_, pixels_);
     if constexpr (VECTORS > 0) {
       constexpr int64_t channels = VECTORS * Simd<T>::width;
       target += (first / channels - group) * group_stride;
@@ -288,21 +374,48 @@ class BlockConvolution {
   }
 
   void multiply_tile(int64_t group, int64_t group_end, const Piece& piece, int64_t done) {
-    const int64_t first_pixel = image_ * shape_.out_pixels() + area_.y * shape_.out_width + area_.x;
-    T* output = static_cast<T*>(call_.output) + first_pixel * shape_.out_channels;
-    const bool full_rows = area_.width == shape_.out_width;
+    const bool full_rows = area_.width == shape_.out_width || !direct<Element>;
+    const int64_t stride = direct<Element> ? shape_.out_channels : last_column() - first_column();
     const Rows rows = full_rows ? Rows{1, area_.pixels(), 0}
                                 : Rows{area_.height, area_.width, shape_.out_width * shape_.out_channels};
     const T* bias = static_cast<const T*>(call_.bias);
-    const bool last = done + piece.depth() == layout_.taps * layout_.channels;
+    const bool last = piece.tap_end == layout_.taps && piece.channel_end == layout_.channels;
+    const int64_t depth = layout_.padded_depth(piece);
     for (int64_t g = group; g < group_end; ++g) {
-      const T* b = static_cast<const T*>(call_.packed_weight) + g * layout_.group_numel() +
-                   done * layout_.padded_columns + column_begin_ * piece.depth();
+      const TileType* b = static_cast<const TileType*>(call_.packed_weight) + g * layout_.group_numel +
+                          done * layout_.padded_columns + column_begin_ * depth;
       const int64_t column = g * layout_.columns + column_begin_;
       const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr || done > 0 ? nullptr : bias + column};
-      matrix_product(rows, column_end_ - column_begin_, piece.depth(),
-                     scratch_.tile + (g - group) * Scratch<T>::group_tile(layout_, pixels_), piece.depth(), b,
-                     output + column, shape_.out_channels, epilogue);
+      matrix_product(rows, column_end_ - column_begin_, depth,
+                     scratch_.tile + (g - group) * Scratch<Element>::group_tile(layout_, pixels_), depth, b,
+                     product() + (column - first_column()), stride, epilogue);
+    }
+  }
+
+  int64_t first_column() const { return group_begin_ * layout_.columns + column_begin_; }
+  int64_t last_column() const { return (group_end_ - 1) * layout_.columns + column_end_; }
+
+  Element* output(int64_t y, int64_t x) const {
+    const int64_t pixel = image_ * shape_.out_pixels() + y * shape_.out_width + x;
+    return static_cast<Element*>(call_.output) + pixel * shape_.out_channels + first_column();
+  }
+
+  // Where the product of the first pixel and column goes.
+  T* product() const {
+    if constexpr (direct<Element>) {
+      return output(area_.y, area_.x);
+    } else {
+      return scratch_.sums;
+    }
+  }
+
+  void round_sums() const {
+    const int64_t columns = last_column() - first_column();
+    const T* source = scratch_.sums;
+    for (int64_t y = area_.y; y < area_.y + area_.height; ++y) {
+      for (int64_t x = area_.x; x < area_.x + area_.width; ++x, source += columns) {
+        store_numbers(output(y, x), source, columns);
+      }
     }
   }
 
@@ -310,19 +423,19 @@ class BlockConvolution {
   const ConvShape& shape_;
   const Layout layout_;
   const int64_t pixels_;
-  const Scratch<T> scratch_;
+  const Scratch<Element> scratch_;
   Rectangle area_;
   int64_t image_, group_begin_, group_end_, column_begin_, column_end_;
 };
 
-template <class T>
+template <class Element>
 void run(const DeformConv2d& call, const Schedule& schedule, int64_t task, void* scratch) {
-  BlockConvolution<T>(call, schedule, scratch, task).run();
+  BlockConvolution<Element>(call, schedule, scratch, task).run();
 }
 
-template <class T>
+template <class Element>
 constexpr DeformConv2dKernels deform_conv2d_kernels() {
-  return {packed_numel<T>, pack<T>, packed_groups<T>, schedule<T>, run<T>};
+  return {packed_numel<Element>, pack<Element>, pack_units<Element>, schedule<Element>, run<Element>};
 }
 
 }  // namespace

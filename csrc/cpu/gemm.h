@@ -55,7 +55,7 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
   using S = Simd<T>;
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
-  for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + i * ldc, 1);  // it is needed at the end
+  for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + (ROWS + i) * ldc, 1);  // of the next call
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
@@ -64,6 +64,7 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
     row_a[i] = a + i * stride * lda;
     if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
   }
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     upcoming.fetch();
     V row_b[VECTORS];
@@ -120,9 +121,23 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int6
     for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];
 }
 
+// Elements [begin, end) of each row of a matrix that will be the next A, `distance` elements from the present one.
+struct Ahead {
+  int64_t distance, begin, end;
+
+  template <class T>
+  DCNZOO_INLINE void fetch(const T* a, int64_t lda, int64_t rows) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const char* row = reinterpret_cast<const char*>(a + i * lda + distance);
+      for (int64_t byte = begin * sizeof(T); byte < end * static_cast<int64_t>(sizeof(T)); byte += 64)
+        __builtin_prefetch(row + byte, 0, 2);
+    }
+  }
+};
+
 template <class T, int ROWS, int VECTORS>
 void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
-                   int64_t ldc, const Epilogue<T>& epilogue) {
+                   int64_t ldc, const Epilogue<T>& epilogue, const Ahead& ahead) {
   const bool full = columns == VECTORS * Simd<T>::width;
   const int64_t steps = ceil_div(rows.length, ROWS);
   const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
@@ -133,6 +148,7 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a,
     T* target = c + run * rows.c_stride;
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t count = base + (step < longer);
+      ahead.fetch(a, lda, count);
       if (full) {
         micro_kernel_rows<T, ROWS, VECTORS>(count, depth, a, lda, b, target, ldc, epilogue, upcoming);
       } else {
@@ -146,19 +162,21 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a,
 }
 
 // Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of Tile::panel
-// columns; a last panel of one vector is stored as such.
+// columns; a last panel of one vector is stored as such. The A of the next product, `distance` elements from this
+// one, is fetched meanwhile; 0 if there is none.
 template <class T>
 void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
-                    int64_t ldc, Epilogue<T> epilogue) {
+                    int64_t ldc, Epilogue<T> epilogue, int64_t distance = 0) {
   constexpr int width = Simd<T>::width, panel = Tile<T>::panel;
   const T* bias = epilogue.bias;
   for (int64_t j = 0; j < columns; j += panel) {
     const int64_t count = min<int64_t>(panel, columns - j);
+    const Ahead ahead{distance, distance == 0 ? depth : depth * j / columns, depth * min(j + panel, columns) / columns};
     epilogue.bias = bias == nullptr ? nullptr : bias + j;
     if (count > width) {
-      panel_product<T, Tile<T>::rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+      panel_product<T, Tile<T>::rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
     } else {
-      panel_product<T, Tile<T>::rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue);
+      panel_product<T, Tile<T>::rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
     }
   }
 }

@@ -11,7 +11,7 @@
 
 namespace dcnzoo::cpu {
 
-enum class Element : int32_t { float32, float64 };
+enum class Element : int32_t { float32, float64, bfloat16, float16 };
 
 // A 4-d tensor (N, C, H, W) of floating point numbers read through arbitrary strides (in elements).
 struct StridedMaps {
@@ -31,7 +31,8 @@ struct ConvShape {
 };
 
 // One call of deform_conv2d. `input` and `output` are channels-last and dense; `packed_weight` comes
-// from `pack` of the same capability; `bias` may be null, `mask.data` as well.
+// from `pack` of the same capability; `bias` may be null, `mask.data` as well. Short floats are computed with
+// as float32, and the bias is float32 then.
 struct DeformConv2d {
   ConvShape shape;
   const void* input;
@@ -55,12 +56,44 @@ struct Schedule {
 
 // The kernels of one element type.
 struct DeformConv2dKernels {
-  int64_t (*packed_numel)(const ConvShape&);
-  // Packs the groups [begin, end) of a dense (out_channels, in_channels / groups, kernel_h, kernel_w) weight.
+  int64_t (*packed_numel)(const ConvShape&);  // in elements of the weight's type, whatever it is packed as
+  // Packs the units [begin, end) of a dense (out_channels, in_channels / groups, kernel_h, kernel_w) weight.
   void (*pack)(const ConvShape&, const void* weight, void* packed, int64_t begin, int64_t end);
-  int64_t (*packed_groups)(const ConvShape&);
+  int64_t (*pack_units)(const ConvShape&);
   Schedule (*schedule)(const ConvShape&, int threads);
   void (*run)(const DeformConv2d&, const Schedule&, int64_t task, void* scratch);
+};
+
+// Gradients of one call of deform_conv2d, all in one type; `offset` and `mask` may be of others. `input` and
+// `grad_input` are channels-last and dense. Either the gradients of input, offset and mask are asked for, or that of
+// the weight.
+struct DeformConv2dGrad {
+  ConvShape shape;
+  const void* input;
+  StridedMaps offset;
+  StridedMaps mask;
+  bool mask_is_logits;
+  const void* grad_output;    // dense; channels-last, or for the gradient of the weight (N, C, H, W)
+  const void* packed_weight;  // transposed; not for the gradient of the weight
+  void* grad_input;           // added to
+  void* grad_offset;          // (chunks, images, 2 · points, out_pixels), zeros at first
+  void* grad_mask;            // (chunks, images, points, out_pixels), zeros at first; null without a mask
+  void* grad_weight;          // dense
+};
+
+// A gradient is computed in images × chunks tasks, that of the weight in kernel_h × chunks.
+struct GradKernels {
+  int64_t (*chunks)(const ConvShape&, int threads);
+  size_t (*scratch_bytes)(const ConvShape&, int64_t chunks);  // per worker
+  void (*run)(const DeformConv2dGrad&, int64_t chunks, int64_t task, void* scratch);
+};
+
+struct DeformConv2dGradKernels {
+  int64_t (*transposed_numel)(const ConvShape&);
+  // Packs the units [begin, end) of a dense weight for the gradient of the input.
+  void (*transpose)(const ConvShape&, const void* weight, void* packed, int64_t begin, int64_t end);
+  int64_t (*transpose_units)(const ConvShape&);
+  GradKernels input, weight;
 };
 
 // One call of roi_pool, float32. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w,
@@ -79,6 +112,10 @@ struct RoiPool {
 struct Kernels {
   DeformConv2dKernels float32;
   DeformConv2dKernels float64;
+  DeformConv2dKernels bfloat16;
+  DeformConv2dKernels float16;
+  DeformConv2dGradKernels float32_grad;
+  DeformConv2dGradKernels float64_grad;
   DenseKernels dense;
   void (*pool_rois)(const RoiPool&, int64_t begin, int64_t end);
 };
@@ -86,5 +123,6 @@ struct Kernels {
 extern const Kernels kernels_default;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 
 }  // namespace dcnzoo::cpu

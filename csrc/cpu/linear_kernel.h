@@ -73,7 +73,8 @@ inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64
     const bool first = piece == 0, last = piece + depth == call.in_channels;
     matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride,
                    call.packed_weight + piece * layout.padded_columns, output, call.out_channels,
-                   Epilogue<float>{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr});
+                   Epilogue<float>{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr},
+                   last ? (runs == 1 ? rows.length * call.row_stride - piece : runs * call.run_stride - piece) : depth);
   }
 }
 

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
+#include "elements.h"
 #include "kernels.h"
-#include "simd.h"
 
 namespace dcnzoo::cpu {
 namespace {
@@ -25,6 +25,8 @@ struct SampleTable {
       pixel[corner] = reinterpret_cast<int32_t*>(memory + 4 * sizeof(T) * pixels) + corner * pixels;
     }
   }
+
+  char* end(int64_t pixels) const { return reinterpret_cast<char*>(pixel[3] + pixels); }
 };
 
 // A rectangle of output pixels; its pixels are numbered row by row.
@@ -38,7 +40,7 @@ template <class Source, class T>
 void gather_elements(const StridedMaps& maps, int64_t first, const Rectangle& pixels, T* target) {
   const Source* source = static_cast<const Source*>(maps.data) + first + pixels.y * maps.h + pixels.x * maps.w;
   for (int64_t row = 0; row < pixels.height; ++row, source += maps.h) {
-    for (int64_t column = 0; column < pixels.width; ++column) *target++ = static_cast<T>(source[column * maps.w]);
+    for (int64_t column = 0; column < pixels.width; ++column) *target++ = static_cast<T>(number(source[column * maps.w]));
   }
 }
 
@@ -49,6 +51,8 @@ void gather_channel(const StridedMaps& maps, int64_t image, int64_t channel, con
   switch (maps.element) {
     case Element::float32: return gather_elements<float>(maps, first, pixels, target);
     case Element::float64: return gather_elements<double>(maps, first, pixels, target);
+    case Element::bfloat16: return gather_elements<BFloat16>(maps, first, pixels, target);
+    case Element::float16: return gather_elements<Float16>(maps, first, pixels, target);
   }
 }
 
@@ -78,8 +82,9 @@ struct Axis {
   using Mask = decltype(V{} < V{});
   typedef int32_t Index __attribute__((vector_size(Simd<T>::width * sizeof(int32_t))));
 
-  Index low, high;       // clamped to the map
+  Index low, high;            // clamped to the map
   V low_weight, high_weight;  // 0 where the corner or the point lies outside
+  V low_slope, high_slope;    // how the weights change with the coordinate
 
   // Not-a-number counts as outside. Indices are valid whatever the coordinate: it is bounded before it
   // becomes an integer.
@@ -91,8 +96,11 @@ struct Axis {
     floor = floor > bounded ? floor - 1 : floor;
     const V fraction = coordinate - floor, last = Simd<T>::splat(size - 1);
     const Mask inside = (coordinate > -1) & (coordinate < size);
-    low_weight = (inside & (floor >= 0)) ? 1 - fraction : V{};
-    high_weight = (inside & (floor < last)) ? fraction : V{};
+    const Mask low_inside = inside & (floor >= 0), high_inside = inside & (floor < last);
+    low_weight = low_inside ? 1 - fraction : V{};
+    high_weight = high_inside ? fraction : V{};
+    low_slope = low_inside ? Simd<T>::splat(-1) : V{};
+    high_slope = high_inside ? Simd<T>::splat(1) : V{};
     low = clamped(floor, last);
     high = clamped(floor + 1, last);
   }
@@ -131,12 +139,14 @@ void fill_table(const T* y, const T* x, const T* scale, int64_t count, int64_t h
 }
 
 // The four corners of one table entry, ready for the channel loop.
-template <class T>
+template <class Source>
 struct Corners {
-  const T* source[4];
+  using T = Computed<Source>;
+
+  const Source* source[4];
   T weight[4];
 
-  DCNZOO_INLINE Corners(const SampleTable<T>& table, int64_t i, const T* image, int64_t channels) {
+  DCNZOO_INLINE Corners(const SampleTable<T>& table, int64_t i, const Source* image, int64_t channels) {
     for (int corner = 0; corner < 4; ++corner) {
       source[corner] = image + table.pixel[corner][i] * channels;
       weight[corner] = table.weight[corner][i];
@@ -144,22 +154,25 @@ struct Corners {
   }
 
   // Interpolates a vector of consecutive channels from channel `first`.
-  DCNZOO_INLINE void sample_vector(int64_t first, T* target) const {
-    using S = Simd<T>;
-    auto value = S::load(source[0] + first) * weight[0];
-    value += S::load(source[1] + first) * weight[1];
-    value += S::load(source[2] + first) * weight[2];
-    value += S::load(source[3] + first) * weight[3];
-    S::store(target, value);
+  template <class Target>
+  DCNZOO_INLINE void sample_vector(int64_t first, Target* target) const {
+    auto value = load_vector(source[0] + first) * weight[0];
+    value += load_vector(source[1] + first) * weight[1];
+    value += load_vector(source[2] + first) * weight[2];
+    value += load_vector(source[3] + first) * weight[3];
+    store_vector(target, value);
   }
 
   // Interpolates `count` consecutive channels.
-  DCNZOO_INLINE void sample(int64_t first, int64_t count, T* target) const {
+  template <class Target>
+  DCNZOO_INLINE void sample(int64_t first, int64_t count, Target* target) const {
+    constexpr int width = Simd<T>::width;
     int64_t c = 0;
-    for (; c + Simd<T>::width <= count; c += Simd<T>::width) sample_vector(first + c, target + c);
+    for (; c + width <= count; c += width) sample_vector(first + c, target + c);
     for (; c < count; ++c) {
-      target[c] = source[0][first + c] * weight[0] + source[1][first + c] * weight[1] +
-                  source[2][first + c] * weight[2] + source[3][first + c] * weight[3];
+      T value = 0;
+      for (int corner = 0; corner < 4; ++corner) value += number(source[corner][first + c]) * weight[corner];
+      store_number(target + c, value);
     }
   }
 };

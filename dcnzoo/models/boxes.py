@@ -52,7 +52,12 @@ def to_original_frame(boxes: Tensor, image_size: tuple[int, int], original_size:
 
 
 def select_detections(
-    boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int
+    boxes: Tensor,
+    scores: Tensor,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keeps confident boxes, suppresses duplicates per class, takes the best.
 
@@ -62,15 +67,18 @@ def select_detections(
         score_threshold: a score must exceed it.
         iou_threshold: of the suppression within a class.
         max_detections: at most so many.
+        labels: (L,) int64, the classes to keep, ascending; None for all.
 
     Returns:
         boxes (D, 4), scores (D,) and labels (D,) int64, by descending score.
     """
-    rows, labels = (scores > score_threshold).nonzero(as_tuple=True)
-    candidates = boxes.expand(-1, scores.shape[1], -1)[rows, labels]
-    confidences = scores[rows, labels]
-    keep = batched_nms(candidates, confidences, labels, iou_threshold)[:max_detections]
-    return candidates[keep], confidences[keep], labels[keep]
+    wanted = scores if labels is None else scores[:, labels]
+    rows, columns = (wanted > score_threshold).nonzero(as_tuple=True)
+    classes = columns if labels is None else labels[columns]
+    candidates = boxes.expand(-1, scores.shape[1], -1)[rows, classes]
+    confidences = wanted[rows, columns]
+    keep = batched_nms(candidates, confidences, classes, iou_threshold)[:max_detections]
+    return candidates[keep], confidences[keep], classes[keep]
 
 
 def boxes_to_rois(boxes: list[Tensor]) -> Tensor:

@@ -59,6 +59,7 @@ class RCNN(nn.Module):
         *,
         score_threshold: float = 0.05,
         max_detections: int = 100,
+        labels: Tensor | None = None,
     ) -> list[Instances]:
         """Detects.
 
@@ -68,6 +69,7 @@ class RCNN(nn.Module):
             original_sizes: (height, width) of each image as it was decoded.
             score_threshold: keep detections whose score exceeds it.
             max_detections: keep at most so many per image.
+            labels: (L,) int64, the classes to look for, ascending; None for all.
 
         Returns:
             One `Instances` per image.
@@ -75,6 +77,6 @@ class RCNN(nn.Module):
         features = self.neck(self.backbone(images))
         proposals = [proposal[:, :4] for proposal in self.rpn_head(features, image_sizes)]
         instances: list[Instances] = self.roi_head(
-            features, proposals, image_sizes, original_sizes, score_threshold, max_detections
+            features, proposals, image_sizes, original_sizes, score_threshold, max_detections, labels
         )
         return instances

@@ -47,6 +47,7 @@ class RoIHead(nn.Module):
         original_sizes: list[Size],
         score_threshold: float,
         max_detections: int,
+        labels: Tensor | None = None,
     ) -> list[Instances]:
         """Detects in every image of a batch.
 
@@ -57,22 +58,23 @@ class RoIHead(nn.Module):
             original_sizes: (height, width) of each image, original frame.
             score_threshold: keep detections whose score exceeds it.
             max_detections: keep at most so many per image.
+            labels: (L,) int64, the classes to look for, ascending; None for all.
 
         Returns:
             Instances per image, in its original frame.
         """
-        limits = (score_threshold, NMS_IOU_THRESHOLD, max_detections)
+        limits = (score_threshold, NMS_IOU_THRESHOLD, max_detections, labels)
         resized, selected = [], []
         decoded = self.predict_boxes(features, proposals, image_sizes)
         per_image = zip(decoded, image_sizes, original_sizes, strict=True)
         for (boxes, scores), image_size, original_size in per_image:
             # as the reference: with masks, duplicates are judged in the resized frame, else in the original
             frame = boxes if self.mask_roi_extractor else to_original_frame(boxes, image_size, original_size)
-            kept, confidences, labels = select_detections(frame, scores, *limits)
+            kept, confidences, classes = select_detections(frame, scores, *limits)
             if self.mask_roi_extractor:
                 resized.append(kept)
                 kept = to_original_frame(kept, image_size, original_size)
-            selected.append(Instances(kept, confidences, labels, None))
+            selected.append(Instances(kept, confidences, classes, None))
         return self._add_masks(features, resized, selected) if self.mask_roi_extractor else selected
 
     def predict_boxes(

@@ -1,4 +1,7 @@
-"""Operators that PyTorch lacks: checks and dispatch, one file per operator."""
+"""Operators that PyTorch lacks: checks and dispatch, one file per operator.
+
+torchvision is imported where it computes, since that takes seconds and 160 MB.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """Which implementation computes the operators: the compiled ones, torchvision's, or the readable reference.
 
 The environment variable DCNZOO_OPS (native, torchvision or reference) forces one, and
-DCNZOO_CPU_CAPABILITY (default, avx2, avx512) forces a variant of the compiled CPU kernels.
+DCNZOO_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16) forces a variant of the compiled CPU kernels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib import import_module
 
@@ -18,7 +19,6 @@ BACKENDS = ("native", "torchvision", "reference")
 _chosen: tuple[str, str] | None = None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def active_backend() -> tuple[str, str]:
     """Backend that runs the deformable operators, and why; decided once per process.
 
@@ -66,3 +66,6 @@ def _load_native() -> str | None:
 
 NATIVE_PROBLEM = _load_native()
 """Why the compiled operators are missing; None when they are loaded."""
+
+with contextlib.suppress(OpsUnavailableError):  # raised again on use
+    active_backend()  # now, so that torch.compile finds a constant

@@ -6,17 +6,16 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
-from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from dcnzoo.ops import reference
+from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
-from dcnzoo.ops.types import Pair
-
-_SHORT_DTYPES = (torch.float16, torch.bfloat16)
+from dcnzoo.ops.gpu import allows_tf32, gpu_problem
+from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
 
 
 def deform_conv2d(
@@ -36,13 +35,17 @@ def deform_conv2d(
     """Deformable convolution v1, and v2 with a mask (arXiv:1703.06211, arXiv:1811.11168).
 
     Weight groups and deformable groups follow from the shapes and are independent. Sampling is
-    bilinear; a corner outside the map contributes 0, and a point at or beyond -1 or H (W) is 0.
+    bilinear; a corner outside the map contributes 0, and a point at or beyond -1 or H (W) is 0. With
+    short floats (float16, bfloat16) positions and sums are float32 all the same. Autocast lowers input,
+    weight and bias. On a GPU float32 factors are rounded to TensorFloat-32 where PyTorch's switch for
+    convolutions, `torch.backends.cudnn.conv.fp32_precision`, allows it.
 
     Args:
         input: (N, C, H, W) feature map.
         offset: (N, 2·D·T, Ho, Wo) pixels of the input map; per deformable group and tap first Δy, then Δx.
-        weight: (O, C/G, kernel height, kernel width).
-        bias: (O,).
+            Of any floating dtype, like `mask`.
+        weight: (O, C/G, kernel height, kernel width) in the dtype of `input`.
+        bias: (O,) in the dtype of `input`.
         stride: (vertical, horizontal).
         padding: zeros around the map, (vertical, horizontal).
         dilation: distance between taps, (vertical, horizontal).
@@ -52,24 +55,30 @@ def deform_conv2d(
         packed_weight: what `pack_deform_conv2d_weight` made of `weight`; saves packing it on every call.
 
     Returns:
-        (N, O, Ho, Wo), in the memory format of `input`.
+        (N, O, Ho, Wo), in the dtype and memory format of `input`.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
-    if bias is not None and tuple(bias.shape) != weight.shape[:1]:
-        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
-    tensors: tuple[Tensor | None, ...] = (input, offset, weight, bias, mask)
-    if input.dtype in _SHORT_DTYPES and input.device.type == "cpu":
-        # neither CPU kernel knows short floats: computing in float32 is also what accuracy wants
-        tensors, packed_weight = tuple(None if t is None else t.float() for t in tensors), None
-    _check_kinds(tensors)
-    output = _compute(tensors, (stride, padding, dilation), mask_is_logits, relu, packed_weight)
+    tensors = (*autocast.lowered(input, weight, bias), offset, mask)
+    x, weight, bias = cast(tuple[Tensor, Tensor, Tensor | None], tensors[:3])
+    _check_dtypes(x, weight, bias)
+    if active_backend()[0] == "native" and _kernels_take(*tensors):
+        if packed_weight is not None and packed_weight.dtype != x.dtype:
+            packed_weight = None  # made before autocast lowered the weight
+        geometry = stride, padding, dilation
+        rounded = x.device.type == "cuda" and x.dtype == torch.float32 and allows_tf32()
+        operator = torch.ops.dcnzoo.deform_conv2d_tf32 if rounded else torch.ops.dcnzoo.deform_conv2d
+        output: Tensor = operator(
+            x, weight, offset, mask, bias, *geometry, packed_weight, mask_is_logits, relu
+        )
+    else:
+        scale = mask.sigmoid() if mask is not None and mask_is_logits else mask
+        output = _compute_elsewhere((x, offset, weight), bias, scale, stride, padding, dilation)
+        output = output.relu() if relu else output
     last = input.is_contiguous(memory_format=torch.channels_last)
-    return output.to(input.dtype).contiguous(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    )
+    return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
@@ -83,51 +92,55 @@ def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
 
     Returns:
         The weight's elements in an order of the kernels' own; None where the compiled kernels do not
-        compute with this weight (another backend, device or dtype).
+        compute with this weight (another backend or dtype), or read it as it is (a GPU).
 
     Raises:
         ValueError: `groups` does not divide O.
     """
     if weight.ndim != 4 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"weight {tuple(weight.shape)} cannot have {groups} groups")
-    if active_backend()[0] != "native" or not _kernels_take(weight.detach()):
+    if active_backend()[0] != "native" or weight.device.type != "cpu" or not _kernels_take(weight.detach()):
         return None
     packed: Tensor = torch.ops.dcnzoo.pack_deform_conv2d_weight(weight.detach(), groups)
     return packed
 
 
-def _compute(
-    tensors: tuple[Tensor | None, ...],
-    geometry: tuple[Pair, Pair, Pair],
-    mask_is_logits: bool,
-    relu: bool,
-    packed_weight: Tensor | None,
+def _compute_elsewhere(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    scale: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
 ) -> Tensor:
-    x, offset, weight, bias, mask = cast(tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tensors)
-    backend, _ = active_backend()
-    if backend == "native" and _kernels_take(*tensors):
-        output: Tensor = torch.ops.dcnzoo.deform_conv2d(
-            x, weight, offset, mask, bias, *geometry, packed_weight, mask_is_logits, relu
-        )
-        return output
-    if mask is not None and mask_is_logits:
-        mask = mask.sigmoid()
-    compute = reference.deform_conv2d if backend == "reference" else torchvision_deform_conv2d
-    stride, padding, dilation = geometry
-    output = compute(x, offset, weight, bias, mask=mask, stride=stride, padding=padding, dilation=dilation)
-    return output.relu() if relu else output
+    """The convolution by torchvision or the reference; short floats in float32, as the compiled kernels."""
+    dtype = tensors[0].dtype
+    wide = torch.float32 if dtype in SHORT_DTYPES else dtype
+    x, offset, weight = (tensor.to(wide) for tensor in tensors)
+    bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
+    compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()
+    output = compute(x, offset, weight, bias, mask=scale, stride=stride, padding=padding, dilation=dilation)
+    return output.to(dtype)
+
+
+def _torchvision_deform_conv2d() -> Callable[..., Tensor]:
+    from torchvision.ops import deform_conv2d as compute
+
+    return cast("Callable[..., Tensor]", compute)
 
 
 def _kernels_take(*tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels compute with these; they know no derivatives."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    kinds = {(tensor.device.type, tensor.dtype) for tensor in present}
-    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
-    return not trains and kinds in ({("cpu", torch.float32)}, {("cpu", torch.float64)})
+    """Whether the compiled kernels compute with these."""
+    present = [t for t in tensors if t is not None]
+    device = present[0].device
+    if any(t.device != device or t.dtype not in KERNEL_DTYPES for t in present):
+        return False
+    return device.type == "cpu" or (device.type == "cuda" and gpu_problem(device.index) is None)
 
 
 if NATIVE_PROBLEM is None:
 
+    @torch.library.register_fake("dcnzoo::deform_conv2d_tf32")  # type: ignore[untyped-decorator]
     @torch.library.register_fake("dcnzoo::deform_conv2d")  # type: ignore[untyped-decorator]
     def _fake_deform_conv2d(
         input: Tensor,
@@ -140,17 +153,37 @@ if NATIVE_PROBLEM is None:
 
     @torch.library.register_fake("dcnzoo::pack_deform_conv2d_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_deform_conv2d_weight(weight: Tensor, groups: int) -> Tensor:
-        numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(
-            weight.shape, groups, weight.dtype == torch.float64
-        )
+        numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(weight.shape, groups, weight.dtype)
         return weight.new_empty(numel)
 
+    def _autocast_rule(
+        dtype: torch.dtype,
+        input: Tensor,
+        weight: Tensor,
+        offset: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        packed_weight: Tensor | None = None,
+        *flags: bool,
+    ) -> tuple[object, ...]:
+        x, low_weight, low_bias = autocast.lowered_to(dtype, input, weight, bias)
+        packed = packed_weight if low_weight is weight else None
+        return x, low_weight, offset, mask, low_bias, stride, padding, dilation, packed, *flags
 
-def _check_kinds(tensors: tuple[Tensor | None, ...]) -> None:
-    kinds = {(tensor.device, tensor.dtype) for tensor in tensors if tensor is not None}
-    if len(kinds) != 1 or not all(dtype.is_floating_point for _, dtype in kinds):
-        found = " and ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-        raise ValueError(f"expected tensors of one floating point type on one device, got {found}")
+    autocast.register_rule("deform_conv2d", _autocast_rule)
+    autocast.register_rule("deform_conv2d_tf32", _autocast_rule)
+    deform_conv2d_grad.register()
+
+
+def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    found = [input.dtype, weight.dtype] + ([] if bias is None else [bias.dtype])
+    if len(set(found)) > 1:
+        raise ValueError(f"input, weight and bias must have one dtype, got {', '.join(map(str, found))}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
 def _check_shapes(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torchvision.ops import batched_nms as torchvision_batched_nms
-from torchvision.ops import nms as torchvision_nms
+
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -18,6 +19,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         Indices of the kept boxes by descending score, int64.
     """
+    from torchvision.ops import nms as torchvision_nms
+
     kept: Tensor = torchvision_nms(boxes, scores, iou_threshold)
     return kept
 
@@ -34,5 +37,20 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     Returns:
         Indices of the kept boxes by descending score over all groups, int64.
     """
+    usual = boxes.device.type == "cpu" and boxes.dtype == scores.dtype == torch.float32
+    native = usual and active_backend()[0] == "native"
+    if native:
+        compiled: Tensor = torch.ops.dcnzoo.batched_nms(boxes, scores, groups, iou_threshold)
+        return compiled
+    from torchvision.ops import batched_nms as torchvision_batched_nms
+
     kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)
     return kept
+
+
+if NATIVE_PROBLEM is None:
+
+    @torch.library.register_fake("dcnzoo::batched_nms")  # type: ignore[untyped-decorator]
+    def _fake_batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:  # noqa: ARG001
+        size = torch.library.get_ctx().new_dynamic_size()
+        return groups.new_empty((size,))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align as torchvision_roi_align
 
 from dcnzoo.ops import reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
-from dcnzoo.ops.types import Pair
+from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops.types import SHORT_DTYPES, Pair
 
 
 def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: float) -> Tensor:
@@ -35,6 +35,8 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
     if backend == "native" and kernels_take_rois(input, rois):
         aligned: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, None, output_size, spatial_scale, 0.0)
         return aligned
+    from torchvision.ops import roi_align as torchvision_roi_align
+
     # Torchvision would read other memory; on a GPU the look at the values would wait for all that was begun.
     if rois.device.type == "cpu" and not ((rois[:, 0] >= 0) & (rois[:, 0] < len(input))).all():
         raise ValueError(f"the first column of the RoIs must name images, 0 to {len(input) - 1}")
@@ -104,11 +106,20 @@ def pool_levels(
     return pooled
 
 
-def kernels_take_rois(*tensors: Tensor) -> bool:
-    """Whether the compiled kernel computes with these; it knows float32, and no derivatives."""
+def kernels_take_rois(input: Tensor, rois: Tensor, offset: Tensor | None = None) -> bool:
+    """Whether the compiled kernel computes with these; it knows no derivatives.
+
+    It knows float32, and on a GPU short floats too, but not for RoIs: those would round to whole pixels.
+    """
+    tensors = [input, rois] if offset is None else [input, rois, offset]
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    usual = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
-    return usual and not trains and tensors[0].numel() > 0
+    if trains or input.numel() == 0 or rois.dtype != torch.float32:
+        return False
+    if any(tensor.device != input.device for tensor in tensors):
+        return False
+    if input.device.type == "cuda":
+        return input.dtype in (torch.float32, *SHORT_DTYPES) and gpu_problem(input.device.index) is None
+    return input.device.type == "cpu" and all(tensor.dtype == torch.float32 for tensor in tensors)
 
 
 if NATIVE_PROBLEM is None:

@@ -2,5 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 Pair = tuple[int, int]
 """A value per axis: (vertical, horizontal)."""
+
+SHORT_DTYPES = (torch.float16, torch.bfloat16)
+"""Floats that everything computes with as float32."""
+
+KERNEL_DTYPES = (torch.float32, torch.float64, *SHORT_DTYPES)
+"""What the compiled deformable operators compute with."""

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class OutputFolder:
         resumes: whether there is a run to go on with; known after `check`.
 
     Args:
-        path: the folder; made if it is missing.
+        path: the folder; `start` makes it if it is missing.
         products: names of the files and folders that a run may make in it.
         note: what to note about the run; JSON types only. Its `program` says whose results are replaced.
         overwrite: whether the results of an earlier run are replaced.
@@ -57,7 +57,7 @@ class OutputFolder:
         self.products = [path / name for name in (JOURNAL, *products)]
 
     def check(self, sources: Sequence[str]) -> None:
-        """Checks that results can be written, without changing any.
+        """Checks that results can be written, and leaves everything as it was.
 
         Args:
             sources: what the images are read from; must not lie where results go.
@@ -66,10 +66,8 @@ class OutputFolder:
             OutputError: the folder cannot be made or written, holds results that may not be replaced, or
                 of a run that cannot be resumed, or a source lies where results go.
         """
-        with output_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+        with output_errors(self.path), _made(self.path), tempfile.TemporaryFile(dir=self.path):
+            pass
         for source in sources:
             self._check_source(source)
         names = ", ".join(product.name for product in self.products if product.exists())
@@ -99,6 +97,7 @@ class OutputFolder:
         if self.resumes:
             return
         with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
             write_note(self.path, {"program": self.note["program"], _STARTING: True})
             self.clear()
             write_note(self.path, self.note)
@@ -175,6 +174,19 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write to {error.filename or path}: {reason}; choose another --out"
         ) from error
+
+
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """Makes a folder for the block if it is missing, and removes afterwards what was made."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _delete(product: Path) -> None:

@@ -52,6 +52,8 @@ def test_says_why_there_is_no_gpu(dcnzoo: Program) -> None:
     code, report = report_of(dcnzoo)
     assert (code, report["CUDA"]["devices"]) == (0, [])
     assert report["CUDA"]["because"]
+    if torch.version.cuda:
+        assert report["CUDA"]["operators"].startswith(("compiled kernels", "torchvision's: the CUDA kernels"))
 
 
 @pytest.mark.cuda
@@ -60,6 +62,7 @@ def test_names_the_gpus(dcnzoo: Program) -> None:
     assert len(report["CUDA"]["devices"]) == torch.cuda.device_count()
     assert torch.cuda.get_device_name(0) in report["CUDA"]["devices"][0]
     assert "GiB" in report["CUDA"]["devices"][0]
+    assert report["CUDA"]["operators"]
 
 
 def test_counts_what_is_cached(dcnzoo: Program, home: Path) -> None:

@@ -267,7 +267,7 @@ class TestLimits:
         assert code == 2
         assert "--classes" in err
         assert "unknown class horse; the model knows cat, dog, bird" in err
-        assert files(Path("dcnzoo-out")) == []
+        assert not Path("dcnzoo-out").exists()
 
     @pytest.mark.parametrize(
         "options", [["--workers", 0], ["--workers", 3], ["--batch-size", 2, "--workers", 1]]
@@ -388,6 +388,19 @@ def write_manifest(path: Path, checkpoint: Path, sha256: str = "null") -> Path:
         "    classes: {7: cat, 9: dog, 11: bird}\n"
     )
     return path
+
+
+@pytest.mark.parametrize("out", ["out", "a/b"])
+def test_a_model_that_cannot_be_loaded_leaves_no_folder(
+    dcnzoo: Program, photos: Path, tmp_path: Path, out: str
+) -> None:
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"not a checkpoint")
+    options = ["--weights", broken, "--arch", ARCH, "--out", tmp_path / out]
+    code, _, err = dcnzoo("predict", photos, *options)
+    assert code == 1
+    assert err.startswith(f"error: checkpoint {broken}: ")
+    assert not (tmp_path / Path(out).parts[0]).exists()
 
 
 def test_model_of_a_manifest(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dcnzoo import ops
 from dcnzoo.ops.backend import NATIVE_PROBLEM
-from tests.ops.deform_conv2d_cases import CASES, TOLERANCE, Case, error
+from tests.ops.deform_conv2d_cases import CASES, TOLERANCE, Case, conversion_errors, error
 
 needs_native = pytest.mark.skipif(
     NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
@@ -28,12 +28,70 @@ def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
     assert error(CASES[name], dtype) <= TOLERANCE[dtype]
 
 
+SHORT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@SHORT
+def test_short_floats_are_rounded_to_the_nearest(dtype: torch.dtype) -> None:
+    assert conversion_errors(dtype) == 0
+
+
+@SHORT
+@pytest.mark.parametrize("name", ["offset", "mask"])
+def test_offset_and_mask_may_be_of_another_dtype(name: str, dtype: torch.dtype) -> None:
+    tensors, options = SMALL.tensors(dtype), SMALL.options()
+    found = ops.deform_conv2d(**tensors | {name: tensors[name].double()}, **options)
+    assert found.dtype == dtype
+    assert torch.equal(found, ops.deform_conv2d(**tensors, **options))
+
+
+def test_positions_are_exact_in_short_floats() -> None:
+    ramp = torch.arange(256, dtype=torch.bfloat16).expand(1, 1, 2, 256)
+    weight = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
+    offset = torch.zeros(1, 2, 2, 256)
+    offset[:, 1] = 0.5  # 200.5 is no bfloat16
+    expected = (ramp.float() + 0.5)[..., :255].bfloat16()
+    assert torch.equal(ops.deform_conv2d(ramp, offset, weight)[..., :255], expected)
+
+
+@SHORT
+@pytest.mark.filterwarnings("ignore:.*autocast.*")
+def test_autocast_stays_in_the_lower_precision(dtype: torch.dtype) -> None:
+    tensors, options = SMALL.tensors(torch.float32), SMALL.options()
+    packed = ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups)
+    low = {name: tensors[name].to(dtype) for name in ("input", "weight", "bias")}
+    expected = ops.deform_conv2d(**tensors | low, **options)
+    with torch.autocast("cpu", dtype):
+        found = ops.deform_conv2d(**tensors, **options, packed_weight=packed)
+    assert torch.equal(found, expected)
+    assert found.dtype == dtype
+
+
+@SHORT
+@needs_native
+def test_the_operator_has_an_autocast_rule(dtype: torch.dtype) -> None:
+    names = ("input", "weight", "offset", "mask", "bias")
+    tensors = [SMALL.tensors(torch.float32)[name] for name in names]
+    with torch.autocast("cpu", dtype):
+        assert torch.ops.dcnzoo.deform_conv2d(*tensors, [1, 1], [1, 1], [1, 1]).dtype == dtype
+        wide = [tensor.double() for tensor in tensors]
+        assert torch.ops.dcnzoo.deform_conv2d(*wide, [1, 1], [1, 1], [1, 1]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_mixed_dtypes_are_refused(name: str) -> None:
+    tensors = SMALL.tensors(torch.float32)
+    with pytest.raises(ValueError, match="one dtype"):
+        ops.deform_conv2d(**tensors | {name: tensors[name].bfloat16()}, **SMALL.options())
+
+
 @pytest.mark.parametrize(
     "setting",
     [
         pytest.param({"DCNZOO_CPU_CAPABILITY": "default"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512_bf16"}, marks=needs_native),
         {"DCNZOO_OPS": "torchvision"},
         {"DCNZOO_OPS": "reference"},
     ],
@@ -100,8 +158,9 @@ def test_borders_and_numbers_that_are_none(y: float, x: float, expected: float) 
     assert ops.deform_conv2d(image, offset, torch.ones(1, 1, 1, 1))[0, 0, 0, 0].item() == expected
 
 
-def test_packed_weight_changes_nothing() -> None:
-    tensors, options = SMALL.tensors(torch.float32), SMALL.options()
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_packed_weight_changes_nothing(dtype: torch.dtype) -> None:
+    tensors, options = SMALL.tensors(dtype), SMALL.options()
     packed = ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups)
     assert (packed is None) == (ops.active_backend()[0] != "native")
     expected = ops.deform_conv2d(**tensors, **options)
@@ -166,9 +225,10 @@ def test_exports() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
-def test_operator_obeys_the_rules_of_pytorch(packed: bool) -> None:
-    tensors = SMALL.tensors(torch.float32)
+def test_operator_obeys_the_rules_of_pytorch(packed: bool, dtype: torch.dtype) -> None:
+    tensors = SMALL.tensors(dtype)
     geometry = [1, 1], [1, 1], [1, 1]
     tail = (ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups), True, True) if packed else ()
     head = [tensors[name] for name in ("input", "weight", "offset", "mask", "bias")]
@@ -189,7 +249,10 @@ def test_operator_refuses_what_would_read_outside() -> None:
         (image, weight, offset, None, None, *geometry, torch.zeros(7)),
         (image, weight, offset, None, None, [0, 1], *geometry[1:]),
         (image.half(), weight, offset, None, None, *geometry),
+        (image.long(), weight.long(), offset, None, None, *geometry),
+        (image, weight, offset.long(), None, None, *geometry),
+        (image, weight, offset, None, None, *geometry, torch.zeros(10000)[::2]),
     ]
     for arguments in wrong:
-        with pytest.raises(RuntimeError, match="deform_conv2d"):
+        with pytest.raises(RuntimeError, match=r"deform_conv2d|dcnzoo"):
             operator(*arguments)

@@ -77,6 +77,7 @@ def test_linear(name: str, bias: bool, relu: bool) -> None:
         pytest.param({"DCNZOO_CPU_CAPABILITY": "default"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512_bf16"}, marks=needs_native),
         {"DCNZOO_OPS": "torchvision"},
     ],
     ids=lambda setting: next(iter(setting.values())),

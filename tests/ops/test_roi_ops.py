@@ -1,4 +1,4 @@
-"""RoI operators and suppression against the readable definitions."""
+"""RoI operators against the readable definitions."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import pytest
 import torch
 
 from dcnzoo import ops
-from dcnzoo.ops import backend, reference
+from dcnzoo.ops import reference
 
-
-@pytest.fixture(params=["native", "torchvision"], autouse=True)
-def backend_in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "native" and backend.NATIVE_PROBLEM is not None:
-        pytest.skip(backend.NATIVE_PROBLEM)
-    monkeypatch.setattr(backend, "_chosen", (request.param, "chosen by the test"))
-    return request.param
+pytestmark = pytest.mark.usefixtures("backend_in_use")
 
 
 def random_rois(num_rois: int, num_images: int, height: int, width: int) -> torch.Tensor:
@@ -113,25 +107,3 @@ def test_the_compiled_operator_refuses_impossible_rois(roi: tuple[float, ...], m
     rois = torch.tensor([roi], dtype=torch.float32)
     with pytest.raises(RuntimeError, match=message):
         ops.roi_align(torch.ones(1, 8, 9, 11), rois, output_size=(2, 2), spatial_scale=1.0)
-
-
-@pytest.mark.parametrize("count", [0, 1, 200])
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
-def test_nms_equals_the_definition(count: int, threshold: float) -> None:
-    torch.manual_seed(count)
-    boxes, scores = random_rois(count, 1, 100, 100)[:, 1:], torch.rand(count)
-    expected = reference.nms(boxes, scores, threshold)
-    assert ops.nms(boxes, scores, threshold).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("count", [0, 300, 3000])
-def test_batched_nms_treats_groups_alone(count: int) -> None:
-    torch.manual_seed(0)
-    boxes, scores = random_rois(count, 1, 100, 100)[:, 1:], torch.rand(count)
-    groups = torch.randint(5, (count,))
-    keep = ops.batched_nms(boxes, scores, groups, 0.5)
-    assert (scores[keep].diff() <= 0).all()
-    for group in range(5):
-        members = (groups == group).nonzero()[:, 0]
-        expected = members[ops.nms(boxes[members], scores[members], 0.5)]
-        assert keep[groups[keep] == group].tolist() == expected.tolist()

@@ -92,6 +92,19 @@ def test_select_detections_takes_the_best() -> None:
     torch.testing.assert_close(confidences, torch.tensor([0.5, 0.4]))
 
 
+@pytest.mark.parametrize("wanted", [[], [0], [1], [0, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("shared", [False, True], ids=["a box per class", "a shared box"])
+def test_select_detections_of_some_classes(shared: bool, wanted: list[int]) -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(200, 1 if shared else 3, 2) * 100
+    boxes, scores = torch.cat([corners, corners + 20], dim=-1), torch.rand(200, 3)
+    every = select_detections(boxes, scores, 0.05, 0.5, 1000)
+    chosen = torch.isin(every[2], torch.tensor(wanted, dtype=torch.int64))
+    found = select_detections(boxes, scores, 0.05, 0.5, 7, torch.tensor(wanted, dtype=torch.int64))
+    for part, whole in zip(found, every, strict=True):
+        assert part.tolist() == whole[chosen][:7].tolist()
+
+
 @pytest.mark.parametrize(
     ("side", "level"), [(1, 0), (111, 0), (112, 1), (223, 1), (224, 2), (447, 2), (448, 3), (5000, 3), (0, 0)]
 )

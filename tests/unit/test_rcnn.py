@@ -22,7 +22,7 @@ def model(request: pytest.FixtureRequest) -> RCNN:
     return prepare_for_inference(build_model(Architecture.parse(request.param), num_classes=5))
 
 
-def detect(model: RCNN, images: torch.Tensor, sizes: list[tuple[int, int]], **options: float) -> list:
+def detect(model: RCNN, images: torch.Tensor, sizes: list[tuple[int, int]], **options: object) -> list:
     with torch.inference_mode():
         return model(images.contiguous(memory_format=torch.channels_last), sizes, sizes, **options)
 
@@ -62,6 +62,17 @@ def test_no_detection_above_the_threshold(model: RCNN) -> None:
         assert instances.scores.shape == instances.labels.shape == (0,)
         if instances.mask_probs is not None:
             assert instances.mask_probs.shape == (0, 28, 28)
+
+
+def test_only_the_labels_asked_for(model: RCNN) -> None:
+    images, sizes = torch.randn(1, 3, 96, 96), [(96, 96)]
+    (every,) = detect(model, images, sizes, max_detections=10_000)
+    chosen = (every.labels == 1) | (every.labels == 3)
+    (found,) = detect(model, images, sizes, max_detections=3, labels=torch.tensor([1, 3]))
+    assert found.labels.tolist() == every.labels[chosen][:3].tolist()
+    torch.testing.assert_close(found.scores, every.scores[chosen][:3])
+    torch.testing.assert_close(found.boxes, every.boxes[chosen][:3])
+    assert found.mask_probs is None or len(found.mask_probs) == 3
 
 
 def test_at_most_max_detections(model: RCNN) -> None:

@@ -472,6 +472,12 @@ class TestFolder:
         self.folder(tmp_path, overwrite=True).check([])
         assert files(tmp_path) == before
 
+    def test_checking_alone_makes_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        self.folder(tmp_path / "mine" / "a" / "b").check([])
+        assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+        assert list((tmp_path / "mine").iterdir()) == []
+
     def test_overwrite_leaves_nothing_of_the_last_run_and_all_else(self, tmp_path: Path) -> None:
         self.fill(tmp_path)
         (tmp_path / "mine.txt").touch()

@@ -1,0 +1,22 @@
+// Every kernel, for the one instruction set that the including translation unit is compiled for.
+#pragma once
+
+#include "deform_conv2d_grad_kernel.h"
+#include "deform_conv2d_kernel.h"
+#include "linear_kernel.h"
+#include "roi_pool_kernel.h"
+#include "stem_kernel.h"
+#include "winograd_kernel.h"
+
+namespace dcnzoo::cpu {
+namespace {
+
+constexpr Kernels kernel_set() {
+  return {deform_conv2d_kernels<float>(),    deform_conv2d_kernels<double>(),
+          deform_conv2d_kernels<BFloat16>(), deform_conv2d_kernels<Float16>(),
+          deform_conv2d_grad_kernels<float>(), deform_conv2d_grad_kernels<double>(),
+          {winograd_kernels(), linear_kernels(), stem_kernels()}, pool_rois};
+}
+
+}  // namespace
+}  // namespace dcnzoo::cpu

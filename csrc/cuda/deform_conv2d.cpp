@@ -1,0 +1,160 @@
+// Binds the deformable convolution of the CUDA kernels to PyTorch tensors.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "binding.h"
+
+namespace dcnzoo::cuda {
+namespace {
+
+constexpr int64_t largest_side = int64_t{1} << 30, largest_size = INT32_MAX;
+
+int32_t size32(int64_t size, int64_t limit, const char* name) {
+  STD_TORCH_CHECK(size > 0 && size <= limit, "deform_conv2d: ", name, " is empty or too large");
+  return static_cast<int32_t>(size);
+}
+
+int32_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  STD_TORCH_CHECK(stride > 0 && dilation > 0 && pad >= 0, "deform_conv2d: stride and dilation must be positive");
+  const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+  STD_TORCH_CHECK(room >= 0, "deform_conv2d: the kernel is larger than the padded input");
+  return size32(room / stride + 1, largest_side, "the output");
+}
+
+ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& offset,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation) {
+  STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && weight.dim() == 4,
+                  "deform_conv2d: input, offset and weight must have 4 dimensions");
+  STD_TORCH_CHECK(weight.size(1) > 0 && input.size(1) % weight.size(1) == 0,
+                  "deform_conv2d: weight does not divide the input channels into groups");
+  ConvShape shape{};
+  shape.images = input.size(0);
+  shape.channels = size32(input.size(1), largest_size, "input");
+  shape.height = size32(input.size(2), largest_side, "input");
+  shape.width = size32(input.size(3), largest_side, "input");
+  shape.out_channels = size32(weight.size(0), largest_size, "weight");
+  shape.kernel_h = size32(weight.size(2), largest_side, "weight");
+  shape.kernel_w = size32(weight.size(3), largest_side, "weight");
+  shape.groups = static_cast<int32_t>(input.size(1) / weight.size(1));
+  STD_TORCH_CHECK(shape.out_channels % shape.groups == 0, "deform_conv2d: groups must divide the output channels");
+  shape.stride_h = size32(stride.at(0), largest_side, "stride"), shape.stride_w = size32(stride.at(1), largest_side, "stride");
+  shape.dilation_h = size32(dilation.at(0), largest_side, "dilation");
+  shape.dilation_w = size32(dilation.at(1), largest_side, "dilation");
+  shape.pad_h = static_cast<int32_t>(padding.at(0)), shape.pad_w = static_cast<int32_t>(padding.at(1));
+  shape.out_height = output_size(shape.height, shape.kernel_h, shape.stride_h, padding.at(0), shape.dilation_h);
+  shape.out_width = output_size(shape.width, shape.kernel_w, shape.stride_w, padding.at(1), shape.dilation_w);
+  const int64_t per_group = 2 * static_cast<int64_t>(shape.kernel_h) * shape.kernel_w;
+  shape.deform_groups = static_cast<int32_t>(offset.size(1) / per_group);
+  STD_TORCH_CHECK(shape.deform_groups > 0 && shape.channels % shape.deform_groups == 0 &&
+                      offset.size(1) == per_group * shape.deform_groups && offset.size(0) == shape.images &&
+                      offset.size(2) == shape.out_height && offset.size(3) == shape.out_width,
+                  "deform_conv2d: offset does not fit");
+  return shape;
+}
+
+// Tensors that a call points into.
+struct Operands {
+  Tensor input, weight;
+  std::optional<Tensor> bias;
+};
+
+StridedMaps mask_maps(const std::optional<Tensor>& mask, const ConvShape& shape, const Device& device) {
+  if (!mask) return {};
+  device.check(*mask, "deform_conv2d: mask");
+  STD_TORCH_CHECK(mask->dim() == 4 && mask->size(0) == shape.images &&
+                      mask->size(1) == static_cast<int64_t>(shape.deform_groups) * shape.taps() &&
+                      mask->size(2) == shape.out_height && mask->size(3) == shape.out_width,
+                  "deform_conv2d: mask does not fit");
+  return strided_maps(*mask, "deform_conv2d: mask");
+}
+
+Operands operands(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const ConvShape& shape, const Device& device) {
+  device.check(weight, "deform_conv2d: weight");
+  STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "deform_conv2d: input and weight differ in type");
+  Operands found{channels_last(input), channels_last(weight), std::nullopt};
+  if (bias) {
+    device.check(*bias, "deform_conv2d: bias");
+    STD_TORCH_CHECK(bias->scalar_type() == input.scalar_type() && bias->numel() == shape.out_channels,
+                    "deform_conv2d: bias must have one element of the input's type per output channel");
+    found.bias = torch::stable::contiguous(*bias);
+  }
+  return found;
+}
+
+// DCNZOO_CUDA_KERNEL=name/splits asks for a kernel, for measurements: see `Kernel`; 0 splits are any number.
+std::optional<Choice> forced_choice() {
+  const char* setting = std::getenv("DCNZOO_CUDA_KERNEL");
+  if (setting == nullptr || *setting == '\0') return std::nullopt;
+  constexpr const char* names[] = {"simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256"};
+  const char* slash = std::strchr(setting, '/');
+  const std::string name(setting, slash == nullptr ? std::strlen(setting) : static_cast<size_t>(slash - setting));
+  for (int32_t i = 0; i < static_cast<int32_t>(std::size(names)); ++i) {
+    if (name == names[i]) return Choice{static_cast<Kernel>(i), slash == nullptr ? 0 : std::atoi(slash + 1)};
+  }
+  STD_TORCH_CHECK(false, "DCNZOO_CUDA_KERNEL=", setting, " names no kernel");
+}
+
+Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
+                const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
+                const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool mask_is_logits,
+                bool relu, bool allow_tf32) {
+  const Device device(input);
+  const ConvShape shape = conv_shape(input, weight, offset, stride, padding, dilation);
+  device.check(offset, "deform_conv2d: offset");
+  const Operands tensors = operands(input, weight, bias, shape, device);
+  const Tensor output = empty_maps({shape.images, shape.out_channels, shape.out_height, shape.out_width}, input);
+  DeformConv2d call{};
+  call.shape = shape;
+  call.element = element_of(input, "deform_conv2d: input");
+  call.offset = strided_maps(offset, "deform_conv2d: offset");
+  call.mask = mask_maps(mask, shape, device);
+  if (shape.images == 0) return output;
+  call.input = tensors.input.const_data_ptr();
+  call.weight = tensors.weight.const_data_ptr();
+  call.bias = tensors.bias ? tensors.bias->const_data_ptr() : nullptr;
+  call.output = output.mutable_data_ptr();
+  call.mask_is_logits = mask_is_logits;
+  call.relu = relu;
+  const std::optional<Choice> forced = forced_choice();
+  const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, device.gpu(), forced ? &*forced : nullptr);
+  std::optional<Tensor> partial;
+  if (plan.tiling.splits > 1) {
+    partial = torch::stable::empty({plan.tiling.splits, shape.pixels(), shape.out_channels}, ScalarType::Float,
+                                   std::nullopt, input.device());
+    call.partial = static_cast<float*>(partial->mutable_data_ptr());
+  }
+  check_cuda(run_deform_conv2d(call, plan, device.stream()));
+  return output;
+}
+
+void refuse_packed(const std::optional<Tensor>& packed_weight) {
+  STD_TORCH_CHECK(!packed_weight, "deform_conv2d: a GPU reads the weight as it is, without packing");
+}
+
+Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
+                     const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
+                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                     const std::optional<Tensor>& packed_weight, bool mask_is_logits, bool relu) {
+  refuse_packed(packed_weight);
+  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, false);
+}
+
+Tensor deform_conv2d_tf32(const Tensor& input, const Tensor& weight, const Tensor& offset,
+                          const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
+                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                          const std::vector<int64_t>& dilation, const std::optional<Tensor>& packed_weight,
+                          bool mask_is_logits, bool relu) {
+  refuse_packed(packed_weight);
+  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, true);
+}
+
+}  // namespace
+}  // namespace dcnzoo::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
+  m.impl("deform_conv2d", TORCH_BOX(&dcnzoo::cuda::deform_conv2d));
+  m.impl("deform_conv2d_tf32", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_tf32));
+}

@@ -1,0 +1,194 @@
+// Which kernel computes a deformable convolution, and how it is cut into blocks.
+#pragma once
+
+#include "deform_conv2d_grouped.h"
+#include "deform_conv2d_simt.h"
+
+namespace dcnzoo::cuda {
+
+template <class Factors>
+using Mma64x128 = MmaTile<Factors, 64, 128, 2, 4, 2>;
+template <class Factors>
+using Mma128x64 = MmaTile<Factors, 128, 64, 4, 2, 4>;
+template <class Factors>
+using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4>;
+template <class Factors>
+using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1>;
+
+template <class Factors, int SEGMENTS>
+using Grouped = GroupedTile<Factors, SEGMENTS, 2, 2>;
+
+// float64 sums take twice the registers, so half the pixels.
+template <class T>
+using Simt = SimtTile<T, sizeof(typename Accumulator<T>::type) == 4 ? 8 : 4>;
+
+// Estimates of what a block costs, in clock cycles of a multiprocessor. They follow from the bytes that pass
+// through the first-level cache, 128 per cycle, and the rate of mma.sync; none has been measured.
+struct Cost {
+  static constexpr double start = 3000;         // of a kernel
+  static constexpr double table = 1500;         // of a window of samples
+  static constexpr double bytes_per_cycle = 128, factors_per_cycle = 1200, device_bytes_per_cycle = 1500;
+};
+
+class Planner {
+ public:
+  Planner(const ConvShape& shape, Element element, bool allow_tf32, const Gpu& gpu)
+      : shape_(shape), element_(element), tf32_(element == Element::float32 && allow_tf32), gpu_(gpu) {}
+
+  Plan choose(const Choice* forced) const {
+    Plan best = simt();
+    if (!has_factors()) return best;
+    double least = 0;
+    const auto consider = [&](const Plan& plan, double cost) {
+      const bool wanted = forced == nullptr || forced->kernel == plan.kernel;
+      const bool possible = plan.tiling.window_taps > 0 && plan.shared_bytes <= gpu_.shared_bytes;
+      if (possible && wanted && (best.kernel == Kernel::simt || cost < least)) best = plan, least = cost;
+    };
+    if (grouped_units() > 0) {
+      consider(grouped(), 0);  // wherever it can compute, it samples once and has no other work
+    }
+    for (const Kernel kernel : {Kernel::mma_128x256, Kernel::mma_128x128, Kernel::mma_128x64, Kernel::mma_64x128}) {
+      consider_splits(kernel, forced, consider);
+    }
+    return best;
+  }
+
+ private:
+  static int ceil(int64_t a, int64_t b) { return static_cast<int>(ceil_div(a, b)); }
+
+  int group_bytes() const { return shape_.group_channels() * element_bytes(element_); }
+
+  // Whether the tensor cores know these numbers, and the channels come in whole chunks.
+  bool has_factors() const {
+    const int chunk = chunk_bytes / element_bytes(element_);
+    const bool known = element_ == Element::float16 || element_ == Element::bfloat16 || tf32_;
+    return known && shape_.group_channels() % chunk == 0 && shape_.deform_channels() % chunk == 0;
+  }
+
+  // Deformable groups that `channels` consecutive channels, which start at a multiple of `step`, belong to at most.
+  int deform_groups_of(int channels, int step) const {
+    const int width = shape_.deform_channels();
+    int most = 0;
+    for (int first = 0; first < shape_.channels; first += step) {
+      const int last = smaller(first + channels, shape_.channels) - 1;
+      most = larger(most, last / width - first / width + 1);
+    }
+    return most;
+  }
+
+  // As many taps in the table as have room.
+  void set_window(Plan& plan, int deform_groups, int table_bytes, int room) const {
+    plan.tiling.window_taps = smaller(shape_.taps(), larger(0, room / (deform_groups * table_bytes)));
+    plan.tiling.table_capacity = plan.tiling.window_taps * deform_groups;
+  }
+
+  template <class T>
+  Plan simt() const {
+    using Tile = Simt<T>;
+    constexpr int table_bytes = SampleTable<typename Tile::Sum, Tile::pixels>::bytes, room = 32 << 10;
+    Plan plan = tiled(Kernel::simt, Tile::pixels, Tile::columns, 1);
+    plan.tf32 = false;
+    plan.threads = Tile::threads;
+    set_window(plan, deform_groups_of(shape_.group_channels(), shape_.group_channels()), table_bytes, room);
+    if (plan.tiling.window_taps == 0) {  // a table for one step at a time
+      plan.tiling.table_capacity = (Tile::depth + shape_.deform_channels() - 2) / shape_.deform_channels() + 1;
+    }
+    plan.shared_bytes = SimtBlock<Tile>::shared_bytes(plan.tiling.table_capacity);
+    return plan;
+  }
+
+  Plan simt() const { return element_ == Element::float64 ? simt<double>() : simt<float>(); }
+
+  // Units of the grouped kernel; 0 where it does not apply.
+  int grouped_units() const {
+    const int channels = shape_.group_channels();
+    const bool fits = shape_.channels == shape_.out_channels && unit_channels() % channels == 0;
+    return fits && shape_.channels % unit_channels() == 0 ? shape_.channels / unit_channels() : 0;
+  }
+
+  int segments() const { return element_ == Element::float32 && shape_.group_channels() == 32 ? 2 : 1; }
+  int unit_channels() const { return segments() * segment_chunks * chunk_bytes / element_bytes(element_); }
+
+  Plan grouped() const {
+    using Tile = Grouped<HalfFactors, 1>;  // the sizes that matter here are the same for all
+    constexpr int room = 48 << 10;
+    Plan plan = tiled(Kernel::grouped, Tile::pixels, 0, 1);
+    plan.tiling.column_tiles = ceil(grouped_units(), Tile::unit_warps);
+    plan.blocks = plan.tiling.pixel_tiles * plan.tiling.column_tiles;
+    plan.threads = Tile::threads;
+    const int channels = Tile::unit_warps * unit_channels();
+    set_window(plan, deform_groups_of(channels, channels), SampleTable<float, Tile::pixels>::bytes, room);
+    plan.shared_bytes = larger(GroupedBlock<Tile>::shared_bytes(plan.tiling.table_capacity),
+                               GroupedBlock<Grouped<Tf32Factors, 2>>::shared_bytes(plan.tiling.table_capacity));
+    return plan;
+  }
+
+  Plan tiled(Kernel kernel, int pixels, int columns, int splits) const {
+    Plan plan{};
+    plan.kernel = kernel;
+    plan.tf32 = tf32_;
+    plan.tiling.pixel_tiles = ceil_div(shape_.pixels(), pixels);
+    plan.tiling.column_tiles = columns == 0 ? 1 : ceil(shape_.group_columns(), columns);
+    plan.tiling.splits = splits;
+    plan.blocks = plan.tiling.pixel_tiles * plan.tiling.column_tiles * splits * shape_.groups;
+    return plan;
+  }
+
+  template <class Consider>
+  void consider_splits(Kernel kernel, const Choice* forced, const Consider& consider) const {
+    switch (kernel) {
+      case Kernel::mma_64x128: return consider_tile<Mma64x128<HalfFactors>>(kernel, forced, consider);
+      case Kernel::mma_128x64: return consider_tile<Mma128x64<HalfFactors>>(kernel, forced, consider);
+      case Kernel::mma_128x128: return consider_tile<Mma128x128<HalfFactors>>(kernel, forced, consider);
+      default: return consider_tile<Mma128x256<HalfFactors>>(kernel, forced, consider);
+    }
+  }
+
+  int steps() const { return shape_.taps() * ceil(group_bytes(), step_bytes); }
+
+  template <class Tile, class Consider>
+  void consider_tile(Kernel kernel, const Choice* forced, const Consider& consider) const {
+    constexpr int most_splits = 8, fewest_steps = 4;
+    const int limit = smaller(steps(), larger(1, smaller(most_splits, steps() / fewest_steps)));
+    for (int splits = 1; splits <= limit; ++splits) {
+      const bool wanted = forced == nullptr || forced->splits <= 0 || forced->splits == splits;
+      if (!wanted && !(splits == limit && forced->splits > limit)) continue;
+      Plan plan = tiled(kernel, Tile::pixels, Tile::columns, splits);
+      plan.threads = Tile::threads;
+      const int deform_groups = deform_groups_of(shape_.group_channels(), shape_.group_channels());
+      set_window(plan, deform_groups, SampleTable<float, Tile::pixels>::bytes,
+                 gpu_.shared_bytes - 2 * Tile::stage_bytes);
+      plan.shared_bytes = MmaBlock<Tile>::shared_bytes(plan.tiling.table_capacity);
+      consider(plan, estimate<Tile>(plan));
+    }
+  }
+
+  template <class Tile>
+  double estimate(const Plan& plan) const {
+    constexpr double warp_reads = Tile::warps_m * Tile::warps_n * (Tile::warp_rows + Tile::warp_columns);
+    constexpr double bytes = (5.0 * Tile::pixels + Tile::columns + warp_reads) * step_bytes;  // 4 corners, 1 store
+    const double factors = static_cast<double>(Tile::pixels) * Tile::columns * step_bytes / element_bytes(element_);
+    const double rate = element_ == Element::float32 ? Cost::factors_per_cycle / 2 : Cost::factors_per_cycle;
+    const double step = larger(bytes / Cost::bytes_per_cycle, factors / rate);
+    const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
+                         Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
+    const double at_once = gpu_.multiprocessors * static_cast<double>(larger(1, smaller(2, gpu_.shared_bytes / plan.shared_bytes)));
+    const double rounds = static_cast<double>(plan.blocks) / at_once;
+    const double busy = rounds < 1 ? larger(1.0, static_cast<double>(plan.blocks) / gpu_.multiprocessors)
+                                   : static_cast<double>(ceil_div(plan.blocks, static_cast<int64_t>(at_once))) *
+                                         at_once / gpu_.multiprocessors;
+    double total = busy * block;
+    if (plan.tiling.splits > 1) {
+      const double sums = static_cast<double>(shape_.pixels()) * shape_.out_channels * 4;
+      total += Cost::start + sums * (2 * plan.tiling.splits + 1) / Cost::device_bytes_per_cycle;
+    }
+    return total;
+  }
+
+  const ConvShape& shape_;
+  const Element element_;
+  const bool tf32_;
+  const Gpu gpu_;
+};
+
+}  // namespace dcnzoo::cuda

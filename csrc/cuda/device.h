@@ -1,0 +1,170 @@
+// What a block of threads can do, as functions: the kernels are written with these alone.
+//
+// Compiled by nvcc they are the instructions of the GPU (sm_80 and later). Any other compiler takes them
+// from `emulated_device.h`, which the tests provide, so that the very same kernels run on a CPU.
+#pragma once
+
+#include "kernels.h"
+
+namespace dcnzoo::cuda {
+
+// 16 bytes: what a thread loads and stores at once.
+struct alignas(16) Chunk {
+  uint32_t word[4];
+};
+
+struct Pair {
+  float low, high;
+};
+
+}  // namespace dcnzoo::cuda
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define DCNZOO_DEVICE __device__ __forceinline__
+#define DCNZOO_UNROLL _Pragma("unroll")
+
+namespace dcnzoo::cuda {
+
+DCNZOO_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+DCNZOO_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
+DCNZOO_DEVICE int64_t block_index() { return blockIdx.x; }
+DCNZOO_DEVICE int64_t grid_blocks() { return gridDim.x; }
+
+DCNZOO_DEVICE void sync_block() { __syncthreads(); }
+DCNZOO_DEVICE void sync_warp() { __syncwarp(); }
+
+// Bit i says what thread i of the warp asked for.
+DCNZOO_DEVICE uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, value); }
+// Index of the lowest bit that is set; there is one.
+DCNZOO_DEVICE int lowest_bit(uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
+
+// Memory that no block writes while the kernel runs.
+DCNZOO_DEVICE Chunk load_global(const void* address) {
+  const uint4 value = __ldg(static_cast<const uint4*>(address));
+  return {{value.x, value.y, value.z, value.w}};
+}
+
+template <class T>
+DCNZOO_DEVICE T load_scalar(const T* address) {
+  return __ldg(address);
+}
+
+DCNZOO_DEVICE void store_global(void* address, const Chunk& value) {
+  *static_cast<uint4*>(address) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
+}
+
+// Shared memory.
+template <class T>
+DCNZOO_DEVICE T load_shared(const T* address) {
+  return *address;
+}
+
+template <class T>
+DCNZOO_DEVICE void store_shared(T* address, const T& value) {
+  *address = value;
+}
+
+// Starts a copy of 16 bytes to shared memory; writes zeros, and reads nothing, where `valid` is false.
+DCNZOO_DEVICE void copy_async(Chunk* shared, const void* global, bool valid) {
+  const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(bytes) : "memory");
+}
+
+// Ends when the copies that this thread has started are done; for other threads to see them takes a barrier.
+DCNZOO_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+DCNZOO_DEVICE Pair unpack_half(uint32_t word) {
+  const float2 values = __half22float2(*reinterpret_cast<const __half2*>(&word));
+  return {values.x, values.y};
+}
+
+DCNZOO_DEVICE uint32_t pack_half(float low, float high) {
+  const __half2 values = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&values);
+}
+
+DCNZOO_DEVICE uint32_t pack_bfloat16(float low, float high) {
+  const __nv_bfloat162 values = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&values);
+}
+
+using Half = __half;
+using Bfloat16 = __nv_bfloat16;
+
+DCNZOO_DEVICE float to_float(Half value) { return __half2float(value); }
+DCNZOO_DEVICE float to_float(Bfloat16 value) { return __bfloat162float(value); }
+DCNZOO_DEVICE void from_float(float value, Half& target) { target = __float2half_rn(value); }
+DCNZOO_DEVICE void from_float(float value, Bfloat16& target) { target = __float2bfloat16_rn(value); }
+
+// A product that is rounded before anything is added to it, as on a CPU.
+DCNZOO_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+
+DCNZOO_DEVICE float round_down(float value) { return floorf(value); }
+DCNZOO_DEVICE double round_down(double value) { return floor(value); }
+DCNZOO_DEVICE float exponential(float value) { return expf(value); }
+DCNZOO_DEVICE double exponential(double value) { return exp(value); }
+
+DCNZOO_DEVICE uint32_t float_bits(float value) { return __float_as_uint(value); }
+DCNZOO_DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// Nearest number that the tensor cores' TensorFloat-32 can hold.
+DCNZOO_DEVICE uint32_t round_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+// Tensor cores, c += a · b for 16 × 8 results. The threads of a warp hold the operands as PTX lays down for
+// mma.m16n8k16 (half, bfloat16) and mma.m16n8k8 (tf32).
+DCNZOO_DEVICE void multiply_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                 uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+DCNZOO_DEVICE void multiply_bfloat16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                     uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+DCNZOO_DEVICE void multiply_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                 uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+}  // namespace dcnzoo::cuda
+
+#else
+#include "emulated_device.h"
+#endif
+
+namespace dcnzoo::cuda {
+
+constexpr int warp_threads = 32;
+
+DCNZOO_BOTH constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+DCNZOO_BOTH constexpr T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+DCNZOO_BOTH constexpr T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+}  // namespace dcnzoo::cuda

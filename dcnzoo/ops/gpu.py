@@ -1,0 +1,51 @@
+"""The compiled kernels on a GPU: whether they are there, and in which precision they compute.
+
+The environment variable DCNZOO_CUDA_KERNEL forces a kernel of the deformable convolution, for
+measurements: "mma_128x128/2" is that kernel with the reduction in 2 parts.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+import torch
+
+from dcnzoo.ops.backend import NATIVE_PROBLEM
+
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability from which on the tensor cores know bfloat16 and TensorFloat-32."""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def gpu_problem(index: int | None = None) -> str | None:
+    """Why the compiled kernels do not run on a GPU; None if they do.
+
+    Args:
+        index: number of the GPU; the current one by default.
+    """
+    if not torch.cuda.is_available():
+        return "no GPU was found"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < LEAST_CAPABILITY:
+        found, least = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
+        return f"the GPU's compute capability is {found}, the kernels need {least}"
+    return load_problem()
+
+
+@cache
+def load_problem() -> str | None:
+    """Why the compiled kernels for GPUs cannot be loaded; None when they are, and loads them."""
+    if NATIVE_PROBLEM is not None:
+        return NATIVE_PROBLEM
+    try:
+        import_module("dcnzoo._C_cuda")  # registers its kernels for torch.ops.dcnzoo
+    except ImportError as error:
+        return f"the CUDA kernels cannot be loaded ({error})"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def allows_tf32() -> bool:
+    """Whether PyTorch's switch for convolutions lets float32 factors be rounded to TensorFloat-32."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

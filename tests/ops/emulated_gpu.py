@@ -1,0 +1,292 @@
+"""The CUDA kernels on a CPU: compiled from their own headers for an emulated GPU (tests/ops/emulator).
+
+The emulation ends the process when a kernel does what a GPU leaves undefined, and so does the operating
+system when it reads beyond the end of a tensor: run it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+ELEMENTS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+KERNELS = ("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
+
+
+class _Maps(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("element", ctypes.c_int32),
+        *[(name, ctypes.c_int64) for name in "nchw"],
+    ]
+
+
+_SIZES = (
+    *("channels", "height", "width", "out_channels", "out_height", "out_width", "kernel_h", "kernel_w"),
+    *("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w", "groups", "deform_groups"),
+)
+
+
+class Shape(ctypes.Structure):
+    """ConvShape."""
+
+    _fields_ = [("images", ctypes.c_int64), *[(name, ctypes.c_int32) for name in _SIZES]]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("shape", Shape),
+        *[(name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output", "partial")],
+        ("offset", _Maps),
+        ("mask", _Maps),
+        ("element", ctypes.c_int32),
+        ("mask_is_logits", ctypes.c_bool),
+        ("relu", ctypes.c_bool),
+    ]
+
+
+class Plan(ctypes.Structure):
+    """Plan, its Tiling spelt out."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_int32),
+        ("tf32", ctypes.c_bool),
+        ("pixel_tiles", ctypes.c_int64),
+        *[(name, ctypes.c_int32) for name in ("column_tiles", "splits", "window_taps", "table_capacity")],
+        ("blocks", ctypes.c_int64),
+        ("threads", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int32),
+    ]
+
+
+class Gpu(ctypes.Structure):
+    """What a GPU offers."""
+
+    _fields_ = [("multiprocessors", ctypes.c_int32), ("shared_bytes", ctypes.c_int32)]
+
+
+class Choice(ctypes.Structure):
+    """A kernel and a number of splits to use."""
+
+    _fields_ = [("kernel", ctypes.c_int32), ("splits", ctypes.c_int32)]
+
+
+H100 = Gpu(132, 232448)
+RTX_3090 = Gpu(82, 101376)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The emulator, compiled once per process, or given by DCNZOO_EMULATOR."""
+    if "DCNZOO_EMULATOR" in os.environ:
+        return ctypes.CDLL(os.environ["DCNZOO_EMULATOR"])
+    with TemporaryDirectory() as folder:
+        return ctypes.CDLL(str(build(Path(folder) / "emulator.so")))
+
+
+def build(target: Path) -> Path:
+    """Compiles the emulator, with every warning an error."""
+    folder = ROOT / "tests" / "ops" / "emulator"
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-U_FORTIFY_SOURCE"]
+    includes = [f"-I{ROOT / 'csrc' / 'cuda'}", f"-I{folder}"]
+    sources = map(str, sorted(folder.glob("*.cpp")))
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *includes, *sources, "-o", str(target)], check=True)
+    return target
+
+
+class Guarded:
+    """A copy of a tensor's memory, in its layout, that ends where the memory ends: reading beyond is a fault.
+
+    Args:
+        tensor: may be a view with gaps.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._shape, self._stride, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        self._elements = sum((size - 1) * step for size, step in steps) + 1 if tensor.numel() else 0
+        size = self._elements * tensor.element_size()
+        room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + room), mmap.PAGESIZE, 0):
+            raise OSError("mprotect failed")
+        self.address = start + room - size
+        ctypes.memmove(self.address, tensor.data_ptr(), size)
+
+    def tensor(self) -> Tensor:
+        """What the memory holds now."""
+        flat = torch.empty(self._elements, dtype=self._dtype)
+        ctypes.memmove(flat.data_ptr(), self.address, flat.nbytes)
+        return flat.as_strided(self._shape, self._stride)
+
+
+@dataclass
+class Run:
+    """What to run a convolution with, beside its tensors."""
+
+    gpu: Gpu = H100
+    allow_tf32: bool = True
+    forced: Choice | None = None
+    seed: int = 0
+
+
+def plan(shape: Shape, dtype: torch.dtype, run: Run) -> Plan:
+    """How a convolution would be computed."""
+    found = Plan()
+    forced = None if run.forced is None else ctypes.byref(run.forced)
+    settings = ELEMENTS[dtype], int(run.allow_tf32), ctypes.byref(run.gpu), forced
+    library().plan_deform_conv2d(ctypes.byref(shape), *settings, ctypes.byref(found))
+    return found
+
+
+def _maps(tensor: Tensor | None, kept: list[Guarded]) -> _Maps:
+    if tensor is None:
+        return _Maps(None, 0, 0, 0, 0, 0)
+    kept.append(Guarded(tensor))
+    return _Maps(kept[-1].address, ELEMENTS[tensor.dtype], *tensor.stride())
+
+
+def _address(tensor: Tensor | None, kept: list[Guarded]) -> int | None:
+    if tensor is None:
+        return None
+    kept.append(Guarded(tensor))
+    return kept[-1].address
+
+
+def deform_conv2d(
+    run: Run,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None = None,
+    mask_is_logits: bool = False,
+    relu: bool = False,
+) -> tuple[Tensor, Plan]:
+    """`dcnzoo.ops.deform_conv2d` on the emulated GPU, and the plan that it followed."""
+    images, channels, height, width = input.shape
+    out_channels, group_channels, *kernel = weight.shape
+    taps = kernel[0] * kernel[1]
+    geometry = (*kernel, *stride, *padding, *dilation)
+    groups = channels // group_channels, offset.shape[1] // (2 * taps)
+    sizes = (channels, height, width, out_channels, *offset.shape[2:])
+    shape = Shape(images, *sizes, *geometry, *groups)
+    found = plan(shape, input.dtype, run)
+    last = torch.channels_last
+    output = torch.full((images, out_channels, *offset.shape[2:]), torch.nan, dtype=input.dtype)
+    target = Guarded(output.contiguous(memory_format=last))
+    partial = None
+    kept: list[Guarded] = []
+    if found.splits > 1:
+        partial = _address(torch.full((found.splits * output.numel(),), torch.nan), kept)
+    call = _Call(
+        shape,
+        _address(input.contiguous(memory_format=last), kept),
+        _address(weight.permute(0, 2, 3, 1).contiguous(), kept),
+        _address(bias, kept),
+        target.address,
+        partial,
+        _maps(offset, kept),
+        _maps(mask, kept),
+        ELEMENTS[input.dtype],
+        mask_is_logits,
+        relu,
+    )
+    library().run_deform_conv2d(ctypes.byref(call), ctypes.byref(found), run.seed)
+    return target.tensor(), found
+
+
+class _Level(ctypes.Structure):
+    _fields_ = [
+        ("input", ctypes.c_void_p),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("spatial_scale", ctypes.c_float),
+    ]
+
+
+class _RoiPool(ctypes.Structure):
+    _fields_ = [
+        ("levels", _Level * 8),
+        ("num_levels", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("images", ctypes.c_int64),
+        ("num_rois", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("rois", "level_of_roi", "offset")],
+        *[(name, ctypes.c_int32) for name in ("offset_element", "element", "pooled_h", "pooled_w")],
+        ("gamma", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+    ]
+
+
+def roi_pool(
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offset: Tensor | None,
+    *,
+    output_size: tuple[int, int],
+    spatial_scales: list[float],
+    gamma: float = 0.1,
+) -> Tensor:
+    """`dcnzoo.ops.deform_roi_pool`, or `roi_align_pyramid`, on the emulated GPU."""
+    kept: list[Guarded] = []
+    call = _RoiPool(
+        num_levels=len(inputs),
+        channels=inputs[0].shape[1],
+        images=inputs[0].shape[0],
+        num_rois=len(rois),
+        rois=_address(rois, kept),
+        level_of_roi=_address(levels, kept),
+        offset=_address(offset, kept),
+        offset_element=0 if offset is None else ELEMENTS[offset.dtype],
+        element=ELEMENTS[inputs[0].dtype],
+        pooled_h=output_size[0],
+        pooled_w=output_size[1],
+        gamma=gamma,
+    )
+    for index, (maps, scale) in enumerate(zip(inputs, spatial_scales, strict=True)):
+        last = maps.contiguous(memory_format=torch.channels_last)
+        call.levels[index] = _Level(_address(last, kept), *maps.shape[2:], scale)
+    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
+    target = Guarded(output.contiguous(memory_format=torch.channels_last))
+    call.output = target.address
+    library().run_roi_pool(ctypes.byref(call))
+    return target.tensor()
+
+
+class _Suppression(ctypes.Structure):
+    _fields_ = [
+        ("boxes", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("problems", ctypes.c_int64),
+        ("num_boxes", ctypes.c_int32),
+        ("iou_threshold", ctypes.c_float),
+        ("kept", ctypes.c_void_p),
+    ]
+
+
+def nms_sorted(boxes: Tensor, counts: Tensor, iou_threshold: float, seed: int = 0) -> Tensor:
+    """Which of (problems, A, 4) sorted boxes stay, on the emulated GPU."""
+    kept: list[Guarded] = []
+    target = Guarded(torch.full(boxes.shape[:2], 7, dtype=torch.uint8))
+    addresses = _address(boxes, kept), _address(counts, kept)
+    call = _Suppression(*addresses, len(boxes), boxes.shape[1], iou_threshold, target.address)
+    library().run_suppression(ctypes.byref(call), seed)
+    return target.tensor()

@@ -1,0 +1,246 @@
+"""Deformable convolution on a GPU: the compiled kernels against the readable reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcnzoo import ops
+from dcnzoo.ops import gpu
+from tests.ops.cuda_deform_conv2d_cases import RUNS, SINGLE_TOLERANCE, TOLERANCE, expected
+from tests.ops.deform_conv2d_cases import CASES, Case
+from tests.ops.emulated_gpu import KERNELS
+
+pytestmark = pytest.mark.cuda
+
+HALF, SINGLE, DOUBLE = torch.float16, torch.float32, torch.float64
+SMALL = Case(2, 64, 48, (13, 17), mask=True, bias=True, relu=True)
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_there() -> None:
+    """A GPU without the kernels would compare torchvision with the reference."""
+    assert gpu.gpu_problem() is None
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
+def on_gpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cuda() for name, value in tensors.items()}
+
+
+def error(case: Case, tensors: dict[str, Tensor], found: Tensor) -> float:
+    """Largest deviation from the reference in float64, relative to the largest output."""
+    wanted = expected(case, tensors)
+    return float((found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3))
+
+
+def run(case: Case, dtype: torch.dtype) -> float:
+    tensors = case.tensors(dtype)
+    found = ops.deform_conv2d(**on_gpu(tensors), **case.options())
+    assert found.dtype == dtype
+    assert found.device.type == "cuda"
+    return error(case, tensors, found)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
+    assert run(CASES[name], dtype) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_exact_unless_allowed_otherwise(name: str) -> None:
+    assert run(CASES[name], SINGLE) <= SINGLE_TOLERANCE[False]
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("name", CASES)
+def test_float32_by_tensorfloat(name: str) -> None:
+    assert run(CASES[name], SINGLE) <= SINGLE_TOLERANCE[True]
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run[2].forced is not None])
+def test_every_kernel_agrees_with_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, dtype, settings = RUNS[name]
+    assert settings.forced is not None
+    monkeypatch.setenv("DCNZOO_CUDA_KERNEL", f"{KERNELS[settings.forced.kernel]}/{settings.forced.splits}")
+    assert run(case, dtype) <= (SINGLE_TOLERANCE[True] if dtype == SINGLE else TOLERANCE[dtype])
+
+
+def test_large_maps() -> None:
+    case = Case(2, 128, 128, (100, 168), mask=True, bias=True, relu=True)
+    assert run(case, HALF) <= TOLERANCE[HALF]
+
+
+def test_every_output_is_written() -> None:
+    case, tensors = SMALL, on_gpu(SMALL.tensors(HALF))
+    for _ in range(3):  # what the allocator gives back for the next output is full of not-a-number
+        poison = torch.full((2, 48, 13, 17), torch.nan, dtype=HALF, device="cuda")
+        del poison
+        assert ops.deform_conv2d(**tensors, **case.options()).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [HALF, SINGLE], ids=str)
+def test_results_repeat(dtype: torch.dtype) -> None:
+    tensors = on_gpu(SMALL.tensors(dtype))
+    first = ops.deform_conv2d(**tensors, **SMALL.options())
+    assert all(ops.deform_conv2d(**tensors, **SMALL.options()).equal(first) for _ in range(20))
+
+
+def test_tensors_may_be_views() -> None:
+    tensors, options = on_gpu(SMALL.tensors(HALF)), SMALL.options()
+    wanted = ops.deform_conv2d(**tensors, **options)
+    both = torch.cat([tensors["offset"], tensors["mask"]], dim=1)
+    tensors["offset"], tensors["mask"] = both.split([18, 9], dim=1)
+    padded = torch.zeros(2, 65, 13, 17, dtype=HALF, device="cuda").to(memory_format=torch.channels_last)
+    padded[:, 1:] = tensors["input"]
+    tensors["input"] = padded[:, 1:]  # neither dense nor aligned
+    tensors["weight"] = tensors["weight"].contiguous()
+    tensors["bias"] = tensors["bias"].repeat_interleave(2)[::2]
+    assert ops.deform_conv2d(**tensors, **options).equal(wanted)
+
+
+def test_positions_keep_float32_beside_short_maps() -> None:
+    case = replace(SMALL, mask=False)
+    tensors = case.tensors(HALF)
+    tensors["offset"] = tensors["offset"].float() + 1e-4
+    assert error(case, tensors, ops.deform_conv2d(**on_gpu(tensors), **case.options())) <= TOLERANCE[HALF]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_result_has_the_layout_of_the_input(layout: torch.memory_format) -> None:
+    tensors = on_gpu(SMALL.tensors(HALF))
+    tensors["input"] = tensors["input"].contiguous(memory_format=layout)
+    assert ops.deform_conv2d(**tensors, **SMALL.options()).is_contiguous(memory_format=layout)
+
+
+def test_no_images_give_no_outputs() -> None:
+    tensors = on_gpu({name: value[:0] for name, value in Case().tensors(HALF).items() if name != "weight"})
+    weight = torch.randn(16, 16, 3, 3, dtype=HALF, device="cuda")
+    assert ops.deform_conv2d(**tensors, weight=weight, padding=(1, 1)).shape == (0, 16, 9, 11)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38, -3e38])
+def test_positions_that_are_none(value: float) -> None:
+    image = torch.ones(1, 16, 9, 11, dtype=HALF, device="cuda")
+    offset = torch.full((1, 2, 9, 11), value, device="cuda")
+    weight = torch.ones(16, 16, 1, 1, dtype=HALF, device="cuda")
+    assert ops.deform_conv2d(image, offset, weight).abs().max() == 0
+
+
+def test_computes_on_the_current_stream() -> None:
+    tensors = on_gpu(SMALL.tensors(HALF))
+    wanted = ops.deform_conv2d(**tensors, **SMALL.options())
+    stream = torch.cuda.Stream()
+    late = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # what follows must wait for this, and on no other stream
+        for name, value in tensors.items():
+            late[name].copy_(value)
+        found = ops.deform_conv2d(**late, **SMALL.options())
+    stream.synchronize()
+    assert found.equal(wanted)
+
+
+def test_can_be_captured_as_a_graph() -> None:
+    tensors = on_gpu(SMALL.tensors(HALF))
+    ops.deform_conv2d(**tensors, **SMALL.options())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.deform_conv2d(**tensors, **SMALL.options())
+    tensors["input"].normal_()
+    graph.replay()
+    assert captured.equal(ops.deform_conv2d(**tensors, **SMALL.options()))
+
+
+def test_takes_nothing_but_its_output_and_the_sums() -> None:
+    tensors = on_gpu(SMALL.tensors(HALF))
+    output = ops.deform_conv2d(**tensors, **SMALL.options())
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ops.deform_conv2d(**tensors, **SMALL.options())
+    most_splits, sums = 8, 4 * output.numel()
+    assert torch.cuda.max_memory_allocated() - before <= output.nbytes + most_splits * sums + 4096
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_computes_where_its_tensors_are() -> None:
+    tensors = SMALL.tensors(HALF)
+    found = ops.deform_conv2d(**{k: v.to("cuda:1") for k, v in tensors.items()}, **SMALL.options())
+    assert found.device.index == 1
+    assert error(SMALL, tensors, found) <= TOLERANCE[HALF]
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    """Input and output of 2.2·10⁹ elements; the last rows against the same rows alone."""
+    images, channels, height, width = 3, 64, 3000, 3900
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("needs 16 GiB of free memory")
+    size = (images, channels, height, width)
+    image = torch.empty(size, dtype=HALF, device="cuda", memory_format=torch.channels_last)
+    assert image.numel() > 2**31
+    image.normal_()
+    offset = torch.rand(images, 2, height, width, dtype=HALF, device="cuda")
+    weight = torch.randn(channels, channels, 1, 1, dtype=HALF, device="cuda")
+    found = ops.deform_conv2d(image, offset, weight)[-1:, :, -9:-1]
+    wanted = ops.deform_conv2d(image[-1:, :, -9:].contiguous(memory_format=torch.channels_last),
+                               offset[-1:, :, -9:].contiguous(), weight)[:, :, :-1]  # fmt: skip
+    assert found.equal(wanted)
+
+
+def test_tensors_of_different_devices_are_refused() -> None:
+    tensors = SMALL.tensors(HALF)
+    arguments = tensors["input"].cuda(), tensors["weight"].cuda(), tensors["offset"], None, None
+    with pytest.raises(RuntimeError, match="must be on the GPU of the input"):
+        torch.ops.dcnzoo.deform_conv2d(*arguments, [1, 1], [1, 1], [1, 1])
+
+
+def test_operator_refuses_what_would_read_outside() -> None:
+    tensors, geometry = on_gpu(SMALL.tensors(HALF)), ([1, 1], [1, 1], [1, 1])
+    image, weight, offset = (tensors[name] for name in ("input", "weight", "offset"))
+    wrong = [
+        (image, weight, offset[..., 1:], None, None, *geometry),
+        (image, weight, offset, offset, None, *geometry),
+        (image, weight, offset, None, torch.zeros(5, dtype=HALF, device="cuda"), *geometry),
+        (image, weight, offset, None, None, *geometry, weight),
+        (image, weight, offset, None, None, [0, 1], *geometry[1:]),
+        (image.float(), weight, offset, None, None, *geometry),
+    ]
+    for arguments in wrong:
+        with pytest.raises(RuntimeError, match="deform_conv2d"):
+            torch.ops.dcnzoo.deform_conv2d(*arguments)
+
+
+@pytest.mark.parametrize("name", ["deform_conv2d", "deform_conv2d_tf32"])
+def test_operator_obeys_the_rules_of_pytorch(name: str) -> None:
+    tensors, geometry = on_gpu(SMALL.tensors(SINGLE)), ([1, 1], [1, 1], [1, 1])
+    head = [tensors[key] for key in ("input", "weight", "offset", "mask", "bias")]
+    torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, (*head, *geometry, None, True, True))
+
+
+def test_autocast_computes_in_half() -> None:
+    tensors = on_gpu(SMALL.tensors(SINGLE))
+    with torch.autocast("cuda", dtype=HALF):
+        found = ops.deform_conv2d(**tensors, **SMALL.options())
+    assert found.dtype == HALF
