@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,6 @@ from dcnzoo.evaluation.results import (
     write_results,
 )
 from dcnzoo.hardware import PeakMemory, peak_memory
-from dcnzoo.manifest import ClassSet
 from dcnzoo.predictor import Predictor
 from dcnzoo.processes import Processes
 from dcnzoo.sources import ImageSource
@@ -125,13 +125,8 @@ def with_categories(
     categories = annotations.category_ids(predictor.class_names)
     ids = tuple(-1 if category is None else category for category in categories)
     labels = [label for label, category in enumerate(categories) if category is not None]
-    renamed = Predictor(
-        predictor.model,
-        predictor.preprocessing,
-        ClassSet(predictor.class_names, ids),
-        predictor.device,
-        predictor.precision,
-    )
+    renamed = copy(predictor)
+    renamed.category_ids = ids
     return renamed, None if len(labels) == len(ids) else np.array(labels, np.int64)
 
 
