@@ -12,3 +12,8 @@ SHORT_DTYPES = (torch.float16, torch.bfloat16)
 
 KERNEL_DTYPES = (torch.float32, torch.float64, *SHORT_DTYPES)
 """What the compiled deformable operators compute with."""
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a type are computed with: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
