@@ -24,6 +24,12 @@ except ImportError:  # no PyTorch while building: the package runs on torchvisio
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch 2.11
 ROUNDING = ["-ffp-contract=off"]  # results that do not depend on what the processor can fuse
 COMPILE = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# For scripts/sanitize.sh: `address,undefined` builds with these checks, which end the process on a finding.
+SANITIZERS = os.environ.get("DCNZOO_SANITIZE")
+if SANITIZERS:
+    COMPILE += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+    COMPILE += ["-fno-omit-frame-pointer", "-O1", "-g1"]
+LINK = [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 
 # Kernels of one instruction set each, compiled with its flags and without PyTorch's headers, so that
 # no inline function shared with the rest of the program is ever built for a newer processor.
@@ -202,6 +208,7 @@ def native_build() -> dict[str, Any]:
         "dcnzoo._C",
         CPU_SOURCES,
         extra_compile_args=[*COMPILE, *STABLE_ABI, *ROUNDING],
+        extra_link_args=LINK,
         depends=HEADERS,
         py_limited_api=True,
     )

@@ -21,10 +21,12 @@ from torch import nn
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.manifest import Architecture, load_manifest
+from dcnzoo.memory import is_out_of_memory
 from dcnzoo.models.rcnn import RCNN
-from dcnzoo.predictor import Predictor, StageTimes, load
+from dcnzoo.predictor import Predictor, load
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
+from dcnzoo.times import StageTimes
 
 MODEL_STAGES = {"backbone": "backbone", "neck": "neck", "rpn": "rpn_head", "roi": "roi_head"}
 """Stages within the model → the submodule whose forward each of them is."""
@@ -34,16 +36,6 @@ STAGES = ("decode", "preprocess", "transfer", *MODEL_STAGES, "postprocess")
 
 NUM_CLASSES = 80
 """Of random weights for an architecture that is not in the manifest: as many as COCO has."""
-
-OUT_OF_MEMORY_WORDS = (
-    "can't allocate memory",  # PyTorch's allocator for the CPU
-    "not enough memory",  # the same on Windows
-    "std::bad_alloc",
-    "could not create a primitive",  # oneDNN, when it gets no memory for its code or buffers
-    "out of memory",  # CUDA
-    "_ALLOC_FAILED",  # cuBLAS, cuDNN
-)
-"""How the libraries say that memory ran out, where they have no exception for it."""
 
 
 @dataclass(frozen=True)
@@ -340,16 +332,3 @@ def _summarise(
         memory=peak_memory(device),
         stamp=hardware_stamp(device),
     )
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tells whether an error, or what caused it, says that memory ran out.
-
-    PyTorch has an exception of its own for a full GPU. For the CPU's memory, and within the libraries that it
-    calls, there is only a RuntimeError and its text.
-    """
-    if error is None:
-        return False
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
-    return known or told or is_out_of_memory(error.__cause__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import pickletools
 import re
 import sys
 import zipfile
@@ -80,6 +81,8 @@ def load_checkpoint(path: str | Path, *, widen: bool = True) -> Checkpoint:
     tensors = {}
     for name, value in state_dict.items() if isinstance(state_dict, Mapping) else ():
         if isinstance(name, str) and isinstance(value, Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise CheckpointError(str(path), f"has less numbers than tensor {name} claims")
             wide = value.float() if widen and value.is_floating_point() else value
             tensors[_published_name(name)] = wide.detach()
     if not tensors:
@@ -129,7 +132,7 @@ def _read(path: Path) -> Any:
 
 
 def _refuse_foreign_formats(path: Path, stream: BinaryIO) -> None:
-    """Refuses TorchScript archives, which PyTorch would hand to another loader."""
+    """Refuses TorchScript archives, which PyTorch would hand to another loader, and compressed ones."""
     if not stream.read(1):
         raise CheckpointError(str(path), "is empty; fetch or copy it again")
     stream.seek(0)
@@ -137,6 +140,9 @@ def _refuse_foreign_formats(path: Path, stream: BinaryIO) -> None:
         with zipfile.ZipFile(stream) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise CheckpointError(str(path), "is a TorchScript program, expected a state dict")
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                # A few bytes could become any number of them.
+                raise CheckpointError(str(path), "holds compressed parts, which PyTorch never writes")
     stream.seek(0)
 
 
@@ -179,10 +185,8 @@ _HARMLESS: dict[tuple[str, str], Any] = {
     ("builtins", "list"): list,
     ("builtins", "tuple"): tuple,
     ("builtins", "dict"): dict,
-    ("builtins", "bytearray"): bytearray,
     ("builtins", "complex"): complex,
     ("builtins", "slice"): slice,
-    ("builtins", "range"): range,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
@@ -193,6 +197,8 @@ _HARMLESS: dict[tuple[str, str], Any] = {
 """What a pickle may really use."""
 
 _INERT = {
+    ("builtins", "bytearray"),  # of a number, it and range could ask for all memory
+    ("builtins", "range"),
     ("builtins", "getattr"),  # methods of logging helpers, as MMEngine pickles them
     ("builtins", "object"),
     ("_codecs", "encode"),  # bytes of numpy scalars
@@ -241,6 +247,20 @@ _PYTHON_2_NAMES = {"__builtin__": "builtins"}
 
 class _SafeUnpickler(pickle.Unpickler):
     """Finds only `_HARMLESS` objects; anything else is a placeholder or a refusal, never an import."""
+
+    def __init__(self, stream: BinaryIO, **options: Any) -> None:
+        super().__init__(stream, **options)
+        self._stream = stream
+
+    def load(self) -> Any:
+        """Loads a pickle whose numbered places are as many as it uses, as those of every real one are."""
+        start = self._stream.tell()
+        for count, (operation, number, _) in enumerate(pickletools.genops(self._stream)):
+            # The unpickler makes room for all places below the highest number at once.
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(number or 0) > count:
+                raise pickle.UnpicklingError(f"place {number} after {count} operations")
+        self._stream.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """Resolves a global of the pickle without importing anything."""

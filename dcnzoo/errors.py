@@ -138,6 +138,10 @@ class DeviceError(DcnzooError):
     """The requested device or precision is not available."""
 
 
+class OutOfMemoryError(DeviceError):
+    """Images do not fit into the memory of the device."""
+
+
 class OpsUnavailableError(DcnzooError):
     """A native operator was asked for and is not available."""
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dcnzoo.errors import ImageReadError
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from dcnzoo.manifest import Preprocessing
@@ -195,6 +195,8 @@ def collate(prepared: Sequence[PreparedImage], preprocessing: Preprocessing) -> 
     Returns:
         The batch. Padding is zero after normalisation, so it equals the mean colour.
     """
+    import torch  # here, for the processes that read images need not wait for it
+
     divisor = preprocessing.size_divisor
     image_sizes = [(image.pixels.shape[0], image.pixels.shape[1]) for image in prepared]
     height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*image_sizes, strict=True))

@@ -6,8 +6,6 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
-import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,13 +20,15 @@ from PIL import Image
 from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
-from dcnzoo.errors import CheckpointError, DeviceError
+from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
+from dcnzoo.memory import is_out_of_memory
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
 from dcnzoo.sources import read_image
+from dcnzoo.times import StageTimes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,27 +44,6 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 100
 """What COCO's metric expects, and what the published figures were obtained with."""
-
-
-class StageTimes(defaultdict[str, float]):
-    """Seconds spent per stage of the work."""
-
-    def __init__(self) -> None:
-        super().__init__(float)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Adds the time that the block takes to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[stage] += time.perf_counter() - start
-
-    def add(self, other: StageTimes) -> None:
-        """Adds the seconds of another run of the same stages."""
-        for stage, seconds in other.items():
-            self[stage] += seconds
 
 
 class Predictor:
@@ -212,33 +191,44 @@ class Predictor:
         """Detects in images that `prepare` has resized; otherwise as `predict_batch`.
 
         Raises:
-            DeviceError: the batch does not fit into the GPU's memory.
+            OutOfMemoryError: the batch does not fit into the memory of the device.
         """
-        times = StageTimes() if times is None else times
+        with _told_if_out_of_memory(len(prepared), self.device):
+            return self._predict_prepared(
+                prepared, score_threshold, max_detections, labels, StageTimes() if times is None else times
+            )
+
+    def _predict_prepared(
+        self,
+        prepared: Sequence[PreparedImage],
+        score_threshold: float,
+        max_detections: int,
+        labels: NDArray[np.int64] | None,
+        times: StageTimes,
+    ) -> list[Detections]:
         with times.measure("preprocess"):
             batch = collate(prepared, self.preprocessing)
         with times.measure("inference"), torch.inference_mode():
             images = batch.images.to(self.device, PRECISIONS[self.precision])
-            try:
-                found = self.model(
-                    images,
-                    batch.image_sizes,
-                    batch.original_sizes,
-                    score_threshold=score_threshold,
-                    max_detections=max_detections,
-                    labels=None if labels is None else torch.from_numpy(labels).to(self.device),
-                )
-            except torch.OutOfMemoryError as error:
-                raise DeviceError(
-                    f"{len(prepared)} images of {images.shape[-1]}x{images.shape[-2]} do not fit into the"
-                    f" memory of {self.device}; use a smaller --batch-size or --short-side"
-                ) from error
+            found = self.model(
+                images,
+                batch.image_sizes,
+                batch.original_sizes,
+                score_threshold=score_threshold,
+                max_detections=max_detections,
+                labels=None if labels is None else torch.from_numpy(labels).to(self.device),
+            )
             found = [_to_cpu(instances) for instances in found]
         with times.measure("postprocess"):
             return [
                 self._detections(instances, size)
                 for instances, size in zip(found, batch.original_sizes, strict=True)
             ]
+
+    def free_memory(self) -> None:
+        """Gives memory of the GPU back that PyTorch keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def find_labels(self, classes: Iterable[str | int] | None) -> NDArray[np.int64] | None:
         """Translates class names and COCO category ids to labels; None stands for all.
@@ -372,6 +362,20 @@ def identify(
         raise CheckpointError(str(checkpoint.path), "does not name its architecture; give it with --arch")
     classes = find_classes(checkpoint, said.classes if said else None, known)
     return architecture, classes, said.preprocessing if said else Preprocessing()
+
+
+@contextmanager
+def _told_if_out_of_memory(images: int, device: torch.device) -> Iterator[None]:
+    """Turns what PyTorch raises when memory is short into an `OutOfMemoryError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = "the image does" if images == 1 else f"{images} images together do"
+        raise OutOfMemoryError(
+            f"{what} not fit into the memory of {device}; use a smaller --batch-size or --short-side"
+        ) from error
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,36 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
 """How long a process waits for the slowest; when one fails, torchrun ends the others at once."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal parts of the work.
+
+    Whole batches are dealt out in turn, so that every item is done once and with the same companions as
+    if one process did all.
+
+    Attributes:
+        index: which part, 0 to count - 1.
+        count: how many there are.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder with its results."""
+        return f"shard-{self.index + 1}-of-{self.count}"
+
+    def holds(self, position: int, batch_size: int) -> bool:
+        """Tells whether an item belongs to the part.
+
+        Args:
+            position: of the item among all, from 0.
+            batch_size: items that are done together.
+        """
+        return position // batch_size % self.count == self.index
 
 
 @dataclass(frozen=True)
@@ -48,18 +78,10 @@ class Processes:
         """Waits until every process has come here."""
         self.gather(None)
 
-    def share(self, items: Sequence[T], batch_size: int) -> list[T]:
-        """Returns the items that this process has to do.
-
-        Whole batches are dealt out in turn, so that every item is done once and with the same
-        companions as if one process did all.
-
-        Args:
-            items: the same in every process.
-            batch_size: items that are done together.
-        """
-        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        return [item for batch in batches[self.rank :: self.count] for item in batch]
+    @property
+    def share(self) -> Share:
+        """What this process has to do."""
+        return Share(self.rank, self.count)
 
 
 @contextmanager
@@ -77,3 +99,8 @@ def find_processes() -> Iterator[Processes]:
         yield Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def environment_share() -> Share:
+    """Returns the part that RANK and WORLD_SIZE, as torchrun sets them, give to this process."""
+    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -5,25 +5,31 @@ Memory is bounded by the batch size and the number of workers, whatever the numb
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dcnzoo.errors import ImageReadError
-from dcnzoo.predictor import MAX_DETECTIONS, SCORE_THRESHOLD, Predictor, StageTimes
+from dcnzoo.errors import ImageReadError, OutOfMemoryError
+from dcnzoo.predictor import MAX_DETECTIONS, SCORE_THRESHOLD, Predictor
+from dcnzoo.processes import Share
+from dcnzoo.reader import ImageReaders, ReadSettings, pixel_limit
 from dcnzoo.results import DRAWN_SCORE
-from dcnzoo.sources import ImageSource, read_image
-from dcnzoo.writers import ErrorLog, ImageIds, ImageResult, Writer
-from dcnzoo.writers.folder import output_errors
+from dcnzoo.times import StageTimes
+from dcnzoo.writers import ImageIds, ImageResult, Listing, Shard, Stems
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from dcnzoo.image import PreparedImage
+    from dcnzoo.results import Detections
+    from dcnzoo.sources import ImageSource
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,12 +44,15 @@ class StreamSettings:
 
     Attributes:
         batch_size: images per forward pass.
-        workers: threads that read and resize images while the model computes; 0 reads between batches.
+        workers: processes that read and resize images while the model computes; 0 reads between batches.
         score_threshold: least score of a detection in the data formats.
         drawn_score: least score of a detection in pictures.
         max_detections: per image.
         labels: classes to keep, None for all.
         strict: whether an unreadable image stops the run.
+        share: which of the images are to be done.
+        image_timeout: seconds that reading an image may take, None for any time; only with workers.
+        max_pixels: images with more are refused; None leaves Pillow's limit.
     """
 
     batch_size: int = 1
@@ -53,6 +62,9 @@ class StreamSettings:
     max_detections: int = MAX_DETECTIONS
     labels: NDArray[np.int64] | None = None
     strict: bool = False
+    share: Share = field(default_factory=Share)
+    image_timeout: float | None = None
+    max_pixels: int | None = None
 
 
 @dataclass
@@ -61,7 +73,8 @@ class Tally:
 
     Attributes:
         images: images predicted.
-        failures: images that could not be read.
+        failures: images that could not be read or predicted.
+        skipped: images that an earlier run has done.
         unlisted: images left out because the annotations do not list them.
         detections: detections written to the data formats.
         times: seconds per stage, summed over threads.
@@ -69,18 +82,33 @@ class Tally:
 
     images: int = 0
     failures: int = 0
+    skipped: int = 0
     unlisted: int = 0
     detections: int = 0
     times: StageTimes = field(default_factory=StageTimes)
 
 
-@dataclass(frozen=True)
-class LoadedImage:
+class NamedImage(NamedTuple):
+    """An image to be done.
+
+    Attributes:
+        source: where it comes from.
+        image_id: COCO image id, None unless a writer needs it.
+        stem: that its files are named by, None unless a writer needs it.
+    """
+
+    source: ImageSource
+    image_id: int | None
+    stem: str | None
+
+
+class LoadedImage(NamedTuple):
     """An image that is ready for the model.
 
     Attributes:
         source: where it came from.
         image_id: COCO image id, None unless a writer needs it.
+        stem: that its files are named by, None unless a writer needs it.
         prepared: resized pixels.
         pixels: (H, W, 3) RGB, None unless a writer needs it.
         times: seconds that loading took.
@@ -88,9 +116,16 @@ class LoadedImage:
 
     source: ImageSource
     image_id: int | None
+    stem: str | None
     prepared: PreparedImage
     pixels: NDArray[np.uint8] | None
     times: StageTimes
+
+
+class FailedImage(NamedTuple):
+    """An image that could not be read, and why."""
+
+    error: ImageReadError
 
 
 class ImageStream:
@@ -98,31 +133,33 @@ class ImageStream:
 
     Args:
         predictor: the model.
-        writers: get every image that could be read, in order.
-        errors: gets every image that could not.
+        shard: gets every image, with its result or the reason why there is none.
         settings: how.
         tally: counts what is done, readable at any time.
         image_ids: gives the images their COCO ids; those that it does not know are left out.
         progress: called with the number of images that are done since the last call.
+        deferred: makes a context in which the run is not interrupted.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        writers: Sequence[Writer],
-        errors: ErrorLog,
+        shard: Shard,
         settings: StreamSettings,
         tally: Tally,
         image_ids: ImageIds | None = None,
         progress: Callable[[int], object] = lambda _: None,
+        deferred: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self.predictor, self.writers, self.errors = predictor, writers, errors
-        self.settings, self.tally = settings, tally
-        self.image_ids, self.progress = image_ids, progress
-        self._keep_pixels = any(writer.needs_pixels for writer in writers)
+        self.predictor, self.shard, self.settings, self.tally = predictor, shard, settings, tally
+        self.image_ids, self.progress, self.deferred = image_ids, progress, deferred
+        self._stems = None
+        if any(writer.needs_stem for writer in shard.writers):
+            self._stems = Stems(shard.progress.stems)
+        self._listed, self._digest = 0, hashlib.sha256()
 
     def run(self, sources: Iterable[ImageSource]) -> None:
-        """Predicts and writes every image.
+        """Predicts and writes every image that belongs to the share and is not done yet.
 
         Args:
             sources: read a few images ahead of the model.
@@ -132,69 +169,117 @@ class ImageStream:
             OutputError: results cannot be written.
         """
         batch: list[LoadedImage] = []
-        ahead = self.settings.workers + self.settings.batch_size
-        with map_ahead(self._load, self._numbered(sources), self.settings.workers, ahead) as images:
+        workers, size = self.settings.workers, self.settings.batch_size
+        readers = self._readers()
+        with (
+            pixel_limit(self.settings.max_pixels),
+            map_ahead(partial(_load, readers), self._left(sources), workers, workers + size) as images,
+            readers,  # ended first, so that the threads need not wait for what they read
+        ):
             for image in images:
-                if isinstance(image, ImageReadError):
-                    self._fail(image)
-                    continue
-                batch.append(image)
-                if len(batch) == self.settings.batch_size:
-                    self._predict(batch)
-                    batch = []
+                with self.deferred():
+                    if isinstance(image, FailedImage):
+                        self._fail(image.error)
+                        continue
+                    batch.append(image)
+                    if len(batch) == size:
+                        self._predict(batch)
+                        batch = []
+        with self.deferred():
             if batch:
                 self._predict(batch)
+            self.shard.commit(Listing(self._listed, self._digest.hexdigest()))
 
-    def _numbered(self, sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, int | None]]:
+    def _readers(self) -> ImageReaders:
+        sides = self.predictor.preprocessing
+        settings = ReadSettings(
+            sides.short_side,
+            sides.long_side,
+            any(writer.needs_pixels for writer in self.shard.writers),
+            self.settings.max_pixels,
+        )
+        return ImageReaders(self.settings.workers, settings, self.settings.image_timeout)
+
+    def _left(self, sources: Iterable[ImageSource]) -> Iterator[NamedImage]:
+        """Numbers and names all images, whoever does them, and yields those that are left to be done."""
+        done = self.shard.progress.locations
         for source in sources:
+            if done[source.location]:
+                # It has its id and its name, which are taken.
+                self._list(source)
+                done[source.location] -= 1
+                self.tally.skipped += 1
+                self.progress(1)
+                continue
             image_id = self.image_ids.find(source) if self.image_ids else None
             if self.image_ids and image_id is None:
                 self.tally.unlisted += 1
                 self.progress(1)
-            else:
-                yield source, image_id
+                continue
+            stem = self._stems.find(source) if self._stems else None
+            if self.settings.share.holds(self._list(source), self.settings.batch_size):
+                yield NamedImage(source, image_id, stem)
 
-    def _load(self, numbered: tuple[ImageSource, int | None]) -> LoadedImage | ImageReadError:
-        """Reads and resizes an image; runs in a worker."""
-        source, image_id = numbered
-        times = StageTimes()
-        try:
-            with times.measure("decode"):
-                pixels = read_image(source.location)
-        except ImageReadError as error:
-            return error
-        with times.measure("preprocess"):
-            prepared = self.predictor.prepare(pixels)
-        return LoadedImage(source, image_id, prepared, pixels if self._keep_pixels else None, times)
+    def _list(self, source: ImageSource) -> int:
+        """Notes that an image is listed, and returns how many were before it."""
+        self._digest.update(os.fsencode(source.location) + b"\0")
+        self._listed += 1
+        return self._listed - 1
 
     def _fail(self, error: ImageReadError) -> None:
         self.tally.failures += 1
-        with output_errors(self.errors.path):
-            self.errors.write(error)
+        self.shard.fail(error)
         if self.settings.strict:
             raise error
         self.progress(1)
 
     def _predict(self, batch: Sequence[LoadedImage]) -> None:
-        results = self.predictor.predict_prepared(
+        """Predicts and writes a batch; one that does not fit into memory image by image."""
+        try:
+            found = self._detect(batch)
+        except OutOfMemoryError:
+            found = None
+        if found is not None:
+            self._write(batch, found)
+            return
+        for image in batch:
+            self.predictor.free_memory()
+            try:
+                self._write([image], self._detect([image]))
+            except OutOfMemoryError as error:
+                self._fail(ImageReadError(image.source.location, str(error)))
+
+    def _detect(self, batch: Sequence[LoadedImage]) -> list[Detections]:
+        return self.predictor.predict_prepared(
             [image.prepared for image in batch],
             score_threshold=self.settings.score_threshold,
             max_detections=self.settings.max_detections,
             labels=self.settings.labels,
             times=self.tally.times,
         )
-        for image, detections in zip(batch, results, strict=True):
-            detections = replace(detections, path=image.source.location)
-            drawn = detections.above(self.settings.drawn_score)
-            result = ImageResult(image.source, detections, drawn, image.pixels, image.image_id)
-            with self.tally.times.measure("write"):
-                for writer in self.writers:
-                    with output_errors(writer.path):
-                        writer.write(result)
+
+    def _write(self, batch: Sequence[LoadedImage], found: Sequence[Detections]) -> None:
+        results = [self._result(image, one) for image, one in zip(batch, found, strict=True)]
+        with self.tally.times.measure("write"):
+            self.shard.write(results)
+        for image, one in zip(batch, found, strict=True):
             self.tally.times.add(image.times)
             self.tally.images += 1
-            self.tally.detections += len(detections)
+            self.tally.detections += len(one)
         self.progress(len(batch))
+
+    def _result(self, image: LoadedImage, detections: Detections) -> ImageResult:
+        detections = replace(detections, path=image.source.location)
+        drawn = detections.above(self.settings.drawn_score)
+        return ImageResult(image.source, detections, drawn, image.pixels, image.image_id, image.stem)
+
+
+def _load(readers: ImageReaders, image: NamedImage) -> LoadedImage | FailedImage:
+    """Reads and resizes an image; runs in a worker."""
+    try:
+        return LoadedImage(*image, *readers.read(image.source.location))
+    except ImageReadError as error:
+        return FailedImage(error)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ python=$checkout/.venv/bin/python
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 
-"$python" -m build --wheel --no-isolation --outdir "$room/dist" "$checkout" >"$room/build.log" 2>&1 || { cat "$room/build.log"; exit 1; }
+DCNZOO_CUDA=0 "$python" -m build --wheel --no-isolation --outdir "$room/dist" "$checkout" >"$room/build.log" 2>&1 || { cat "$room/build.log"; exit 1; }
 "$python" -m venv "$room/venv"
 "$room/venv/bin/pip" install --quiet "$room"/dist/dcnzoo-*.whl
 "$python" "$checkout/scripts/make_standin.py" faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco "$room/standin.pth"

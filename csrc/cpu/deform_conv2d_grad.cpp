@@ -96,7 +96,7 @@ Tensor deform_conv2d_weight_grad(const Tensor& grad, const Tensor& input, const 
   const Tensor grad_weight = torch::stable::empty(sizes, gradient.type);
   gradient.call.grad_output = dense_grad.const_data_ptr();
   gradient.call.grad_weight = grad_weight.mutable_data_ptr();
-  gradient.run(gradient.kernels.weight, shape.taps(), gradient.kernels.weight.chunks(shape, threads()));
+  gradient.run(gradient.kernels.weight, shape.kernel_h, gradient.kernels.weight.chunks(shape, threads()));
   return converted(grad_weight, weight.scalar_type());
 }
 

@@ -18,15 +18,6 @@ namespace {
 // Longest depth of one product; a panel of B with it fits the first-level cache.
 constexpr int64_t grad_depth = 256;
 
-// The fewest chunks, from `least`, that keep all threads busy for all but a fraction of the time.
-inline int64_t even_chunks(int64_t units, int64_t least, int64_t most, int threads) {
-  for (int64_t chunks = least; chunks < most; ++chunks) {
-    const int64_t tasks = units * chunks;
-    if (100 * ceil_div(tasks, threads) * threads <= 107 * tasks) return chunks;
-  }
-  return most;
-}
-
 // What the input channels are cut into: vectors of the only group up to a panel long, or whole merged groups.
 template <class T>
 struct ChannelParts {
@@ -37,10 +28,23 @@ struct ChannelParts {
         channels(layout.groups > 1 ? layout.channels : Tile<T>::panel) {}
 
   int64_t widest_chunk(int64_t chunks) const { return ceil_div(count, chunks) * channels; }
-  int64_t fewest_chunks(int64_t most_channels) const {
-    return ceil_div(count, max<int64_t>(1, most_channels / channels));
+
+  // How many chunks of at most so many channels take the least time, when each of `units` is cut into them. All
+  // chunks compute their sampling points, which costs about as much as `extra` parts.
+  int64_t best_chunks(int64_t units, int64_t most_channels, double extra, int threads) const {
+    int64_t best = count;
+    double best_cost = 0;
+    for (int64_t chunks = ceil_div(count, max<int64_t>(1, most_channels / channels)); chunks <= count; ++chunks) {
+      const int64_t rounds = ceil_div(units * chunks, threads);
+      const double cost = static_cast<double>(rounds) * (static_cast<double>(ceil_div(count, chunks)) + extra);
+      if (best_cost == 0 || cost < best_cost) best = chunks, best_cost = cost;
+    }
+    return best;
   }
 };
+
+// As measured: the points of a dense convolution are a small part of the time, those of a grouped one are not.
+inline double extra_parts(const Layout& layout) { return layout.groups > 1 ? 4 : 0.5; }
 
 // The input channels [begin, end) of one task; merged groups [group_begin, group_end).
 struct Channels {
@@ -194,8 +198,8 @@ struct PointGradient {
 
 template <class T>
 int64_t input_grad_chunks(const ConvShape& shape, int threads) {
-  const ChannelParts<T> parts(Layout::of<T>(shape));
-  return even_chunks(max<int64_t>(shape.images, 1), parts.fewest_chunks(2048), parts.count, threads);
+  const Layout layout = Layout::of<T>(shape);
+  return ChannelParts<T>(layout).best_chunks(max<int64_t>(shape.images, 1), 2048, extra_parts(layout), threads);
 }
 
 template <class T>
@@ -342,124 +346,160 @@ void run_input_grad(const DeformConv2dGrad& call, int64_t chunks, int64_t task, 
 
 // ---- gradient of the weight ----
 
-// Sums of a task should fit the second-level cache about.
+// A task has some channels of the taps of one row of the kernel: their samples are close to each other.
 template <class T>
 int64_t weight_grad_chunks(const ConvShape& shape, int threads) {
+  constexpr int64_t most_sums = 262144;
   const Layout layout = Layout::of<T>(shape);
-  const ChannelParts<T> parts(layout);
-  const int64_t most_channels = max<int64_t>(Tile<T>::panel, min<int64_t>(256, 262144 / layout.columns));
-  return even_chunks(shape.taps(), parts.fewest_chunks(most_channels), parts.count, threads);
+  const int64_t most_channels = min<int64_t>(256, most_sums / (layout.columns * shape.kernel_w));
+  return ChannelParts<T>(layout).best_chunks(shape.kernel_h, most_channels, extra_parts(layout), threads);
 }
+
+// Channels that follow each other in the input and in a panel of the tile, of one deformable group.
+struct Run {
+  int64_t channel, length;
+  int64_t panel, panel_width;  // where the panel starts, per pixel of the block, and its channels
+  int64_t place;               // in the panel, and gaps between groups before it
+};
 
 template <class T>
 class WeightGradient {
  public:
   static size_t scratch_bytes(const ConvShape& shape, int64_t chunks) {
     const Layout layout = Layout::of<T>(shape);
-    const int64_t channels = ChannelParts<T>(layout).widest_chunk(chunks), depth = block_depth(layout);
-    const int64_t numel = 3 * depth + tile_numel(layout, channels, depth) + layout.columns * channels;
-    return round_up(numel * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(SampleTable<T>::bytes_per_pixel) * depth, 64);
+    const int64_t channels = ChannelParts<T>(layout).widest_chunk(chunks);
+    const int64_t numel =
+        3 * longest_block + tile_numel(layout, channels) + shape.kernel_w * layout.columns * channels;
+    const size_t bytes = numel * sizeof(T) + SampleTable<T>::bytes_per_pixel * longest_block + channels * sizeof(Run);
+    return round_up(static_cast<int64_t>(bytes), 64);
   }
 
   WeightGradient(const DeformConv2dGrad& call, int64_t chunks, int64_t task, void* memory)
       : call_(call),
         shape_(call.shape),
         layout_(Layout::of<T>(call.shape)),
-        tap_(task / chunks),
+        first_tap_(task / chunks * shape_.kernel_w),
         channels_(Channels::of<T>(shape_, layout_, task % chunks, chunks)),
-        depth_(block_depth(layout_)),
-        table_(reinterpret_cast<char*>(static_cast<T*>(memory) + 3 * depth_), depth_) {
-    y_ = static_cast<T*>(memory), x_ = y_ + depth_, scale_ = x_ + depth_;
-    tile_ = reinterpret_cast<T*>(reinterpret_cast<char*>(scale_ + depth_) + SampleTable<T>::bytes_per_pixel * depth_);
-    sums_ = tile_ + tile_numel(layout_, ChannelParts<T>(layout_).widest_chunk(chunks), depth_);
+        runs_(static_cast<Run*>(memory)),
+        table_(reinterpret_cast<char*>(runs_ + ChannelParts<T>(layout_).widest_chunk(chunks)), longest_block) {
+    find_runs();
+    y_ = reinterpret_cast<T*>(table_.end(longest_block)), x_ = y_ + longest_block, scale_ = x_ + longest_block;
+    tile_ = scale_ + longest_block;
+    sums_ = tile_ + tile_numel(layout_, ChannelParts<T>(layout_).widest_chunk(chunks));
   }
 
   void run() {
+    const int64_t depth = min(longest_block, max<int64_t>(64, 65536 / layout_.columns / 8 * 8 - 8));
     for (int64_t image = 0; image < shape_.images; ++image) {
-      for (int64_t begin = 0; begin < shape_.out_pixels(); begin += depth_) {
-        const int64_t end = min(begin + depth_, shape_.out_pixels());
-        sample(image, begin, end);
-        multiply(image, begin, end);
+      for (int64_t begin = 0; begin < shape_.out_pixels(); begin += depth) {
+        const int64_t end = min(begin + depth, shape_.out_pixels());
+        for (int64_t tap = 0; tap < shape_.kernel_w; ++tap) {
+          sample(image, first_tap_ + tap, begin, end);
+          multiply(image, tap, begin, end);
+        }
       }
     }
-    write();
+    for (int64_t tap = 0; tap < shape_.kernel_w; ++tap) write(tap);
   }
 
  private:
-  static int64_t block_depth(const Layout& layout) {
-    return min(grad_depth, max<int64_t>(64, 65536 / layout.columns / 16 * 16));
-  }
+  // Panels of 256 pixels would start at the same places of the first-level cache.
+  static constexpr int64_t longest_block = 240, group_gap = 16;
+
   static int64_t padded_channels(const Layout& layout) { return round_up(layout.channels, Simd<T>::width); }
-  // Per group whole vectors; those of a chunk of the only group are rounded up too.
-  static int64_t tile_numel(const Layout& layout, int64_t channels, int64_t depth) {
-    const int64_t padded = layout.groups > 1 ? channels / layout.channels * padded_channels(layout) : channels;
-    return padded * depth;
+  // Per group whole vectors; those of a chunk of the only group are rounded up already.
+  static int64_t tile_numel(const Layout& layout, int64_t channels) {
+    if (layout.groups == 1) return channels * longest_block;
+    return channels / layout.channels * (padded_channels(layout) * longest_block + group_gap);
+  }
+
+  void find_runs() {
+    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
+    constexpr int64_t panel = Tile<T>::panel;
+    same_length_ = true;
+    for (int64_t c = channels_.begin; c < channels_.end;) {
+      const int64_t group = c / layout_.channels, first = channels_.first_of(group, layout_);
+      const int64_t count = channels_.last_of(group, layout_) - first, at = c - group * layout_.channels - first;
+      Run run{};
+      run.channel = c;
+      run.place = at % panel;
+      run.panel = at - run.place;
+      run.panel_width = min(panel, round_up(count, Simd<T>::width) - run.panel);
+      run.length = min(min(panel - run.place, count - at), deform_channels - c % deform_channels);
+      run.panel += (group - channels_.group_begin) * padded_channels(layout_);
+      run.place += (group - channels_.group_begin) * group_gap;
+      runs_[num_runs_++] = run;
+      same_length_ &= run.length == runs_[0].length;
+      c += run.length;
+    }
   }
 
   // B of the product: per group panels of channels, [panel][pixel][channel].
-  void sample(int64_t image, int64_t begin, int64_t end) const {
+  void sample(int64_t image, int64_t tap, int64_t begin, int64_t end) const {
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups, count = end - begin;
-    const T* source = static_cast<const T*>(call_.input) + image * shape_.height * shape_.width * shape_.in_channels;
-    for (int64_t d = channels_.begin / deform_channels; d * deform_channels < channels_.end; ++d) {
-      const bool masked = call_.mask.data != nullptr;
-      gather_points(shape_, call_.offset, call_.mask, call_.mask_is_logits, image, d * layout_.taps + tap_, begin, end,
+    const bool masked = call_.mask.data != nullptr;
+    for (int64_t first = 0, last = 0; first < num_runs_; first = last) {
+      const int64_t d = runs_[first].channel / deform_channels;
+      while (last < num_runs_ && runs_[last].channel < (d + 1) * deform_channels) ++last;
+      gather_points(shape_, call_.offset, call_.mask, call_.mask_is_logits, image, d * layout_.taps + tap, begin, end,
                     y_, x_, scale_);
       fill_table(y_, x_, masked ? scale_ : nullptr, count, shape_.height, shape_.width, table_);
-      const int64_t first = max(channels_.begin, d * deform_channels);
-      const int64_t last = min(channels_.end, (d + 1) * deform_channels);
-      for (int64_t i = 0; i < count; ++i) {
-        sample_pixel(Corners<T>(table_, i, source, shape_.in_channels), i, count, first, last);
+      if (same_length_ && runs_[0].length == 2 * Simd<T>::width) {
+        sample_runs<2>(image, count, first, last);
+      } else if (same_length_ && runs_[0].length == Simd<T>::width) {
+        sample_runs<1>(image, count, first, last);
+      } else {
+        sample_runs<0>(image, count, first, last);
       }
     }
   }
 
-  DCNZOO_INLINE void sample_pixel(const Corners<T>& corners, int64_t pixel, int64_t count, int64_t first,
-                                  int64_t last) const {
-    constexpr int64_t panel = Tile<T>::panel;
-    for (int64_t c = first; c < last;) {
-      const int64_t group = c / layout_.channels, group_begin = channels_.first_of(group, layout_);
-      const int64_t at = c - group * layout_.channels - group_begin, in_panel = at % panel;
-      const int64_t width = padded_width(group), panel_begin = at - in_panel;
-      const int64_t panel_width = min(panel, width - panel_begin);
-      const int64_t run = min(min(panel_width - in_panel, last - c), layout_.channels * (group + 1) - c);
-      corners.sample(c, run, tile_of(group, count) + panel_begin * count + pixel * panel_width + in_panel);
-      c += run;
+  // VECTORS is the length of all runs, or 0 for any lengths.
+  template <int VECTORS>
+  void sample_runs(int64_t image, int64_t count, int64_t first, int64_t last) const {
+    const T* source = static_cast<const T*>(call_.input) + image * shape_.height * shape_.width * shape_.in_channels;
+    for (int64_t i = 0; i < count; ++i) {
+      const Corners<T> corners(table_, i, source, shape_.in_channels);
+      for (int64_t r = first; r < last; ++r) {
+        const Run& run = runs_[r];
+        T* target = tile_ + run.panel * count + i * run.panel_width + run.place;
+        if constexpr (VECTORS == 0) corners.sample(run.channel, run.length, target);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) corners.sample_vector(run.channel + v * Simd<T>::width, target + v * Simd<T>::width);
+      }
     }
   }
 
-  // Channels of the chunk in this group, in whole vectors.
-  int64_t padded_width(int64_t group) const {
-    return round_up(channels_.last_of(group, layout_) - channels_.first_of(group, layout_), Simd<T>::width);
-  }
   T* tile_of(int64_t group, int64_t count) const {
-    return tile_ + (group - channels_.group_begin) * padded_channels(layout_) * count;
+    return tile_ + (group - channels_.group_begin) * (padded_channels(layout_) * count + group_gap);
   }
-  // Columns of C follow each other as the channels of the chunk.
-  T* sums_of(int64_t group) const {
-    return sums_ + max<int64_t>(group * layout_.channels - channels_.begin, 0);
+  // [tap of the row][column of a group][channel of the chunk].
+  T* sums_of(int64_t tap, int64_t group) const {
+    return sums_ + tap * layout_.columns * channels_.count() + max<int64_t>(group * layout_.channels - channels_.begin, 0);
   }
 
-  void multiply(int64_t image, int64_t begin, int64_t end) const {
+  void multiply(int64_t image, int64_t tap, int64_t begin, int64_t end) const {
     const int64_t pixels = shape_.out_pixels(), count = end - begin;
     const bool first = image == 0 && begin == 0;
     for (int64_t group = channels_.group_begin; group < channels_.group_end; ++group) {
       const T* grad = static_cast<const T*>(call_.grad_output) +
                       (image * shape_.out_channels + group * layout_.columns) * pixels + begin;
       matrix_product(Rows{1, layout_.columns, 0}, channels_.last_of(group, layout_) - channels_.first_of(group, layout_),
-                     count, grad, pixels, tile_of(group, count), sums_of(group), channels_.count(),
+                     count, grad, pixels, tile_of(group, count), sums_of(tap, group), channels_.count(),
                      Epilogue<T>{!first, false, nullptr});
     }
   }
 
   // The blocks on the diagonal of the merged groups are the gradient.
-  void write() const {
+  void write(int64_t tap) const {
     const int64_t channels = layout_.channels / layout_.merged, columns = layout_.columns / layout_.merged;
     for (int64_t group = channels_.group_begin; group < channels_.group_end; ++group) {
       const int64_t first = channels_.first_of(group, layout_), last = channels_.last_of(group, layout_);
       for (int64_t column = 0; column < layout_.columns; ++column) {
         const int64_t own = column / columns * channels;
-        T* target = static_cast<T*>(call_.grad_weight) + (group * layout_.columns + column) * channels * layout_.taps + tap_;
-        const T* source = sums_of(group) + column * channels_.count() - first;
+        const int64_t row = group * layout_.columns + column;
+        T* target = static_cast<T*>(call_.grad_weight) + row * channels * layout_.taps + first_tap_ + tap;
+        const T* source = sums_of(tap, group) + column * channels_.count() - first;
         for (int64_t c = max(first, own); c < min(last, own + channels); ++c) target[(c - own) * layout_.taps] = source[c];
       }
     }
@@ -468,11 +508,13 @@ class WeightGradient {
   const DeformConv2dGrad& call_;
   const ConvShape& shape_;
   const Layout layout_;
-  const int64_t tap_;
+  const int64_t first_tap_;
   const Channels channels_;
-  const int64_t depth_;
+  Run* const runs_;
   const SampleTable<T> table_;
   T *y_, *x_, *scale_, *tile_, *sums_;
+  int64_t num_runs_ = 0;
+  bool same_length_;
 };
 
 template <class T>

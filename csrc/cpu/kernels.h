@@ -81,7 +81,7 @@ struct DeformConv2dGrad {
   void* grad_weight;          // dense
 };
 
-// A gradient is computed in images × chunks tasks, that of the weight in taps × chunks.
+// A gradient is computed in images × chunks tasks, that of the weight in kernel_h × chunks.
 struct GradKernels {
   int64_t (*chunks)(const ConvShape&, int threads);
   size_t (*scratch_bytes)(const ConvShape&, int64_t chunks);  // per worker

@@ -25,6 +25,8 @@ struct SampleTable {
       pixel[corner] = reinterpret_cast<int32_t*>(memory + 4 * sizeof(T) * pixels) + corner * pixels;
     }
   }
+
+  char* end(int64_t pixels) const { return reinterpret_cast<char*>(pixel[3] + pixels); }
 };
 
 // A rectangle of output pixels; its pixels are numbered row by row.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.inference import (
+    FREE,
     InferenceOptions,
     check_model_name,
     load_predictor,
     model_options,
-    pixel_limit,
     progress_bar,
     run_options,
 )
 from dcnzoo.cli.options import FILE, POSITIVE
-from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS
-from dcnzoo.writers.folder import OutputFolder, output_errors
+from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, PARTS
+from dcnzoo.writers.folder import OutputFolder, output_errors, write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
@@ -65,6 +66,10 @@ class Options(InferenceOptions):
         elif self.model or self.weights or self.arch:
             raise click.UsageError(
                 "--results scores a file without a model; leave --model, --weights and --arch out."
+            )
+        if self.results is not None and self.resume:
+            raise click.UsageError(
+                "--resume goes on with a model's run; there is nothing to go on with here."
             )
         if (self.coco is None) == (self.annotations is None):
             raise click.UsageError("Give --coco, a folder laid out as COCO, or --annotations and --images.")
@@ -156,25 +161,55 @@ def run(options: Options, manifest: Path | None) -> None:
     annotations = listed.select(chosen, options.limit)
     results = None if options.results is None else read_results(options.results, listed)
     with find_processes() as processes:
-        folder = open_folder(options)
+        folder = open_folder(options, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.annotation_file, options.results) if path])
+        finished = processes.is_first and folder.resumes and is_finished(options.out)
         run_figures: dict[str, Any] = {}
-        if results is None:
+        if processes.gather(finished)[0]:
+            results, run_figures = read_finished(options.out)
+        elif results is None:
             results, run_figures = predict(options, manifest, annotations, folder, processes)
         elif processes.is_first:
-            folder.start(options.note())
+            folder.start()
         if processes.is_first:
             report(options, manifest, annotations, results, run_figures)
+            shutil.rmtree(options.out / PARTS, ignore_errors=True)
 
 
-def open_folder(options: Options) -> OutputFolder:
+def is_finished(out: Path) -> bool:
+    """Tells whether a run has come to its end: what it writes last is there."""
+    from dcnzoo.evaluation.report import METRICS_FILE
+
+    return (out / METRICS_FILE).exists()
+
+
+def read_finished(out: Path) -> tuple[dict[Kind, CocoResults], dict[str, Any]]:
+    """Returns what `predict` has returned in a run that came to its end.
+
+    Raises:
+        EvaluationError: a file cannot be read.
+    """
+    from dcnzoo.evaluation.json_file import read_json
+    from dcnzoo.evaluation.report import METRICS_FILE
+    from dcnzoo.evaluation.results import KINDS, RESULT_FILES
+
+    metrics = read_json(out / METRICS_FILE)
+    results = {kind: read_json(out / RESULT_FILES[kind]) for kind in KINDS if kind in metrics}
+    return results, {name: metrics[name] for name in ("memory", "speed", "hardware")}
+
+
+def open_folder(options: Options, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
     from dcnzoo.evaluation.report import product_names
-    from dcnzoo.evaluation.results import PARTS, RESULT_FILES
+    from dcnzoo.evaluation.results import RESULT_FILES
 
     products = [*product_names(), *RESULT_FILES.values(), PARTS]
-    return OutputFolder(options.out, products, options.overwrite, PROGRAM)
+    note = {**options.note(PROGRAM), "processes": processes.count}
+    free = {*FREE, "per_class", "evaluator", "confusion_score", "as_json"}
+    return OutputFolder(
+        options.out, products, note, overwrite=options.overwrite, resume=options.resume, free=free
+    )
 
 
 def predict(
@@ -195,18 +230,21 @@ def predict(
     from dcnzoo.hardware import hardware_stamp
     from dcnzoo.stream import StreamSettings
 
-    loaded = load_predictor(on_own_gpu(options, processes), manifest)
+    loaded = load_predictor(options, manifest, processes.share)
     kinds = find_kinds(loaded.model.has_masks, annotations)
     predictor, labels = with_categories(loaded, annotations)
-    settings = StreamSettings(options.batch_size, options.workers, labels=labels, strict=True)
+    settings = StreamSettings(
+        options.batch_size,
+        options.workers,
+        labels=labels,
+        share=processes.share,
+        image_timeout=options.image_timeout,
+        max_pixels=options.max_pixels,
+    )
     if processes.is_first:
-        folder.start(options.note())
+        folder.start()
     processes.wait()
-    share = processes.share(files, options.batch_size)
-    with (
-        pixel_limit(options.max_pixels),
-        progress_bar(options.quiet or not processes.is_first, lambda: len(share)) as progress,
-    ):
+    with progress_bar(options.quiet or not processes.is_first, lambda: len(files)) as progress:
         speed = collect(predictor, annotations, files, options.out, settings, processes, progress)
     results = merge_parts(options.out, annotations, kinds) if processes.is_first else {}
     if processes.is_first and not options.quiet:
@@ -227,15 +265,6 @@ def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
         return ["bbox"]
     annotations.check_masks()
     return ["bbox", "segm"]
-
-
-def on_own_gpu(options: Options, processes: Processes) -> Options:
-    """Gives each of several processes the GPU of its number, unless a device was asked for by number."""
-    import torch
-
-    if processes.count > 1 and options.device in (None, "cuda") and torch.cuda.is_available():
-        return dataclasses.replace(options, device=f"cuda:{processes.local_rank}")
-    return options
 
 
 def report(
@@ -265,12 +294,12 @@ def report(
         "num_images": len(annotations.images),
         **metrics,
         **run_figures,
-        "options": options.note(),
+        "options": options.note(PROGRAM),
     }
     content = json.dumps(figures, indent=2)
     with output_errors(options.out):
         text.write_report(options.out, annotations, evaluations)
-        (options.out / text.METRICS_FILE).write_text(f"{content}\n", encoding="ascii")
+        write_whole(options.out / text.METRICS_FILE, f"{content}\n")  # last of all: now the run is finished
     lines = text.report_lines(annotations, evaluations, compared, options.per_class)
     click.echo(content if options.as_json else "\n".join(lines))
     if not options.quiet:

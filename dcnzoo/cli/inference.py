@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +17,12 @@ from dcnzoo.cli.options import FILE, POSITIVE, Command, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
+    from dcnzoo.processes import Share
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+
+FREE = ("version", "device", "image_timeout", "out", "overwrite", "quiet", "resume", "strict", "workers")
+"""What may differ between a run and the one that resumes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,9 @@ class InferenceOptions:
     short_side: int | None
     long_side: int | None
     max_pixels: int | None
+    image_timeout: float
     overwrite: bool
+    resume: bool
     quiet: bool
     url_base: str | None
 
@@ -60,12 +65,15 @@ class InferenceOptions:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.short_side and self.long_side and self.short_side > self.long_side:
             raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
+        if self.resume and self.overwrite:
+            raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
 
-    def note(self) -> dict[str, Any]:
-        """Returns what is noted about the run: version and options, in JSON types."""
+    def note(self, program: str) -> dict[str, Any]:
+        """Returns what is noted about the run: program, version and options, in JSON types."""
         values = dataclasses.asdict(self)
         del values["url_base"]  # may hold a password, and changes no result
         return {
+            "program": program,
             "version": __version__,
             **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
         }
@@ -98,7 +106,7 @@ _RUN_OPTIONS = (
         metavar="N",
         default=DEFAULT_WORKERS,
         show_default=True,
-        help="Threads that decode while the model computes.",
+        help="Processes that decode while the model computes.",
     ),
     click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
     click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
@@ -109,6 +117,15 @@ _RUN_OPTIONS = (
         envvar="DCNZOO_MAX_PIXELS",
         help="Refuse larger images, as decompression bombs.  [default: 178956970]",
     ),
+    click.option(
+        "--image-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        default=60,
+        show_default=True,
+        help="Give an image up that takes longer to read; only with --workers.",
+    ),
+    click.option("--resume", is_flag=True, help="Go on where an earlier run into DIR stopped."),
     click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR."),
     click.option("--quiet", is_flag=True, help="No progress bar and no summary."),
     url_base_option,
@@ -143,8 +160,8 @@ def check_model_name(options: InferenceOptions, manifest: Path | None) -> None:
         Architecture.parse(options.arch)
 
 
-def load_predictor(options: InferenceOptions, manifest: Path | None) -> Predictor:
-    """Loads the model.
+def load_predictor(options: InferenceOptions, manifest: Path | None, share: Share) -> Predictor:
+    """Loads the model, onto a GPU of its own for each of several processes.
 
     Raises:
         DcnzooError: it cannot be loaded.
@@ -156,7 +173,7 @@ def load_predictor(options: InferenceOptions, manifest: Path | None) -> Predicto
         weights=options.weights,
         arch=options.arch,
         manifest=manifest,
-        device=options.device,
+        device=own_device(options.device, share),
         precision=options.precision,
         short_side=options.short_side,
         long_side=options.long_side,
@@ -164,22 +181,18 @@ def load_predictor(options: InferenceOptions, manifest: Path | None) -> Predicto
     )
 
 
-@contextmanager
-def pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Sets Pillow's limit against decompression bombs, which is the process's, for the block."""
-    from PIL import Image
+def own_device(device: str | None, share: Share) -> str | None:
+    """Gives each of several processes the GPU of its number, unless one was asked for.
 
-    before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        # Pillow warns above its limit, and refuses above twice the limit.
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
-    try:
-        with warnings.catch_warnings():
-            # Large images below the limit and oddities in their headers: nothing that a user can act on.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    Args:
+        device: what was asked for, None if nothing was.
+        share: what the process has to do.
+    """
+    import torch
+
+    if share.count > 1 and device in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', share.index)) % torch.cuda.device_count()}"
+    return device
 
 
 @contextmanager

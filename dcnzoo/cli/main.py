@@ -1,11 +1,13 @@
 """The `dcnzoo` program: finds the command, runs it, and turns errors into words and exit codes.
 
-Exit codes: 0 done, 1 an error (or images that failed), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 an error (or images that failed), 2 wrong usage, 130 or 143 stopped by
+SIGINT (Ctrl-C) or SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from copy import copy
@@ -22,6 +24,7 @@ from dcnzoo.errors import DcnzooError
 COMMANDS = {
     "predict": "dcnzoo.cli.predict:predict",
     "eval": "dcnzoo.cli.eval:evaluate",
+    "merge": "dcnzoo.cli.merge:merge",
     "bench": "dcnzoo.cli.bench:bench",
     "list": "dcnzoo.cli.list:list_models",
     "info": "dcnzoo.cli.info:info",
@@ -131,9 +134,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             None if arguments is None else list(arguments), "dcnzoo", standalone_mode=False, obj=settings
         )
         sys.stdout.flush()
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         print("interrupted", file=sys.stderr)
-        return 130
+        # click turns what stopped a command into an Abort.
+        return 128 + getattr(error.__cause__ or error, "signum", signal.SIGINT)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dcnzoo.cli.inference import (
+    FREE,
     InferenceOptions,
     check_model_name,
     load_predictor,
     model_options,
-    pixel_limit,
     progress_bar,
     run_options,
 )
 from dcnzoo.cli.options import FILE, POSITIVE, several, split
 from dcnzoo.errors import SourceError
+from dcnzoo.processes import Share, environment_share
 from dcnzoo.sources import STDIN, check_sources, find_images
-from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Writer
-from dcnzoo.writers.folder import OutputFolder, output_errors
+from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
+from dcnzoo.writers.folder import OutputFolder
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
     from dcnzoo.predictor import Predictor
     from dcnzoo.stream import StreamSettings, Tally
+
+PROGRAM = "dcnzoo predict"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Options(InferenceOptions):
     max_detections: int
     classes: tuple[str, ...]
     strict: bool
+    shard: Share | None
 
     def check(self) -> None:
         """Checks what click cannot: options that depend on each other.
@@ -62,6 +67,15 @@ class Options(InferenceOptions):
         self.check_model()
         if self.annotations is not None and "coco" not in self.formats:
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
+
+
+def _parse_shard(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
+    if value is None:
+        return None
+    numbers = [int(part) if part.isdecimal() else 0 for part in value.split("/")]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise click.BadParameter(f"expected I/N with 1 <= I <= N, got {value}", context, parameter)
+    return Share(numbers[0] - 1, numbers[1])
 
 
 @click.command()
@@ -96,6 +110,12 @@ class Options(InferenceOptions):
     "--classes", metavar="NAMES", multiple=True, callback=split, help="Only these: names or category ids."
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be read.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_parse_shard,
+    help="Do part I of N, 1 to N; `dcnzoo merge` joins them.  [default: what torchrun says]",
+)
 @run_options
 @click.pass_obj
 def predict(settings: Settings, /, **options: Any) -> int:
@@ -116,41 +136,50 @@ def run(options: Options, manifest: Path | None) -> int:
     """Predicts as the options say; everything that can be checked without the model is checked before it.
 
     Returns:
-        Exit code: 1 if an image could not be read.
+        Exit code: 1 if an image failed.
     """
     check_model_name(options, manifest)
-    folder = OutputFolder(options.out, PRODUCTS, options.overwrite)
-    check_sources(options.sources, folder.products)
-    image_ids = find_image_ids(options, folder)
+    share = options.shard or environment_share()
+    folder = open_folder(options, share)
+    searched = excluded(options, share)
+    check_sources(options.sources, searched)
+    check_image_ids(options, searched)
     folder.check(options.sources)
-    predictor = load_predictor(options, manifest)
-    settings = stream_settings(options, predictor)
-    folder.start(options.note())
-    with pixel_limit(options.max_pixels):
-        tally = stream(options, folder, predictor, settings, image_ids)
+    predictor = load_predictor(options, manifest, share)
+    settings = stream_settings(options, predictor, share)
+    tally = stream(options, folder, predictor, settings, searched)
     if tally.failures:
-        log = options.out / ErrorLog.product
-        click.echo(f"images that could not be read: {tally.failures}; {log} says why", err=True)
+        log = folder.path / ErrorLog.product
+        click.echo(f"images that failed: {tally.failures}; {log} says why", err=True)
     return 1 if tally.failures else 0
 
 
-def find_image_ids(options: Options, folder: OutputFolder) -> ImageIds | None:
-    """Returns what numbers the images, None if no format needs it.
+def open_folder(options: Options, share: Share) -> OutputFolder:
+    """Returns the folder for the results: below `--out`, if the work is shared."""
+    path = options.out / share.folder_name if share.count > 1 else options.out
+    note = {**options.note(PROGRAM), "shard": dataclasses.astuple(share)}
+    return OutputFolder(path, PRODUCTS, note, overwrite=options.overwrite, resume=options.resume, free=FREE)
+
+
+def excluded(options: Options, share: Share) -> list[Path]:
+    """Returns the folders in which no images are looked for, since results go there."""
+    shards = [Share(index, share.count).folder_name for index in range(share.count)]
+    return [options.out / name for name in (*PRODUCTS, *shards)]
+
+
+def check_image_ids(options: Options, searched: Sequence[Path]) -> None:
+    """Checks that the annotations, if there are any, list at least one of the images.
 
     Raises:
-        SourceError: the annotations cannot be read or list none of the images.
+        SourceError: they cannot be read or list none.
     """
-    if not any(WRITERS[name].needs_image_id for name in options.formats):
-        return None
-    image_ids = ImageIds(options.annotations)
     if options.annotations is not None and STDIN not in options.sources:
-        images = find_images(options.sources, folder.products)
-        if all(image_ids.find(image) is None for image in images):
+        image_ids = ImageIds(options.annotations)
+        if all(image_ids.find(image) is None for image in find_images(options.sources, searched)):
             raise SourceError(f"{options.annotations} lists none of the images")
-    return image_ids
 
 
-def stream_settings(options: Options, predictor: Predictor) -> StreamSettings:
+def stream_settings(options: Options, predictor: Predictor, share: Share) -> StreamSettings:
     """Translates the options that need the model.
 
     Raises:
@@ -173,6 +202,9 @@ def stream_settings(options: Options, predictor: Predictor) -> StreamSettings:
         max_detections=options.max_detections,
         labels=labels,
         strict=options.strict,
+        share=share,
+        image_timeout=options.image_timeout,
+        max_pixels=options.max_pixels,
     )
 
 
@@ -181,32 +213,37 @@ def stream(
     folder: OutputFolder,
     predictor: Predictor,
     settings: StreamSettings,
-    image_ids: ImageIds | None,
+    searched: Sequence[Path],
 ) -> Tally:
     """Takes the images through the model to the writers, with a progress bar and a summary."""
+    from dcnzoo.stopping import StopSignals
     from dcnzoo.stream import ImageStream, Tally
 
-    tally, start = Tally(), time.perf_counter()
+    tally, start, signals = Tally(), time.perf_counter(), StopSignals()
+    folder.start()
+    done = folder.progress()
     try:
         with ExitStack() as stack:
-            writers = [stack.enter_context(writer) for writer in open_writers(options)]
-            progress = stack.enter_context(progress_bar(options.quiet, lambda: count_images(options, folder)))
-            images = find_images(options.sources, folder.products)
-            errors = ErrorLog(options.out)
-            ImageStream(predictor, writers, errors, settings, tally, image_ids, progress).run(images)
+            stack.enter_context(signals.caught())
+            shard = stack.enter_context(Shard(folder.path, done, partial(open_writers, options)))
+            image_ids = None
+            if any(writer.needs_image_id for writer in shard.writers):
+                image_ids = ImageIds(options.annotations, done.image_ids)
+            progress = stack.enter_context(
+                progress_bar(options.quiet, lambda: count_images(options, searched))
+            )
+            images = find_images(options.sources, searched)
+            ImageStream(predictor, shard, settings, tally, image_ids, progress, signals.deferred).run(images)
     finally:
         if not options.quiet:
             seconds = time.perf_counter() - start
-            click.echo("\n".join(summary(options, tally, seconds, predictor.device)), err=True)
+            lines = [*summary(options, tally, seconds, predictor.device), f"results: {folder.path}"]
+            click.echo("\n".join(lines), err=True)
     return tally
 
 
-def open_writers(options: Options) -> Iterator[Writer]:
-    """Opens the writers that the options ask for.
-
-    Raises:
-        OutputError: a file cannot be made.
-    """
+def open_writers(options: Options, out: Path, sizes: Mapping[str, int]) -> Iterator[Writer]:
+    """Opens the writers that the options ask for."""
     kinds = [WRITERS[name] for name in options.formats]
     pictures: list[tuple[bool, type[Writer]]] = [
         (options.save_images, ImageWriter),
@@ -214,16 +251,14 @@ def open_writers(options: Options) -> Iterator[Writer]:
     ]
     kinds += [writer for wanted, writer in pictures if wanted]
     for writer in kinds:
-        with output_errors(options.out):
-            opened = writer(options.out)
-        yield opened
+        yield writer(out, sizes)
 
 
-def count_images(options: Options, folder: OutputFolder) -> int | None:
+def count_images(options: Options, searched: Sequence[Path]) -> int | None:
     """Returns the number of images, None if they come from standard input."""
     if STDIN in options.sources:
         return None
-    return sum(1 for _ in find_images(options.sources, folder.products))
+    return sum(1 for _ in find_images(options.sources, searched))
 
 
 def summary(options: Options, tally: Tally, seconds: float, device: torch.device) -> Iterator[str]:
@@ -236,10 +271,11 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
         f"{tally.images} images, {tally.failures} failures, {tally.detections} detections"
         f" in {seconds:.1f} s ({rate:.2f} images/s)"
     )
+    if tally.skipped:
+        yield f"images that an earlier run has done: {tally.skipped}"
     if tally.unlisted:
         yield f"images left out, since {options.annotations} does not list them: {tally.unlisted}"
     if tally.images:
         stages = ", ".join(f"{stage} {tally.times[stage] / tally.images * 1000:.1f}" for stage in STAGES)
         yield f"ms per image: {stages}"
     yield f"peak memory: {peak_memory(device)}"
-    yield f"results: {options.out}"

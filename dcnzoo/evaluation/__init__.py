@@ -14,3 +14,6 @@ CONFUSION_SCORE = 0.3
 
 EVALUATORS = {"pycocotools": "pycocotools", "faster-coco-eval": "faster_coco_eval"}
 """Packages that can compute COCO's metrics, and the modules that they are imported as."""
+
+PARTS = "parts"
+"""Folder below the output folder with the shards, while the run goes on."""

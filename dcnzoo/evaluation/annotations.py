@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dcnzoo.errors import EvaluationError
@@ -135,7 +135,8 @@ class Annotations:
             folder: that file names are relative to.
 
         Raises:
-            EvaluationError: some are not there, or images share a file; with how many and the first ten.
+            EvaluationError: some are not there or elsewhere, or images share a file; with how many and the
+                first ten.
         """
         unnamed = [image.image_id for image in self.images if image.file_name is None]
         if unnamed:
@@ -143,6 +144,8 @@ class Annotations:
         names = [str(image.file_name) for image in self.images]
         if shared := [name for name, count in Counter(names).items() if count > 1]:
             raise self.error(f"{len(shared)} files belong to several images: {listing(shared)}")
+        if outside := [name for name in names if _leads_out(name)]:
+            raise self.error(f"{len(outside)} file names lead out of the folder: {listing(outside)}")
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise self.error(
                 f"{len(absent)} of its {len(names)} images are not in {folder}: {listing(absent)};"
@@ -215,6 +218,11 @@ def listing(names: Iterable[object]) -> str:
     texts = [str(name) for name in names]
     rest = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
     return ", ".join(texts[:LISTED]) + rest
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _unique(items: Iterable[Entry]) -> Iterable[Entry]:

@@ -6,7 +6,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcnzoo.errors import EvaluationError
+from dcnzoo.evaluation import PARTS
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.results import (
-    PARTS,
     RESULT_FILES,
     CocoResults,
     Kind,
@@ -25,12 +27,12 @@ from dcnzoo.evaluation.results import (
     write_results,
 )
 from dcnzoo.hardware import PeakMemory, peak_memory
-from dcnzoo.manifest import ClassSet
 from dcnzoo.predictor import Predictor
 from dcnzoo.processes import Processes
 from dcnzoo.sources import ImageSource
+from dcnzoo.stopping import StopSignals
 from dcnzoo.stream import STAGES, ImageStream, StreamSettings, Tally
-from dcnzoo.writers import ErrorLog, ImageIds, ImageResult
+from dcnzoo.writers import ErrorLog, ImageIds, ImageResult, Progress, Shard, Writer, read_journal
 from dcnzoo.writers.coco import IMAGE_LIST, CocoWriter
 from dcnzoo.writers.folder import output_errors
 
@@ -41,6 +43,7 @@ class Speed:
 
     Attributes:
         seconds: from the first image to the last, without loading the model and without scoring.
+        images: how many were predicted; fewer than were scored if an earlier run had done some.
         images_per_second: of all processes together.
         ms_per_image: of each stage, in milliseconds, summed over threads.
         processes: how many shared the work.
@@ -48,6 +51,7 @@ class Speed:
     """
 
     seconds: float
+    images: int
     images_per_second: float
     ms_per_image: dict[str, float]
     processes: int
@@ -60,8 +64,9 @@ class Speed:
 
     def lines(self) -> Iterator[str]:
         """Yields the figures as lines of text."""
-        together = f" by {self.processes} processes" if self.processes > 1 else ""
-        yield f"{self.images_per_second:.2f} images/s{together}, {self.seconds:.1f} s in all"
+        rate = f"{self.images_per_second:.2f} images/s"
+        rate += f" by {self.processes} processes" if self.processes > 1 else ""
+        yield f"{self.images} images in {self.seconds:.1f} s ({rate})"
         yield f"ms per image: {', '.join(f'{name} {ms:.1f}' for name, ms in self.ms_per_image.items())}"
         yield f"peak memory: {self.memory}"
 
@@ -82,11 +87,12 @@ class PartWriter(CocoWriter):
 
     Args:
         out: existing folder.
+        sizes: of files that an earlier run left.
         annotations: of the images.
     """
 
-    def __init__(self, out: Path, annotations: Annotations) -> None:
-        super().__init__(out)
+    def __init__(self, out: Path, sizes: Mapping[str, int], annotations: Annotations) -> None:
+        super().__init__(out, sizes)
         self._annotations, self._sizes = annotations, annotations.image_sizes
 
     def write(self, result: ImageResult) -> None:
@@ -119,13 +125,8 @@ def with_categories(
     categories = annotations.category_ids(predictor.class_names)
     ids = tuple(-1 if category is None else category for category in categories)
     labels = [label for label, category in enumerate(categories) if category is not None]
-    renamed = Predictor(
-        predictor.model,
-        predictor.preprocessing,
-        ClassSet(predictor.class_names, ids),
-        predictor.device,
-        predictor.precision,
-    )
+    renamed = copy(predictor)
+    renamed.category_ids = ids
     return renamed, None if len(labels) == len(ids) else np.array(labels, np.int64)
 
 
@@ -138,48 +139,76 @@ def collect(
     processes: Processes,
     progress: Callable[[int], object],
 ) -> Speed:
-    """Predicts every image and leaves the results of this process in a folder of its own.
+    """Predicts every image that is left and leaves the results of this process in a shard of its own.
+
+    A first SIGINT or SIGTERM is heeded after the batch in hand.
 
     Args:
         predictor: the model, which names its detections by the annotations' category ids.
         annotations: of the images to predict.
         files: their files, in the same order.
         out: the output folder.
-        settings: how.
-        processes: who else takes part; each does its share.
-        progress: called with the number of images that this process has done since the last call.
+        settings: how, and which share.
+        processes: who else takes part.
+        progress: called with the number of images that are done since the last call.
 
     Returns:
         Speed of all processes together, once all are done.
 
     Raises:
-        ImageReadError: an image cannot be read.
-        EvaluationError: an image has another size than annotated.
+        EvaluationError: images cannot be read or predicted, or one has another size than annotated.
         OutputError: results cannot be written.
+        Stopped: a signal came.
     """
-    folder = out / PARTS / str(processes.rank)
+    folder = out / PARTS / settings.share.folder_name
     with output_errors(folder):
-        folder.mkdir(parents=True)
-        writer = PartWriter(folder, annotations)
+        done = _start_shard(folder)
     ids = {str(file): image.image_id for file, image in zip(files, annotations.images, strict=True)}
-    share = processes.share(list(ids), settings.batch_size)
-    sources = (ImageSource(location, PurePosixPath(Path(location).name)) for location in share)
-    tally, start = Tally(), time.perf_counter()
-    with writer:
-        stream = ImageStream(
-            predictor, [writer], ErrorLog(folder), settings, tally, AnnotatedIds(ids), progress
-        )
+    sources = (ImageSource(location, PurePosixPath(Path(location).name)) for location in ids)
+    tally, start, signals = Tally(), time.perf_counter(), StopSignals()
+    with signals.caught(), Shard(folder, done, partial(_open_writers, annotations)) as shard:
+        stream = ImageStream(predictor, shard, settings, tally, AnnotatedIds(ids), progress, signals.deferred)
         stream.run(sources)
-    times = processes.gather(dict(tally.times))
+    tallies = processes.gather(tally)
     seconds = time.perf_counter() - start
     memories = processes.gather(peak_memory(predictor.device))
+    _check_failures(tallies, len(ids), out)
+    return _speed(tallies, seconds, memories)
+
+
+def _start_shard(folder: Path) -> Progress:
+    """Makes the folder of a shard, or finds out what is done in it."""
+    progress = read_journal(folder)
+    if progress.journal_size is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return progress
+
+
+def _open_writers(annotations: Annotations, out: Path, sizes: Mapping[str, int]) -> list[Writer]:
+    return [PartWriter(out, sizes, annotations)]
+
+
+def _check_failures(tallies: Sequence[Tally], images: int, out: Path) -> None:
+    failures = sum(tally.failures for tally in tallies)
+    if failures:
+        raise EvaluationError(
+            str(out),
+            f"{failures} of {images} images failed; {PARTS}/*/{ErrorLog.product} there says why;"
+            " mend them and run again with --resume",
+        )
+
+
+def _speed(tallies: Sequence[Tally], seconds: float, memories: Sequence[PeakMemory]) -> Speed:
+    images = sum(tally.images for tally in tallies)
     return Speed(
         seconds=seconds,
-        images_per_second=len(ids) / seconds,
+        images=images,
+        images_per_second=images / seconds,
         ms_per_image={
-            stage: sum(part.get(stage, 0.0) for part in times) / len(ids) * 1000 for stage in STAGES
+            stage: sum(tally.times[stage] for tally in tallies) / max(images, 1) * 1000 for stage in STAGES
         },
-        processes=processes.count,
+        processes=len(tallies),
         memory=PeakMemory(
             max(memory.host_gib for memory in memories),
             max((memory.gpu_gib for memory in memories if memory.gpu_gib is not None), default=None),
@@ -188,7 +217,7 @@ def collect(
 
 
 def merge_parts(out: Path, annotations: Annotations, kinds: Sequence[Kind]) -> dict[Kind, CocoResults]:
-    """Brings the results of all processes together, in files by kind, and deletes the parts.
+    """Brings the results of all processes together, in files by kind.
 
     Args:
         out: the output folder.
@@ -215,5 +244,4 @@ def merge_parts(out: Path, annotations: Annotations, kinds: Sequence[Kind]) -> d
         merged = {kind: list(split_results(results, kind)) for kind in kinds}
         for kind in kinds:
             write_results(out / RESULT_FILES[kind], merged[kind])
-        shutil.rmtree(out / PARTS)
     return merged

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,7 +12,7 @@ from dcnzoo.errors import EvaluationError
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.json_file import Entry, entries, read_json
 from dcnzoo.evaluation.segmentation import check_rle, to_rle
-from dcnzoo.writers.base import JsonArrayFile
+from dcnzoo.writers.growing import json_elements, json_list
 
 Kind = Literal["bbox", "segm"]
 """What is scored: boxes or masks, by pycocotools' names."""
@@ -23,9 +22,6 @@ FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation"}
 """Where a COCO result has it."""
 
 RESULT_FILES: dict[Kind, str] = {"bbox": "detections.bbox.json", "segm": "detections.segm.json"}
-PARTS = "parts"
-"""Folder below the output folder with one folder per process, while the run goes on."""
-
 CocoResults = list[dict[str, Any]]
 
 
@@ -69,10 +65,12 @@ def split_results(results: Iterable[dict[str, Any]], kind: Kind) -> Iterator[dic
 
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Writes a COCO result file, one result per line."""
-    path.unlink(missing_ok=True)
-    with closing(JsonArrayFile(path)) as file:
-        for _, group in groupby(results, key=lambda result: result["image_id"]):
-            file.extend(list(group))
+    layout = json_list(path.name)
+    with path.open("w", encoding="ascii", newline="\n") as file:
+        file.write(layout.head)
+        for number, (_, group) in enumerate(groupby(results, key=lambda result: result["image_id"])):
+            file.write((layout.separator if number else "") + json_elements(list(group)))
+        file.write(layout.tail)
 
 
 def read_parts(paths: Iterable[Path]) -> CocoResults:

@@ -58,9 +58,12 @@ def deform_conv2d(
         (N, O, Ho, Wo), in the dtype and memory format of `input`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together.
+        ValueError: shapes, types or devices that do not fit together.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
+    if bias is not None and tuple(bias.shape) != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    _check_kinds((input, offset, weight, bias, mask))
     tensors = (*autocast.lowered(input, weight, bias), offset, mask)
     x, weight, bias = cast(tuple[Tensor, Tensor, Tensor | None], tensors[:3])
     _check_dtypes(x, weight, bias)
@@ -184,6 +187,13 @@ def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"input, weight and bias must have one dtype, got {', '.join(map(str, found))}")
 
 
+def _check_kinds(tensors: tuple[Tensor | None, ...]) -> None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    if len({tensor.device for tensor in given}) != 1 or not all(t.is_floating_point() for t in given):
+        found = " and ".join(sorted({f"{tensor.dtype} on {tensor.device}" for tensor in given}))
+        raise ValueError(f"expected floating point tensors on one device, got {found}")
+
+
 def _check_shapes(
     input: Tensor,
     offset: Tensor,
@@ -197,6 +207,11 @@ def _check_shapes(
         raise ValueError(
             "input, offset and weight must have 4 dimensions, "
             f"got {input.ndim}, {offset.ndim} and {weight.ndim}"
+        )
+    if min(*stride, *dilation) < 1 or min(padding) < 0 or 0 in weight.shape[2:]:
+        raise ValueError(
+            "expected a stride, dilation and kernel of at least 1 and a padding of at least 0, got"
+            f" {stride}, {dilation}, {tuple(weight.shape[2:])} and {padding}"
         )
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
     if group_channels == 0 or channels % group_channels or out_channels % (channels // group_channels):

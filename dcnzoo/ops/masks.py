@@ -72,7 +72,7 @@ def _pixels_of(low: float, high: float, size: int) -> range:
     """Pixels whose centres may lie in low–high: one outside gets less than half an edge cell, below 0.5."""
     if not (high > low and math.isfinite(low) and math.isfinite(high)):
         return range(0)
-    return range(max(math.floor(low), 0), min(math.ceil(high), size))
+    return range(math.floor(max(low, 0)), math.ceil(min(high, size)))
 
 
 def _interpolation(pixels: range, low: float, high: float, cells: int) -> FloatArray:

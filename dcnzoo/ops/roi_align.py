@@ -24,13 +24,20 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
 
     Returns:
         (R, C, *output_size) in the dtype of `input`.
+
+    Raises:
+        ValueError: other shapes, no bins, or an image that is not there.
     """
+    _check_shapes(input, rois, output_size)
     backend, _ = active_backend()
     if backend == "reference":
         return reference.deform_roi_pool(input, rois, output_size=output_size, spatial_scale=spatial_scale)
     if backend == "native" and kernels_take_rois(input, rois):
         aligned: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, None, output_size, spatial_scale, 0.0)
         return aligned
+    # Torchvision would read other memory; on a GPU the look at the values would wait for all that was begun.
+    if rois.device.type == "cpu" and not ((rois[:, 0] >= 0) & (rois[:, 0] < len(input))).all():
+        raise ValueError(f"the first column of the RoIs must name images, 0 to {len(input) - 1}")
     from torchvision.ops import roi_align as torchvision_roi_align
 
     # short floats would round RoI coordinates to whole pixels
@@ -134,3 +141,12 @@ if NATIVE_PROBLEM is None:
     ) -> Tensor:
         shape = (rois.shape[0], inputs[0].shape[1], *output_size)
         return inputs[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+def _check_shapes(input: Tensor, rois: Tensor, output_size: Pair) -> None:
+    if input.ndim != 4 or rois.ndim != 2 or rois.shape[1] != 5:
+        raise ValueError(
+            f"expected maps (N, C, H, W) and RoIs (R, 5), got {tuple(input.shape)} and {tuple(rois.shape)}"
+        )
+    if min(output_size) < 1:
+        raise ValueError(f"expected at least one bin per axis, got {output_size}")

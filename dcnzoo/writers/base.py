@@ -6,17 +6,17 @@ name the formats at once.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from dcnzoo.sources import ImageSource
+from dcnzoo.writers.growing import GrowingFile, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from dcnzoo.results import Detections
 
-
 logger = logging.getLogger(__name__)
+
+PARTIAL = ".part"
+"""Name of a file that is being written."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class ImageResult:
     """What there is to write about one image.
 
     Attributes:
-        source: where the image came from, and its name among the results.
+        source: where the image came from.
         detections: all detections.
         drawn: those that pictures show.
         pixels: (H, W, 3) RGB, None unless a writer needs it.
         image_id: COCO image id, None unless a writer needs it.
+        stem: relative path without suffix that no other image of the run has, None unless a writer needs it.
     """
 
     source: ImageSource
@@ -45,6 +48,7 @@ class ImageResult:
     drawn: Detections
     pixels: NDArray[np.uint8] | None = None
     image_id: int | None = None
+    stem: str | None = None
 
 
 class Writer(ABC):
@@ -54,26 +58,38 @@ class Writer(ABC):
 
     Attributes:
         product: name of the file or folder that it makes below the output folder.
+        layouts: of the files that grow; a writer of one file per image has none.
         needs_pixels: whether `ImageResult.pixels` must be there.
         needs_image_id: whether `ImageResult.image_id` must be there.
+        needs_stem: whether `ImageResult.stem` must be there.
 
     Args:
-        out: existing folder, in which `product` does not exist yet.
+        out: existing folder.
+        sizes: of growing files that an earlier run left, by name; those that are not named must not exist.
     """
 
     product: ClassVar[str]
+    layouts: ClassVar[tuple[Layout, ...]] = ()
     needs_pixels: ClassVar[bool] = False
     needs_image_id: ClassVar[bool] = False
+    needs_stem: ClassVar[bool] = False
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, sizes: Mapping[str, int] | None = None) -> None:
         self.path = out / self.product
+        known = sizes or {}
+        self.files = [GrowingFile(out, layout, known.get(layout.name)) for layout in self.layouts]
 
     @abstractmethod
     def write(self, result: ImageResult) -> None:
         """Writes the result of one image."""
 
-    def close(self) -> None:  # noqa: B027
-        """Closes what is open, by default nothing."""
+    def discard(self, keep: Collection[str]) -> None:  # noqa: B027
+        """Deletes the files of images whose stem is not to be kept."""
+
+    def close(self) -> None:
+        """Closes what is open."""
+        for file in self.files:
+            file.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -82,93 +98,63 @@ class Writer(ABC):
         self.close()
 
 
-class GrowingFile:
-    """A new file that grows by whole pieces and has the same last words after each of them.
+class FolderWriter(Writer):
+    """Writes files of their own for each image, named after its stem."""
 
-    A piece that does not fit on the disk leaves no trace, so the file is complete at any time.
+    needs_stem = True
+
+    def save(self, name: str, content: bytes) -> None:
+        """Writes a file; whoever looks finds all of it or nothing.
+
+        Args:
+            name: below the writer's folder.
+            content: of the file.
+        """
+        path, partial = self.path / name, self.path / PARTIAL
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def discard(self, keep: Collection[str]) -> None:
+        """Deletes the files of images whose stem is not to be kept."""
+        for folder, _, names in os.walk(self.path):
+            for path in (Path(folder, name) for name in names):
+                if self.owner(path.relative_to(self.path)) not in keep:
+                    path.unlink()
+
+    def owner(self, path: Path) -> str:
+        """Returns the stem of the image that a file belongs to.
+
+        Args:
+            path: of the file, below the writer's folder.
+        """
+        return path.with_suffix("").as_posix()
+
+
+class Stems:
+    """Gives every image a stem of its own, to name files by.
+
+    It is the image's name without suffix; if another image has that, the whole name; if need be with a
+    number after it: `a`, `a.png`, `a.png-2`.
 
     Args:
-        path: new file.
-        head: text before the first piece.
-        tail: text after the last piece; overwritten by the next.
+        taken: stems that were given before.
     """
 
-    def __init__(self, path: Path, head: str = "", tail: str = "") -> None:
-        self._tail = tail.encode()
-        self._file = path.open("xb", buffering=0)
-        self._write(head.encode() + self._tail)
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        # Only hashes are kept, for there may be millions. Equal ones of different names do no harm.
+        self._taken = set(map(hash, taken))
 
-    def append(self, text: str) -> None:
-        """Adds a piece; a path that is no valid UTF-8 comes through as the bytes that it has."""
-        end = self._file.seek(-len(self._tail), os.SEEK_END)
-        try:
-            self._write(text.encode("utf-8", "surrogateescape") + self._tail)
-        except OSError:
-            self._file.truncate(end)
-            self._file.seek(end)
-            self._write(self._tail)
-            raise
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _write(self, content: bytes) -> None:
-        left = memoryview(content)
-        while left:
-            left = left[self._file.write(left) :]
-
-
-class JsonArrayFile(GrowingFile):
-    """A JSON file with one growing list, complete after every addition.
-
-    Args:
-        path: new file.
-        head: text before the first element.
-        tail: text after the last element.
-    """
-
-    def __init__(self, path: Path, head: str = "[", tail: str = "\n]\n") -> None:
-        super().__init__(path, head, tail)
-        self._separator = "\n"
-
-    def extend(self, elements: list[dict[str, Any]]) -> None:
-        """Adds elements to the list."""
-        if elements:
-            self.append(self._separator + ",\n".join(map(json.dumps, elements)))
-            self._separator = ",\n"
-
-
-def write_new_file(folder: Path, name: PurePosixPath, suffix: str, content: bytes) -> None:
-    """Writes a file of an image's results, under a name that no other image of the run has.
-
-    Args:
-        folder: root of the files.
-        name: the image's name; folders in it are made.
-        suffix: takes the place of the image's own suffix. If another image has that name already, it is
-            appended instead, and as a last resort after a number: `a.txt`, `a.png.txt`, `a.png-2.txt`.
-        content: of the file.
-    """
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    for attempt, candidate in enumerate(_candidates(name, suffix)):
-        path = folder / candidate
-        try:
-            file = path.open("xb")
-        except FileExistsError:
-            continue
-        if attempt:
-            logger.warning("another image has taken the name; results of %s go to %s", name, path)
-        try:
-            with file:
-                file.write(content)
-        except BaseException:
-            path.unlink()  # a part of the content would look like all of it
-            raise
-        return
-
-
-def _candidates(name: PurePosixPath, suffix: str) -> Iterator[PurePosixPath]:
-    yield name.with_suffix(suffix)
-    yield name.with_name(name.name + suffix)
-    for number in count(2):
-        yield name.with_name(f"{name.name}-{number}{suffix}")
+    def find(self, source: ImageSource) -> str:
+        """Returns the stem of an image."""
+        first, second = source.name.with_suffix("").as_posix(), source.name.as_posix()
+        candidates = chain([first, second], (f"{second}-{number}" for number in count(2)))
+        stem = next(stem for stem in candidates if hash(stem) not in self._taken)
+        self._taken.add(hash(stem))
+        if stem != first:
+            logger.warning("another image has taken the name; results of %s go to %s", source.name, stem)
+        return stem

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import ImageSource
-from dcnzoo.writers.base import ImageResult, JsonArrayFile, Writer
+from dcnzoo.writers.base import ImageResult, Writer
+from dcnzoo.writers.growing import json_elements, json_list
 
 IMAGE_LIST = "images.json"
 
@@ -20,12 +22,8 @@ class CocoWriter(Writer):
     """A JSON list of detections, and `images.json` with the image that each id stands for."""
 
     product = "detections.coco.json"
+    layouts = (json_list(product), json_list(IMAGE_LIST, '{"images": [', "\n]}\n"))
     needs_image_id = True
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out)
-        self._results = JsonArrayFile(self.path)
-        self._images = JsonArrayFile(out / IMAGE_LIST, '{"images": [', "\n]}\n")
 
     def write(self, result: ImageResult) -> None:
         """Appends the detections of one image."""
@@ -33,15 +31,10 @@ class CocoWriter(Writer):
             raise ValueError("expected the id of the image, got None")
         height, width = result.detections.image_size
         location = result.source.location
-        self._images.extend(
-            [{"id": result.image_id, "file_name": location, "width": width, "height": height}]
-        )
-        self._results.extend(result.detections.to_coco(result.image_id))
-
-    def close(self) -> None:
-        """Closes both files."""
-        self._results.close()
-        self._images.close()
+        image = {"id": result.image_id, "file_name": location, "width": width, "height": height}
+        results, images = self.files
+        images.append(json_elements([image]))
+        results.append(json_elements(result.detections.to_coco(result.image_id)))
 
 
 class ImageIds:
@@ -52,14 +45,15 @@ class ImageIds:
 
     Args:
         annotations: COCO annotation file.
+        taken: ids that were given before.
 
     Raises:
         SourceError: the file cannot be read or is no COCO annotation file.
     """
 
-    def __init__(self, annotations: Path | None = None) -> None:
+    def __init__(self, annotations: Path | None = None, taken: Iterable[int] = ()) -> None:
         self._listed = None if annotations is None else _read_ids(annotations)
-        self._used: set[int] = set()
+        self._used = set(taken)
         self._numbers = count(1)
 
     def find(self, source: ImageSource) -> int | None:
@@ -86,5 +80,5 @@ def _read_ids(path: Path) -> dict[str, int]:
         return {str(image["file_name"]): int(image["id"]) for image in content["images"]}
     except OSError as error:
         raise SourceError(f"cannot read annotations {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise SourceError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
-from dcnzoo.writers.base import ImageResult, Writer, write_new_file
+from dcnzoo.writers.base import FolderWriter, ImageResult
 from dcnzoo.writers.images import encode_jpeg
 
 
-class CropWriter(Writer):
+class CropWriter(FolderWriter):
     """One JPEG per detection, in a folder per class; the number in its name is the detection's rank."""
 
     product = "crops"
@@ -19,18 +20,20 @@ class CropWriter(Writer):
         """Cuts out and saves the detections of one image."""
         from PIL import Image
 
-        if result.pixels is None:
-            raise ValueError("expected the pixels of the image, got None")
+        if result.pixels is None or result.stem is None:
+            raise ValueError("expected the pixels and the stem of the image, got None")
         height, width = result.drawn.image_size
-        name = result.source.name
         for rank, (class_name, box) in enumerate(
             zip(result.drawn.names, result.drawn.boxes.tolist(), strict=True)
         ):
             left, right = _pixel_range(box[0], box[2], width)
             top, bottom = _pixel_range(box[1], box[3], height)
-            crop_name = name.with_name(f"{name.stem}-{rank:03d}{name.suffix}")
             crop = Image.fromarray(result.pixels[top:bottom, left:right])
-            write_new_file(self.path / folder_name(class_name), crop_name, ".jpg", encode_jpeg(crop))
+            self.save(f"{folder_name(class_name)}/{result.stem}-{rank:03d}.jpg", encode_jpeg(crop))
+
+    def owner(self, path: Path) -> str:
+        """Returns the stem of the image that a crop was cut out of."""
+        return path.as_posix().partition("/")[2].rpartition("-")[0]
 
 
 def folder_name(class_name: str) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dcnzoo.errors import OutputError
 from dcnzoo.sources import is_url
+from dcnzoo.writers.base import PARTIAL
+from dcnzoo.writers.journal import JOURNAL, Progress, read_journal
 
 RUN_FILE = "run.json"
 """Says which run made the results; its presence makes them replaceable."""
+
+_STARTING = "starting"
+"""Noted while earlier results are deleted, so that half of them never look like results."""
 
 
 class OutputFolder:
@@ -25,21 +30,31 @@ class OutputFolder:
     Attributes:
         path: the folder.
         products: paths of all that a run may make in it.
-        overwrite: whether the results of an earlier run are replaced.
-        program: the command that makes them.
+        resumes: whether there is a run to go on with; known after `check`.
 
     Args:
         path: the folder; `start` makes it if it is missing.
         products: names of the files and folders that a run may make in it.
+        note: what to note about the run; JSON types only. Its `program` says whose results are replaced.
         overwrite: whether the results of an earlier run are replaced.
-        program: the command that makes them; only its own results are replaced.
+        resume: whether a run goes on where an earlier one stopped.
+        free: names in the note that may differ between the two.
     """
 
     def __init__(
-        self, path: Path, products: Iterable[str], overwrite: bool = False, program: str = "dcnzoo predict"
+        self,
+        path: Path,
+        products: Iterable[str],
+        note: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        free: Collection[str] = (),
     ) -> None:
-        self.path, self.overwrite, self.program = path, overwrite, program
-        self.products = [path / name for name in products]
+        self.path, self.note = path, note
+        self.overwrite, self.resume, self.free = overwrite, resume, free
+        self.resumes = False
+        self.products = [path / name for name in (JOURNAL, *products)]
 
     def check(self, sources: Sequence[str]) -> None:
         """Checks that results can be written, and leaves everything as it was.
@@ -49,45 +64,75 @@ class OutputFolder:
 
         Raises:
             OutputError: the folder cannot be made or written, holds results that may not be replaced, or
-                a source lies where results go.
+                of a run that cannot be resumed, or a source lies where results go.
         """
         with output_errors(self.path), _made(self.path), tempfile.TemporaryFile(dir=self.path):
             pass
         for source in sources:
             self._check_source(source)
         names = ", ".join(product.name for product in self.products if product.exists())
-        if names and not self._has_run():
+        if not names:
+            return
+        note = read_note(self.path)
+        if note is None or note.get("program") != self.note["program"]:
             raise OutputError(
                 f"{self.path} holds {names}, which no run of dcnzoo has made; choose another --out"
             )
-        if names and not self.overwrite:
+        if self.resume:
+            if _STARTING not in note:
+                self._check_options(note)
+                self.resumes = True
+        elif not self.overwrite:
             raise OutputError(
-                f"{self.path} already holds results ({names}); choose another --out, or replace them"
-                " with --overwrite"
+                f"{self.path} already holds results ({names}); choose another --out, replace them"
+                " with --overwrite, or go on with --resume"
             )
 
-    def start(self, settings: dict[str, Any]) -> None:
-        """Deletes the results of an earlier run and notes the new one.
-
-        Args:
-            settings: what to note about the run; JSON types only.
+    def start(self) -> None:
+        """Deletes the results of an earlier run and notes the new one, unless this one resumes it.
 
         Raises:
             OutputError: the folder cannot be written.
         """
+        if self.resumes:
+            return
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for product in self.products:
-                _delete(product)
-            note = json.dumps({"program": self.program, **settings}, indent=2)
-            (self.path / RUN_FILE).write_text(f"{note}\n", encoding="ascii")
+            write_note(self.path, {"program": self.note["program"], _STARTING: True})
+            self.clear()
+            write_note(self.path, self.note)
 
-    def _has_run(self) -> bool:
-        try:
-            note = json.loads((self.path / RUN_FILE).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(note, dict) and note.get("program") == self.program
+    def progress(self) -> Progress:
+        """Finds out what is done in the folder; of what is written nothing stays if nothing counts.
+
+        Raises:
+            OutputError: the journal is damaged, or the folder cannot be written.
+        """
+        with output_errors(self.path):
+            progress = read_journal(self.path)
+            if progress.journal_size is None:
+                self.clear()
+        return progress
+
+    def clear(self) -> None:
+        """Deletes all results."""
+        for product in self.products:
+            _delete(product)
+
+    def _check_options(self, note: dict[str, Any]) -> None:
+        """Checks that the run to resume was started with the same options."""
+        now = json.loads(json.dumps(self.note))
+        differing = sorted(
+            name
+            for name in now.keys() | note.keys()
+            if name not in self.free and now.get(name) != note.get(name)
+        )
+        if differing:
+            named = ", ".join(f"{name} {note.get(name)!r} (now {now.get(name)!r})" for name in differing)
+            raise OutputError(
+                f"cannot resume the run in {self.path}, which was started with {named};"
+                " give the same options, or choose another --out"
+            )
 
     def _check_source(self, source: str) -> None:
         if is_url(source):
@@ -96,6 +141,27 @@ class OutputFolder:
         for product in self.products:
             if product.resolve() in (path, *path.parents):
                 raise OutputError(f"{source} lies in {product}, where results go; choose another --out")
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Returns what a run has noted in its folder, None if there is no such note."""
+    try:
+        note = json.loads((path / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
+
+
+def write_note(path: Path, note: dict[str, Any]) -> None:
+    """Notes in a folder which run makes the results."""
+    write_whole(path / RUN_FILE, f"{json.dumps(note, indent=2)}\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is, whenever the process is killed, the old one or the new one."""
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    partial.write_text(text, encoding="ascii")
+    partial.replace(path)
 
 
 @contextmanager

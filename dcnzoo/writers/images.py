@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from dcnzoo.writers.base import ImageResult, Writer, write_new_file
+from dcnzoo.writers.base import FolderWriter, ImageResult
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 92
 
 
-class ImageWriter(Writer):
+class ImageWriter(FolderWriter):
     """One JPEG per image with boxes, labels and masks drawn on it."""
 
     product = "images"
@@ -23,10 +23,10 @@ class ImageWriter(Writer):
         """Draws and saves one image."""
         from dcnzoo.annotate import draw_detections
 
-        if result.pixels is None:
-            raise ValueError("expected the pixels of the image, got None")
+        if result.pixels is None or result.stem is None:
+            raise ValueError("expected the pixels and the stem of the image, got None")
         picture = draw_detections(result.pixels, result.drawn)
-        write_new_file(self.path, result.source.name, ".jpg", encode_jpeg(picture))
+        self.save(f"{result.stem}.jpg", encode_jpeg(picture))
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:

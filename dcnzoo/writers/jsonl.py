@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcnzoo.writers.base import GrowingFile, ImageResult, Writer
+from dcnzoo.writers.base import ImageResult, Writer
+from dcnzoo.writers.growing import Layout
 
 if TYPE_CHECKING:
     from dcnzoo.results import Detections
@@ -19,10 +19,7 @@ class JsonlWriter(Writer):
     """One JSON object per image, with all its detections."""
 
     product = "detections.jsonl"
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(out)
-        self._file = GrowingFile(self.path)
+    layouts = (Layout(product),)
 
     def write(self, result: ImageResult) -> None:
         """Writes the line of one image, also when nothing was found in it."""
@@ -33,11 +30,7 @@ class JsonlWriter(Writer):
             "height": height,
             "detections": detection_records(result.detections),
         }
-        self._file.append(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        self.files[0].append(json.dumps(line) + "\n")
 
 
 def detection_records(detections: Detections) -> list[dict[str, Any]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from dcnzoo.writers.base import ImageResult, Writer, write_new_file
+from dcnzoo.writers.base import FolderWriter, ImageResult
 
 CLASS_LIST = "classes.txt"
 
 
-class YoloWriter(Writer):
+class YoloWriter(FolderWriter):
     """One line per detection: label, centre x, centre y, width, height, score.
 
     The four lengths are fractions of the image's width or height; the label is the line number, from 0,
@@ -18,17 +19,20 @@ class YoloWriter(Writer):
 
     product = "labels"
 
-    def __init__(self, out: Path) -> None:
-        super().__init__(out)
-        self.path.mkdir()
-        self._class_list = out / CLASS_LIST
+    def __init__(self, out: Path, sizes: Mapping[str, int] | None = None) -> None:
+        super().__init__(out, sizes)
+        self.path.mkdir(exist_ok=True)
+        self._class_list: Path | None = out / CLASS_LIST
 
     def write(self, result: ImageResult) -> None:
         """Writes the file of one image."""
         detections = result.detections
-        if not self._class_list.exists():
+        if result.stem is None:
+            raise ValueError("expected the stem of the image, got None")
+        if self._class_list:  # the classes are known with the first image only
             names = "".join(f"{name}\n" for name in detections.class_names)
             self._class_list.write_text(names, encoding="utf-8", newline="\n")
+            self._class_list = None
         height, width = detections.image_size
         lines = []
         for label, (x1, y1, x2, y2), score in zip(
@@ -36,4 +40,4 @@ class YoloWriter(Writer):
         ):
             box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{value:.6f}' for value in box)} {score:.6f}\n")
-        write_new_file(self.path, result.source.name, ".txt", "".join(lines).encode("ascii"))
+        self.save(f"{result.stem}.txt", "".join(lines).encode("ascii"))

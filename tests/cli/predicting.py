@@ -39,14 +39,18 @@ def predict(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Predict:
-    """Runs `dcnzoo predict ARGUMENTS…` with that checkpoint on the CPU, in an empty working directory."""
+    """Runs `dcnzoo predict ARGUMENTS…` with that checkpoint on the CPU, in an empty working directory.
+
+    Without worker processes unless they are asked for, since each takes a while to start.
+    """
     monkeypatch.setattr("dcnzoo.predictor.load", load_once)
     monkeypatch.chdir(tmp_path)
 
     def program(*arguments: object) -> Outcome:
         return dcnzoo(
-            "predict", "--weights", checkpoint, "--arch", ARCH, "--device", "cpu", *SIDES, *arguments
-        )
+            "predict", "--weights", checkpoint, "--arch", ARCH, "--device", "cpu", *SIDES,
+            "--workers", 0, *arguments,
+        )  # fmt: skip
 
     return program
 

@@ -101,7 +101,7 @@ class TestImages:
         outcome = predict("photos")
         assert outcome.code == 1
         assert "2 images, 1 failures" in outcome.err
-        assert outcome.err.endswith("images that could not be read: 1; dcnzoo-out/errors.jsonl says why\n")
+        assert outcome.err.endswith("images that failed: 1; dcnzoo-out/errors.jsonl says why\n")
         (error,) = lines(Path("dcnzoo-out/errors.jsonl"))
         assert error["source"] == f"photos/{name}"
         assert reason in error["reason"]

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 import dcnzoo
 from dcnzoo.cli import eval as eval_command
 from tests.cli.conftest import Outcome, Program
-from tests.cli.predicting import SIDES, checkpoint, files, load_once
+from tests.cli.predicting import SIDES, checkpoint, files, lines, load_once
 from tests.pictures import noise, save
 from tests.random_detector import ARCH, CLASSES, MASK_ARCH, write_random_checkpoint
 
@@ -48,12 +48,12 @@ def run(
 
 @pytest.fixture
 def model(checkpoint: Path) -> tuple[object, ...]:
-    return ("--weights", checkpoint, "--arch", ARCH, "--device", "cpu", *SIDES)
+    return ("--weights", checkpoint, "--arch", ARCH, "--device", "cpu", *SIDES, "--workers", 0)
 
 
 @pytest.fixture
 def mask_model(mask_checkpoint: Path) -> tuple[object, ...]:
-    return ("--weights", mask_checkpoint, "--arch", MASK_ARCH, "--device", "cpu", *SIDES)
+    return ("--weights", mask_checkpoint, "--arch", MASK_ARCH, "--device", "cpu", *SIDES, "--workers", 0)
 
 
 def annotate(path: Path, predictor: dcnzoo.Predictor, keep: int = 3) -> Path:
@@ -344,6 +344,8 @@ class TestErrors:
                 ["--results", "r", "--model", "m", "--annotations", "a"],
                 "leave --model, --weights and --arch out",
             ),
+            (["--results", "r", "--annotations", "a", "--resume"], "nothing to go on with"),
+            (["--weights", "w", "--arch", ARCH, "--resume", "--overwrite"], "choose one"),
             (["--results", "r"], "Give --coco, a folder laid out as COCO, or --annotations"),
             (["--results", "r", "--coco", "c", "--annotations", "a"], "Give --coco"),
             (["--model", "m", "--annotations", "a"], "--annotations needs --images"),
@@ -380,14 +382,47 @@ class TestErrors:
         assert code == 1
         assert "does not know 1 of its categories: Cat; classes that only the model has: cat;" in err
 
-    def test_a_damaged_image(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
-        Path("photos/2.png").write_bytes(b"no picture")
-        code, out, err = run(*model, "--annotations", annotated, "--images", "photos")
+    def test_damaged_images_are_all_found_and_then_mended(
+        self, run: Eval, model: tuple[object, ...], annotated: Path
+    ) -> None:
+        """Better no figure than a wrong one; but what was done is not done again."""
+        for name in ("1.png", "3.png"):
+            Path("photos", name).write_bytes(b"no picture")
+        options = (*model, "--annotations", annotated, "--images", "photos")
+        code, out, err = run(*options)
         assert (code, out) == (1, "")
-        assert "cannot read image photos/2.png" in err
+        assert "dcnzoo-eval: 2 of 5 images failed; parts/*/errors.jsonl there says why; mend them and" in err
+        failed = lines(Path("dcnzoo-eval/parts/shard-1-of-1/errors.jsonl"))
+        assert [line["source"] for line in failed] == ["photos/1.png", "photos/3.png"]
         assert not Path("dcnzoo-eval/metrics.json").exists()
-        save(Path("photos/2.png"), noise(48, 64, 2))
-        assert run(*model, "--annotations", annotated, "--images", "photos", "--overwrite").code == 0
+        for number in (1, 3):
+            save(Path("photos", f"{number}.png"), noise(40 + 4 * number, 64, number))
+        code, _, err = run(*options, "--resume")
+        assert (code, "2 images in" in err) == (0, True)
+        assert run(*options, "--out", "anew").code == 0
+        for name in ("detections.bbox.json", "precision_recall.bbox.csv"):
+            assert Path("dcnzoo-eval", name).read_bytes() == Path("anew", name).read_bytes()
+        assert metrics_in("dcnzoo-eval")["bbox"] == metrics_in("anew")["bbox"]
+
+    def test_a_finished_run_is_reported_again(
+        self, run: Eval, model: tuple[object, ...], annotated: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = (*model, "--annotations", annotated, "--images", "photos")
+        _, first, _ = run(*options)
+        before = metrics_in("dcnzoo-eval")
+        monkeypatch.setattr(eval_command, "predict", None)
+        code, again, _ = run(*options, "--resume", "--per-class")
+        assert code == 0
+        assert set(first.splitlines()) < set(again.splitlines())
+        assert metrics_in("dcnzoo-eval")["bbox"] == before["bbox"]
+        assert metrics_in("dcnzoo-eval")["speed"] == before["speed"]
+
+    def test_resume_with_other_options(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
+        options = (*model, "--annotations", annotated, "--images", "photos", "--limit", 1)
+        assert run(*options).code == 0
+        code, _, err = run(*options, "--resume", "--batch-size", 2)
+        assert code == 1
+        assert "was started with batch_size 1 (now 2); give the same options" in err
 
     def test_an_image_of_another_size(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
         save(Path("photos/2.png"), noise(64, 48, 2))

@@ -66,7 +66,7 @@ class TestFormats:
     def test_json_lines_by_default(self, predict: Predict, found: dict[str, dcnzoo.Detections]) -> None:
         code, out, _ = predict("photos")
         assert (code, out) == (0, "")
-        assert files(Path("dcnzoo-out")) == ["detections.jsonl", "run.json"]
+        assert files(Path("dcnzoo-out")) == ["detections.jsonl", "progress.jsonl", "run.json"]
         written = lines(Path("dcnzoo-out/detections.jsonl"))
         assert [line["image"] for line in written] == [f"photos/{name}" for name in found]
         for line, expected in zip(written, found.values(), strict=True):
@@ -77,7 +77,12 @@ class TestFormats:
 
     def test_coco(self, predict: Predict, found: dict[str, dcnzoo.Detections]) -> None:
         assert predict("photos", "--format", "coco").code == 0
-        assert files(Path("dcnzoo-out")) == ["detections.coco.json", "images.json", "run.json"]
+        assert files(Path("dcnzoo-out")) == [
+            "detections.coco.json",
+            "images.json",
+            "progress.jsonl",
+            "run.json",
+        ]
         images = json.loads(Path("dcnzoo-out/images.json").read_text())["images"]
         assert [(image["id"], image["file_name"]) for image in images] == [
             (7, "photos/7.png"),
@@ -115,6 +120,7 @@ class TestFormats:
             "detections.jsonl",
             "images.json",
             "labels/a.txt",
+            "progress.jsonl",
             "run.json",
         ]
 
@@ -288,13 +294,13 @@ class TestFolder:
         before = Path("dcnzoo-out/detections.jsonl").read_bytes()
         code, _, err = predict("photos")
         assert code == 1
-        assert err.startswith("error: dcnzoo-out already holds results (detections.jsonl); ")
+        assert err.startswith("error: dcnzoo-out already holds results (progress.jsonl, detections.jsonl); ")
         assert Path("dcnzoo-out/detections.jsonl").read_bytes() == before
 
     def test_overwrite(self, predict: Predict) -> None:
         predict("photos", "--format", "jsonl,yolo", "--save-images")
         assert predict("photos/a.jpg", "--format", "csv", "--overwrite").code == 0
-        assert files(Path("dcnzoo-out")) == ["detections.csv", "run.json"]
+        assert files(Path("dcnzoo-out")) == ["detections.csv", "progress.jsonl", "run.json"]
 
     def test_source_among_the_results(self, predict: Predict) -> None:
         predict("photos", "--save-images")
@@ -304,14 +310,14 @@ class TestFolder:
         assert len(files(Path("dcnzoo-out/images"))) == 3
 
     def test_disk_trouble_on_the_way(self, predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = Path.open
+        real = Path.replace
 
-        def open_or_fail(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
-            if path.name == "c.jpg":
+        def replace_or_fail(path: Path, target: Path) -> object:
+            if target.name == "c.jpg":
                 raise OSError(28, "No space left on device", str(path))
-            return real(path, mode, *arguments, **options)
+            return real(path, target)
 
-        monkeypatch.setattr(Path, "open", open_or_fail)
+        monkeypatch.setattr(Path, "replace", replace_or_fail)
         code, _, err = predict("photos", "--save-images", "--format", "coco", "--quiet")
         assert code == 1
         assert err == (
@@ -342,7 +348,7 @@ class TestReport:
     def test_failures_are_told_though_quiet(self, predict: Predict) -> None:
         Path("photos/b.jpg").write_bytes(b"")
         assert predict("photos", "--quiet") == (
-            1, "", "images that could not be read: 1; dcnzoo-out/errors.jsonl says why\n"
+            1, "", "images that failed: 1; dcnzoo-out/errors.jsonl says why\n"
         )  # fmt: skip
 
 

@@ -72,7 +72,13 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("name", "message"),
-        [("1.jpg", "1 files belong to several images: 1.jpg"), (None, "1 images have no 'file_name': 2")],
+        [
+            ("1.jpg", "1 files belong to several images: 1.jpg"),
+            (None, "1 images have no 'file_name': 2"),
+            ("../2.jpg", r"1 file names lead out of the folder: \.\./2.jpg"),
+            ("a/../../2.jpg", "1 file names lead out of the folder: a/"),
+            ("/etc/passwd", "1 file names lead out of the folder: /etc/passwd"),
+        ],
     )
     def test_names_that_are_no_use(self, tmp_path: Path, name: str | None, message: str) -> None:
         content = annotation_content(OBJECTS[:1])

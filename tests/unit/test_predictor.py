@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,10 +15,18 @@ from PIL import Image
 
 import dcnzoo
 from dcnzoo.checkpoint import Checkpoint
-from dcnzoo.errors import CheckpointError, ChecksumError, DeviceError, ImageReadError, UnknownModelError
+from dcnzoo.errors import (
+    CheckpointError,
+    ChecksumError,
+    DeviceError,
+    ImageReadError,
+    OutOfMemoryError,
+    UnknownModelError,
+)
 from dcnzoo.manifest import ClassSet, Preprocessing
-from dcnzoo.predictor import StageTimes, find_classes, find_device, prepare_precision, with_sides
+from dcnzoo.predictor import find_classes, find_device, prepare_precision, with_sides
 from dcnzoo.results import Detections
+from dcnzoo.times import StageTimes
 from tests.http_server import content, serving
 from tests.pictures import noise, patches, save
 from tests.random_detector import ARCH, CLASSES, MASK_ARCH, write_random_checkpoint
@@ -296,15 +305,42 @@ checkpoints:
         found = predictor(PIXELS)
         np.testing.assert_allclose(found.scores[0], expected.scores[0], atol=atol)
 
-    def test_memory_of_the_gpu_is_full(
-        self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+            MemoryError(),
+        ],
+    )
+    def test_memory_is_full(
+        self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
         def forward(*arguments: object, **options: object) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
         monkeypatch.setattr(predictor.model, "forward", forward)
-        with pytest.raises(DeviceError, match=r"2 images of 64x32 do not fit.*--batch-size"):
+        with pytest.raises(OutOfMemoryError, match=r"2 images together do not fit.*--batch-size"):
             predictor([PIXELS, PIXELS], batch_size=2)
+        with pytest.raises(OutOfMemoryError, match="the image does not fit into the memory of cpu"):
+            predictor(PIXELS)
+
+    def test_memory_that_is_not_to_be_had(
+        self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What PyTorch itself raises when asked for a million terabytes."""
+        monkeypatch.setattr(
+            predictor.model, "forward", lambda *_, **__: torch.empty(2**60, dtype=torch.uint8)
+        )
+        with pytest.raises(OutOfMemoryError):
+            predictor(PIXELS)
+
+    def test_other_errors_stay_what_they_are(
+        self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(predictor.model, "forward", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+        with pytest.raises(RuntimeError, match="size"):
+            predictor(PIXELS)
 
 
 class TestDevice:
@@ -417,6 +453,9 @@ def test_stage_times(predictor: dcnzoo.Predictor) -> None:
     assert set(times) == {"preprocess", "inference", "postprocess"}
     assert all(seconds > 0 for seconds in times.values())
     assert times["inference"] > times["preprocess"]
+    copy = pickle.loads(pickle.dumps(times))  # as processes exchange them
+    assert (type(copy), copy) == (StageTimes, times)
+    assert copy["never"] == 0
 
 
 def test_labels_of_a_batch(predictor: dcnzoo.Predictor, expected: Detections) -> None:

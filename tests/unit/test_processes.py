@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcnzoo.processes import Processes, find_processes
+from dcnzoo.processes import Processes, Share, environment_share, find_processes
 
 
 @pytest.mark.parametrize("items", [0, 1, 2, 5, 12, 13])
@@ -16,7 +16,10 @@ def test_every_item_is_done_once_in_its_own_batch(items: int, count: int, batch_
     def batches(share: list[int]) -> list[list[int]]:
         return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
 
-    shares = [Processes(rank, count).share(numbers, batch_size) for rank in range(count)]
+    shares = [
+        [number for number in numbers if Share(index, count).holds(number, batch_size)]
+        for index in range(count)
+    ]
     assert sorted(number for share in shares for number in share) == numbers
     together = sorted(batch for share in shares for batch in batches(share))
     assert together == batches(numbers)
@@ -29,4 +32,16 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert processes == Processes(rank=0, count=1, local_rank=0)
         assert processes.is_first
         assert processes.gather("a") == ["a"]
+        assert processes.share == Share()
         processes.wait()
+
+
+def test_torchrun_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert environment_share() == Share(0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert environment_share() == Share(1, 3)
+    assert Processes(1, 3).share == Share(1, 3)
+    assert Share(1, 3).folder_name == "shard-2-of-3"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 
-from dcnzoo.errors import ImageReadError, OutputError
+from dcnzoo.errors import ImageReadError, OutOfMemoryError, OutputError
 from dcnzoo.image import PreparedImage
+from dcnzoo.manifest import Preprocessing
+from dcnzoo.processes import Share
 from dcnzoo.results import Detections
 from dcnzoo.sources import ImageSource
 from dcnzoo.stream import STAGES, ImageStream, StreamSettings, Tally, map_ahead
-from dcnzoo.writers import ErrorLog, ImageResult, Writer
+from dcnzoo.writers import ImageIds, ImageResult, Shard, Writer, read_journal
+from dcnzoo.writers.coco import CocoWriter
+from dcnzoo.writers.yolo import YoloWriter
 from tests.pictures import noise, save
 
 
@@ -73,16 +79,19 @@ class FakePredictor:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.freed = 0
         self.results: list[weakref.ref[Detections]] = []
 
-    def prepare(self, image: np.ndarray) -> PreparedImage:
-        return PreparedImage(image, image.shape[:2])
+    preprocessing = Preprocessing(short_side=8, long_side=8)
 
     def predict_prepared(self, prepared: list[PreparedImage], **_options: object) -> list[Detections]:
         self.batches.append(len(prepared))
         found = [self.find(image.original_size) for image in prepared]
         self.results += map(weakref.ref, found)
         return found
+
+    def free_memory(self) -> None:
+        self.freed += 1
 
     @staticmethod
     def find(size: tuple[int, int]) -> Detections:
@@ -121,13 +130,20 @@ def images(tmp_path: Path) -> list[ImageSource]:
     return [ImageSource(str(path), PurePosixPath(path.name)) for path in paths]
 
 
+@contextmanager
 def stream(
-    tmp_path: Path, predictor: FakePredictor, writer: Writer, **settings: object
-) -> tuple[ImageStream, Tally]:
+    folder: Path,
+    predictor: FakePredictor,
+    *writers: Writer,
+    progress: Callable[[int], object] = lambda _: None,
+    deferred: Callable[[], AbstractContextManager[object]] = nullcontext,
+    **settings: object,
+) -> Iterator[tuple[ImageStream, Tally]]:
+    """A stream that goes on in a folder."""
     tally = Tally()
-    return ImageStream(
-        predictor, [writer], ErrorLog(tmp_path), StreamSettings(**settings), tally, progress=lambda _: None
-    ), tally
+    with Shard(folder, read_journal(folder), lambda *_: writers) as shard:
+        chosen = StreamSettings(**settings)
+        yield ImageStream(predictor, shard, chosen, tally, progress=progress, deferred=deferred), tally
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -137,8 +153,8 @@ def test_batches_are_consecutive_readable_images(
 ) -> None:
     predictor = FakePredictor()
     recorder = Recorder(predictor)
-    run, tally = stream(tmp_path, predictor, recorder, workers=workers, batch_size=batch_size)
-    run.run(images)
+    with stream(tmp_path, predictor, recorder, workers=workers, batch_size=batch_size) as (run, tally):
+        run.run(images)
     assert predictor.batches == batches
     assert recorder.names == [f"{number}.png" for number in range(12) if number != 3]
     assert (tally.images, tally.failures, tally.detections) == (11, 1, 11)
@@ -150,8 +166,8 @@ def test_batches_are_consecutive_readable_images(
 def test_results_do_not_pile_up(tmp_path: Path, images: list[ImageSource], workers: int) -> None:
     predictor = FakePredictor()
     recorder = Recorder(predictor)
-    run, _ = stream(tmp_path, predictor, recorder, workers=workers, batch_size=2)
-    run.run(source for _ in range(20) for source in images)
+    with stream(tmp_path, predictor, recorder, workers=workers, batch_size=2) as (run, _):
+        run.run(source for _ in range(20) for source in images)
     assert len(recorder.alive) == 220
     assert max(recorder.alive) <= 4  # a batch, and the one before it
 
@@ -162,35 +178,183 @@ def test_pixels_are_kept_only_for_writers_that_need_them(
     for needed in (True, False):
         monkeypatch.setattr(Recorder, "needs_pixels", needed)
         recorder = Recorder(FakePredictor())
-        run, _ = stream(tmp_path, recorder.predictor, recorder)
-        run.run(images[:2])
+        (tmp_path / str(needed)).mkdir()
+        with stream(tmp_path / str(needed), recorder.predictor, recorder) as (run, _):
+            run.run(images[:2])
         assert recorder.pixels == [needed, needed]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_strict_stops_at_the_first_failure(tmp_path: Path, images: list[ImageSource], workers: int) -> None:
     predictor = FakePredictor()
-    run, tally = stream(tmp_path, predictor, Recorder(predictor), strict=True, workers=workers)
-    with pytest.raises(ImageReadError, match=r"3\.png: the file is empty"):
+    recorder = Recorder(predictor)
+    with (
+        stream(tmp_path, predictor, recorder, strict=True, workers=workers) as (run, tally),
+        pytest.raises(ImageReadError, match=r"3\.png: the file is empty"),
+    ):
         run.run(images)
     assert (tally.images, tally.failures) == (3, 1)
     assert (tmp_path / "errors.jsonl").read_text().count("\n") == 1
+    assert len(read_journal(tmp_path).locations) == 3
 
 
 def test_progress_counts_every_image(tmp_path: Path, images: list[ImageSource]) -> None:
-    predictor, counts = FakePredictor(), []
-    settings = StreamSettings(batch_size=5)
-    writers = [Recorder(predictor)]
-    ImageStream(predictor, writers, ErrorLog(tmp_path), settings, Tally(), progress=counts.append).run(images)
+    predictor, counts = FakePredictor(), list[int]()
+    with stream(tmp_path, predictor, Recorder(predictor), progress=counts.append, batch_size=5) as (run, _):
+        run.run(images)
     assert sum(counts) == 12
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path, images: list[ImageSource]) -> None:
     class FullDisk(Recorder):
         def write(self, result: ImageResult) -> None:
-            raise OSError(28, "No space left on device", str(result.source.name))
+            if len(self.names) == 2:
+                raise OSError(28, "No space left on device", str(result.source.name))
+            super().write(result)
 
     predictor = FakePredictor()
-    run, _ = stream(tmp_path, predictor, FullDisk(predictor), workers=2)
-    with pytest.raises(OutputError, match=r"cannot write to 0\.png: No space left"):
+    with (
+        stream(tmp_path, predictor, FullDisk(predictor), workers=2) as (run, _),
+        pytest.raises(OutputError, match=r"cannot write to 2\.png: No space left"),
+    ):
         run.run(images)
+    assert set(read_journal(tmp_path).locations) <= {images[0].location, images[1].location}
+
+
+class TestResume:
+    @pytest.mark.parametrize("batch_size", [1, 4])
+    def test_what_is_done_is_skipped(
+        self, tmp_path: Path, images: list[ImageSource], batch_size: int
+    ) -> None:
+        recorders = [Recorder(FakePredictor()) for _ in range(3)]
+        for recorder, count in zip(recorders, (4, 9, 12), strict=True):
+            with stream(tmp_path, recorder.predictor, recorder, batch_size=batch_size) as (run, tally):
+                run.run(images[:count])
+            assert tally.images + tally.skipped + tally.failures == count
+        names = [recorder.names for recorder in recorders]
+        assert names == [[f"{n}.png" for n in part] for part in ((0, 1, 2), range(4, 9), range(9, 12))]
+
+    def test_what_failed_is_tried_again(self, tmp_path: Path, images: list[ImageSource]) -> None:
+        first, second = Recorder(FakePredictor()), Recorder(FakePredictor())
+        with stream(tmp_path, first.predictor, first) as (run, _):
+            run.run(images)
+        assert read_journal(tmp_path).failures == 1
+        save(Path(images[3].location), noise(4, 4))
+        with stream(tmp_path, second.predictor, second) as (run, tally):
+            run.run(images)
+        assert second.names == ["3.png"]
+        assert (tally.skipped, tally.failures) == (11, 0)
+        assert not (tmp_path / "errors.jsonl").exists()
+
+    def test_an_image_that_is_listed_twice_is_done_twice(
+        self, tmp_path: Path, images: list[ImageSource]
+    ) -> None:
+        first, second = Recorder(FakePredictor()), Recorder(FakePredictor())
+        with stream(tmp_path, first.predictor, first) as (run, _):
+            run.run(images[:2])
+        with stream(tmp_path, second.predictor, second) as (run, _):
+            run.run([images[0], images[1], images[0], images[2]])
+        assert second.names == ["0.png", "2.png"]
+
+    def test_files_keep_their_names(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Whoever has taken a name keeps it, though it is not seen again."""
+        paths = [save(tmp_path / "in" / name, noise(8, 8)) for name in ("a.png", "a.bmp", "b.png")]
+        sources = [ImageSource(str(path), PurePosixPath(path.name)) for path in paths]
+        for count in (1, 2, 3):
+            writer = YoloWriter(tmp_path)
+            with stream(tmp_path, FakePredictor(), writer) as (run, _):
+                run.run(sources[:count])
+        assert sorted(path.name for path in writer.path.iterdir()) == ["a.bmp.txt", "a.txt", "b.txt"]
+        assert "results of a.bmp go to a.bmp" in caplog.text
+
+    def test_ids_and_names_are_those_of_a_run_without_a_stop(
+        self, tmp_path: Path, images: list[ImageSource]
+    ) -> None:
+        given = {}
+        for name, counts in {"once": (12,), "twice": (5, 12)}.items():
+            (tmp_path / name).mkdir()
+            for count in counts:
+                done = read_journal(tmp_path / name)
+                writers = (CocoWriter(tmp_path / name, done.sizes),)
+                with stream(tmp_path / name, FakePredictor(), *writers) as (run, _):
+                    run.image_ids = ImageIds(taken=done.image_ids)
+                    run.run(images[:count])
+            given[name] = (tmp_path / name / "images.json").read_bytes()
+        assert given["once"] == given["twice"]
+
+
+class TestShare:
+    @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2), (13, 1)])
+    def test_every_image_is_done_by_one(
+        self, tmp_path: Path, images: list[ImageSource], count: int, batch_size: int
+    ) -> None:
+        names, listings = [], set()
+        for index in range(count):
+            recorder, folder = Recorder(FakePredictor()), tmp_path / str(index)
+            folder.mkdir()
+            options = {"share": Share(index, count), "batch_size": batch_size}
+            with stream(folder, recorder.predictor, recorder, **options) as (run, _):
+                run.run(images)
+            names += recorder.names
+            listings.add(read_journal(folder).listing)
+        assert sorted(names) == sorted(f"{number}.png" for number in range(12) if number != 3)
+        assert len(listings) == 1
+
+
+class TestOutOfMemory:
+    class Small(FakePredictor):
+        """Has room for so many images at once, and for none whose original is 9 pixels wide."""
+
+        room = 1
+
+        def predict_prepared(self, prepared: list[PreparedImage], **options: object) -> list[Detections]:
+            if len(prepared) > self.room or any(image.original_size[1] == 9 for image in prepared):
+                self.batches.append(-len(prepared))
+                raise OutOfMemoryError("too large")
+            return super().predict_prepared(prepared, **options)
+
+    @pytest.fixture
+    def sources(self, tmp_path: Path) -> list[ImageSource]:
+        """Four images; the third is 9 pixels wide."""
+        paths = [save(tmp_path / "in" / f"{n}.png", noise(4, 9 if n == 2 else 4)) for n in range(4)]
+        return [ImageSource(str(path), PurePosixPath(path.name)) for path in paths]
+
+    def test_a_batch_is_tried_image_by_image(self, tmp_path: Path, sources: list[ImageSource]) -> None:
+        predictor = self.Small()
+        recorder = Recorder(predictor)
+        with stream(tmp_path, predictor, recorder, batch_size=4) as (run, tally):
+            run.run(sources)
+        assert predictor.batches == [-4, 1, 1, -1, 1]
+        assert recorder.names == ["0.png", "1.png", "3.png"]
+        assert (tally.images, tally.failures) == (3, 1)
+        assert predictor.freed == 4
+        (line,) = (tmp_path / "errors.jsonl").read_text().splitlines()
+        assert json.loads(line) == {"source": sources[2].location, "reason": "too large"}
+
+    def test_an_image_that_was_alone_is_tried_again(self, tmp_path: Path, sources: list[ImageSource]) -> None:
+        predictor = self.Small()
+        with stream(tmp_path, predictor, Recorder(predictor)) as (run, tally):
+            run.run(sources)
+        assert predictor.batches == [1, 1, -1, -1, 1]
+        assert (tally.images, tally.failures) == (3, 1)
+
+
+def test_a_stop_waits_for_the_batch_in_hand(tmp_path: Path, images: list[ImageSource]) -> None:
+    """What the context manager lets through comes between batches, and then everything counts."""
+    predictor = FakePredictor()
+
+    @contextmanager
+    def deferred() -> Iterator[None]:
+        yield
+        if len(predictor.batches) == 2:
+            raise KeyboardInterrupt
+
+    recorder = Recorder(predictor)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stream(tmp_path, predictor, recorder, deferred=deferred, batch_size=3) as (run, _),
+    ):
+        run.run(images)
+    assert recorder.names == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png"]
+    assert len(read_journal(tmp_path).locations) == 6
+    assert read_journal(tmp_path).listing is None

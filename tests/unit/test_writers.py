@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,24 @@ from dcnzoo.errors import ImageReadError, OutputError, SourceError
 from dcnzoo.image import decode_image
 from dcnzoo.results import Detections
 from dcnzoo.sources import ImageSource
-from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageResult, ImageWriter, Writer
-from dcnzoo.writers.base import JsonArrayFile
-from dcnzoo.writers.folder import OutputFolder, output_errors
+from dcnzoo.writers import (
+    JOURNAL,
+    PRODUCTS,
+    WRITERS,
+    CropWriter,
+    ErrorLog,
+    ImageIds,
+    ImageResult,
+    ImageWriter,
+    Listing,
+    Progress,
+    Stems,
+    Writer,
+    read_journal,
+)
+from dcnzoo.writers.folder import OutputFolder, output_errors, read_note
+from dcnzoo.writers.growing import GrowingFile, Layout, join_files, json_elements, json_list
+from dcnzoo.writers.journal import DoneImage, Journal
 
 FOUND = Detections(
     boxes=np.array([[8, 12, 24, 36], [0.1234567, 0, 80, 60]], np.float32),
@@ -37,7 +53,7 @@ RLES = tuple({"size": [60, 80], "counts": counts} for counts in ("PPYo1", "0PPYo
 
 def result(name: str = "a.jpg", found: Detections = FOUND, image_id: int = 7) -> ImageResult:
     source = ImageSource(f"photos/{name}", PurePosixPath(name))
-    return ImageResult(source, found, found.above(0.3), PIXELS, image_id)
+    return ImageResult(source, found, found.above(0.3), PIXELS, image_id, name.rpartition(".")[0])
 
 
 def write(writer: type[Writer], out: Path, *results: ImageResult) -> Path:
@@ -109,15 +125,46 @@ class TestYolo:
         write(WRITERS["yolo"], tmp_path, result())
         assert (tmp_path / "classes.txt").read_text() == "person\ntraffic light\ndog\n"
 
-    def test_names_collide_neither_silently_nor_at_all(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        names = ("a.jpg", "a.png", "a.jpg", "a.png", "b/a.jpg")
-        with caplog.at_level(logging.WARNING):
-            folder = write(WRITERS["yolo"], tmp_path, *map(result, names))
-        assert files(folder) == ["a.jpg.txt", "a.png-2.txt", "a.png.txt", "a.txt", "b/a.txt"]
-        assert len(caplog.messages) == 3
-        assert "results of a.png go to" in caplog.messages[0]
+
+class TestStems:
+    def test_no_two_images_have_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
+        stems = Stems()
+        names = ("a.jpg", "a.png", "a.jpg", "a.png", "b/a.jpg", "a.png.jpg", "c.d.jpg")
+        found = [stems.find(ImageSource(name, PurePosixPath(name))) for name in names]
+        assert found == ["a", "a.png", "a.jpg", "a.png-2", "b/a", "a.png.jpg", "c.d"]
+        assert len(caplog.messages) == 4
+        assert "results of a.png go to a.png" in caplog.messages[0]
+
+    def test_those_taken_before_stay_taken(self) -> None:
+        assert Stems(["a", "a.jpg"]).find(ImageSource("a.jpg", PurePosixPath("a.jpg"))) == "a.jpg-2"
+
+
+class TestDiscard:
+    """What a killed run has left goes, and what counts stays."""
+
+    NAMES = ("a.jpg", "a.b.jpg", "sub/a.jpg", "c-001.jpg")
+
+    @pytest.mark.parametrize(
+        ("writer", "kept"),
+        [
+            (WRITERS["yolo"], ["a.b.txt", "c-001.txt"]),
+            (ImageWriter, ["a.b.jpg", "c-001.jpg"]),
+            (
+                CropWriter,
+                [
+                    f"{name}/{stem}"
+                    for name, stem in product(("dog", "person"), ("a.b-{}.jpg", "c-001-{}.jpg"))
+                ],
+            ),
+        ],
+    )
+    def test_by_image(self, tmp_path: Path, writer: type[Writer], kept: list[str]) -> None:
+        folder = write(writer, tmp_path, *map(result, self.NAMES))
+        (folder / ".part").write_bytes(b"half")
+        with writer(tmp_path) as opened:
+            opened.discard({"a.b", "c-001", "d"})
+        ranks = {"dog": "000", "person": "001"}
+        assert files(folder) == sorted(name.format(ranks.get(name.partition("/")[0])) for name in kept)
 
 
 class TestCoco:
@@ -171,6 +218,8 @@ class TestImageIds:
             ("{", "no COCO"),
             ("[]", "no COCO"),
             ('{"images": [{"id": 1}]}', "file_name"),
+            ('{"images": [{"id": Infinity, "file_name": "a"}]}', "OverflowError"),
+            ("[" * 100_000, "RecursionError"),
         ],
     )
     def test_bad_annotations(self, tmp_path: Path, content: str | None, message: str) -> None:
@@ -229,24 +278,122 @@ class TestErrorLog:
         log = ErrorLog(tmp_path)
         for name in ("a.jpg", "caf\udce9.jpg"):
             log.write(ImageReadError(name, "the file is empty"))
+        log.close()
         lines = [json.loads(line) for line in log.path.read_text().splitlines()]
         assert [line["source"] for line in lines] == ["a.jpg", "caf\udce9.jpg"]
         assert lines[0]["reason"] == "the file is empty"
 
 
-class TestJsonArray:
+class TestGrowingFile:
+    LAYOUT = json_list("a.json")
+
+    def content(self, folder: Path) -> object:
+        return json.loads((folder / "a.json").read_text())
+
     def test_nothing_to_add(self, tmp_path: Path) -> None:
-        array = JsonArrayFile(tmp_path / "a.json")
-        array.extend([])
-        array.extend([{"a": 1}])
-        array.extend([])
-        array.close()
-        assert json.loads((tmp_path / "a.json").read_text()) == [{"a": 1}]
+        file = GrowingFile(tmp_path, self.LAYOUT)
+        for elements in ([], [{"a": 1}], []):
+            file.append(json_elements(elements))
+        file.close()
+        assert self.content(tmp_path) == [{"a": 1}]
 
     def test_does_not_replace_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").touch()
         with pytest.raises(FileExistsError):
-            JsonArrayFile(tmp_path / "a.json")
+            GrowingFile(tmp_path, self.LAYOUT)
+
+    @pytest.mark.parametrize("pieces", [0, 1, 2])
+    def test_goes_on_at_an_earlier_size(self, tmp_path: Path, pieces: int) -> None:
+        file, sizes = GrowingFile(tmp_path, self.LAYOUT), []
+        for number in range(4):
+            sizes.append(file.size)
+            file.append(json_elements([{"a": number}, {"b": number}]))
+        file.close()
+        with (tmp_path / "a.json").open("r+b") as torn:
+            torn.truncate(file.size - 5)
+        again = GrowingFile(tmp_path, self.LAYOUT, sizes[pieces])
+        assert len(self.content(tmp_path)) == 2 * pieces
+        again.append(json_elements([{"c": 5}]))
+        again.close()
+        assert self.content(tmp_path)[2 * pieces :] == [{"c": 5}]
+
+    def test_a_file_that_lacks_what_it_had(self, tmp_path: Path) -> None:
+        GrowingFile(tmp_path, self.LAYOUT).close()
+        with pytest.raises(OSError, match="it is shorter than the 100 bytes"):
+            GrowingFile(tmp_path, self.LAYOUT, 100)
+
+    @pytest.mark.parametrize("lists", [[], [[]], [[1], [], [2, 3]], [[], [4]]])
+    def test_join(self, tmp_path: Path, lists: list[list[int]]) -> None:
+        parts = []
+        for number, values in enumerate(lists):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            file = GrowingFile(folder, self.LAYOUT)
+            for value in values:
+                file.append(json_elements([{"a": value}]))
+            parts.append((folder, file.size))
+            file.append(json_elements([{"not": "committed"}]))
+            file.close()
+        join_files(self.LAYOUT, parts, tmp_path)
+        assert self.content(tmp_path) == [{"a": value} for values in lists for value in values]
+
+
+class TestJournal:
+    IMAGES = (DoneImage("photos/a.jpg", "a", 7), DoneImage("caf\udce9.jpg", None, None))
+
+    def written(self, folder: Path) -> Path:
+        """A journal of two commits, the second of which ends the run."""
+        journal = Journal(folder, Progress())
+        file = GrowingFile(folder, Layout("a.txt"))
+        for image, listing in zip(self.IMAGES, (None, Listing(2, "abc")), strict=True):
+            file.append("line\n")
+            journal.commit([image], [file], listing, 3)
+        journal.close()
+        file.close()
+        return folder / JOURNAL
+
+    def test_is_read_back(self, tmp_path: Path) -> None:
+        path = self.written(tmp_path)
+        progress = read_journal(tmp_path)
+        assert progress.locations == {"photos/a.jpg": 1, "caf\udce9.jpg": 1}
+        assert (progress.stems, progress.image_ids, progress.sizes) == ({"a"}, {7}, {"a.txt": 10})
+        assert (progress.listing, progress.failures) == (Listing(2, "abc"), 3)
+        assert progress.journal_size == path.stat().st_size
+
+    def test_cut_anywhere_it_says_what_it_said_before(self, tmp_path: Path) -> None:
+        content = self.written(tmp_path).read_bytes()
+        first = content.index(b"\n") + 1
+        for size in range(len(content)):
+            (tmp_path / JOURNAL).write_bytes(content[:size])
+            progress = read_journal(tmp_path)
+            assert progress.locations.total() == (size >= first)
+            assert progress.journal_size == (first if size >= first else None)
+            assert progress.listing is None
+
+    def test_goes_on_behind_a_torn_line(self, tmp_path: Path) -> None:
+        path = self.written(tmp_path)
+        path.write_bytes(path.read_bytes()[:-1])
+        journal = Journal(tmp_path, read_journal(tmp_path))
+        journal.commit([DoneImage("b.jpg", None, None)], [])
+        journal.close()
+        assert list(read_journal(tmp_path).locations) == ["photos/a.jpg", "b.jpg"]
+
+    def test_damaged(self, tmp_path: Path) -> None:
+        path = self.written(tmp_path)
+        path.write_bytes(b"{}\n" + path.read_bytes())
+        with pytest.raises(OutputError, match=r"progress.jsonl is damaged; replace the results with"):
+            read_journal(tmp_path)
+
+    def test_one_process_at_a_time(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path, Progress())
+        journal.commit([], [])
+        with pytest.raises(OSError, match="another process is writing results there"):
+            Journal(tmp_path, read_journal(tmp_path))
+        journal.close()
+        Journal(tmp_path, read_journal(tmp_path)).close()
+
+    def test_none(self, tmp_path: Path) -> None:
+        assert read_journal(tmp_path) == Progress()
 
 
 @contextmanager
@@ -265,14 +412,14 @@ def small_disk() -> Iterator[None]:
 
 class TestFullDisk:
     @small_disk()
-    def test_json_array_keeps_what_it_has(self, tmp_path: Path) -> None:
-        array = JsonArrayFile(tmp_path / "a.json")
-        array.extend([{"a": 1}])
+    def test_json_list_keeps_what_it_has(self, tmp_path: Path) -> None:
+        file = GrowingFile(tmp_path, json_list("a.json"))
+        file.append(json_elements([{"a": 1}]))
         for _ in range(2):
             with pytest.raises(OSError, match="File too large"):
-                array.extend([{"a": "x" * 5000}])
-        array.extend([{"a": 2}])
-        array.close()
+                file.append(json_elements([{"a": "x" * 5000}]))
+        file.append(json_elements([{"a": 2}]))
+        file.close()
         assert json.loads((tmp_path / "a.json").read_text()) == [{"a": 1}, {"a": 2}]
 
     @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -299,13 +446,14 @@ class TestFullDisk:
 
 class TestFolder:
     @staticmethod
-    def folder(path: Path, overwrite: bool = False) -> OutputFolder:
-        return OutputFolder(path, PRODUCTS, overwrite)
+    def folder(path: Path, overwrite: bool = False, **options: Any) -> OutputFolder:
+        note = {"program": "dcnzoo predict", "model": "x", "device": "cpu", **options.pop("note", {})}
+        return OutputFolder(path, PRODUCTS, note, overwrite=overwrite, free=("device",), **options)
 
     def fill(self, path: Path) -> None:
         folder = self.folder(path)
         folder.check([])
-        folder.start({"model": "x"})
+        folder.start()
         write(WRITERS["yolo"], path, result())
         write(WRITERS["jsonl"], path, result())
 
@@ -335,7 +483,7 @@ class TestFolder:
         (tmp_path / "mine.txt").touch()
         folder = self.folder(tmp_path, overwrite=True)
         folder.check([])
-        folder.start({})
+        folder.start()
         assert files(tmp_path) == ["mine.txt", "run.json"]
 
     def test_a_link_is_removed_and_its_target_kept(self, tmp_path: Path) -> None:
@@ -343,9 +491,61 @@ class TestFolder:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "a.jpg").touch()
         (tmp_path / "out" / "images").symlink_to(tmp_path / "mine")
-        self.folder(tmp_path / "out", overwrite=True).start({})
+        self.folder(tmp_path / "out", overwrite=True).start()
         assert files(tmp_path / "mine") == ["a.jpg"]
         assert not (tmp_path / "out" / "images").exists()
+
+    def test_resume_keeps_what_counts(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        journal = Journal(tmp_path, Progress())
+        journal.commit([DoneImage("a", None, None)], [])
+        journal.close()
+        before = files(tmp_path)
+        folder = self.folder(tmp_path, resume=True, note={"device": "cuda"})
+        folder.check([])
+        folder.start()
+        assert folder.resumes
+        assert folder.progress().locations == {"a": 1}
+        assert files(tmp_path) == before
+        assert read_note(tmp_path)["device"] == "cpu"
+
+    def test_resume_of_nothing_that_counts_starts_anew(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        folder = self.folder(tmp_path, resume=True)
+        folder.check([])
+        folder.start()
+        assert folder.progress() == Progress()
+        assert files(tmp_path) == ["run.json"]
+
+    def test_resume_of_nothing_at_all(self, tmp_path: Path) -> None:
+        folder = self.folder(tmp_path, resume=True)
+        folder.check([])
+        folder.start()
+        assert not folder.resumes
+        assert read_note(tmp_path)["model"] == "x"
+
+    def test_resume_with_other_options(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        message = (
+            r"was started with model 'x' \(now 'y'\), shard None \(now \[0, 1\]\); give the same options"
+        )
+        with pytest.raises(OutputError, match=message):
+            self.folder(tmp_path, resume=True, note={"model": "y", "shard": (0, 1)}).check([])
+
+    def test_killed_while_it_deleted_earlier_results(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is left of them is no run to go on with, and may be replaced."""
+        self.fill(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(OutputFolder, "clear", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                self.folder(tmp_path, overwrite=True, note={"model": "y"}).start()
+        folder = self.folder(tmp_path, resume=True, note={"model": "y"})
+        folder.check([])
+        folder.start()
+        assert not folder.resumes
+        assert files(tmp_path) == ["run.json"]
 
     @pytest.mark.parametrize("overwrite", [False, True])
     @pytest.mark.parametrize("note", [None, "", "[]", '{"program": "other"}'])

@@ -1,0 +1,28 @@
+"""When memory runs out."""
+
+from __future__ import annotations
+
+import torch
+
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",  # PyTorch's allocator for the CPU
+    "not enough memory",  # the same on Windows
+    "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, when it gets no memory for its code or buffers
+    "out of memory",  # CUDA
+    "_ALLOC_FAILED",  # cuBLAS, cuDNN
+)
+"""How the libraries say that memory ran out, where they have no exception for it."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, says that memory ran out.
+
+    PyTorch has an exception of its own for a full GPU. For the CPU's memory, and within the libraries that it
+    calls, there is only a RuntimeError and its text.
+    """
+    if error is None:
+        return False
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+    return known or told or is_out_of_memory(error.__cause__)
