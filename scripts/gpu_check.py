@@ -145,7 +145,7 @@ def run_all(full: bool, folder: Path) -> list[Step]:
 
 
 def sanitizer_step(tool: str) -> Step:
-    """The kernels under compute-sanitizer; each tensor has memory of its own, so that no overrun is missed."""
+    """The kernels under compute-sanitizer; each tensor has memory of its own: no overrun is missed."""
     program = shutil.which("compute-sanitizer") or "compute-sanitizer"
     command = [program, "--tool", tool, "--error-exitcode", "1", *python("scripts/sanitize_gpu_ops.py")]
     step = Step(f"compute-sanitizer {tool}", command, 600, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
