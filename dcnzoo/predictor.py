@@ -24,6 +24,7 @@ from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.memory import is_out_of_memory
+from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import paste_masks
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
@@ -52,7 +53,7 @@ class Predictor:
     Calls may come from several threads.
 
     Attributes:
-        model: in evaluation mode, on `device`, in the dtype of `precision`.
+        model: in evaluation mode, in float32; it is moved to `device` and `precision`.
         preprocessing: sizes and normalisation of its input.
         class_names: names of the K classes.
         category_ids: COCO category ids of the K classes.
@@ -68,7 +69,10 @@ class Predictor:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        self.model = pack_weights(model.to(device, PRECISIONS[precision]))
+        dtype = PRECISIONS[precision]
+        lowered = device.type == "cpu" and dtype != torch.float32
+        self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
+        self._image_dtype = torch.float32 if lowered else dtype
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
@@ -209,7 +213,7 @@ class Predictor:
         with times.measure("preprocess"):
             batch = collate(prepared, self.preprocessing)
         with times.measure("inference"), torch.inference_mode():
-            images = batch.images.to(self.device, PRECISIONS[self.precision])
+            images = batch.images.to(self.device, self._image_dtype)
             found = self.model(
                 images,
                 batch.image_sizes,

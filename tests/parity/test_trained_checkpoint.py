@@ -117,6 +117,18 @@ def as_arrays(detections: dcnzoo.Detections) -> dict[str, np.ndarray]:
     return {"boxes": detections.boxes, "scores": detections.scores, "labels": detections.labels}
 
 
+def test_bf16_finds_what_float32_finds(bccd: Path, weights: Path, predictor: dcnzoo.Predictor) -> None:
+    options = {"weights": weights, "arch": ARCHITECTURE, "short_side": 240, "long_side": 320}
+    lower = dcnzoo.load(**options, device="cpu", precision="bf16")
+    expected_count = matched = 0
+    for path in sorted((bccd / "images").glob("*.jpg"))[:3]:
+        expected, found = as_arrays(predictor(path)), as_arrays(lower(path))
+        sure = {key: value[expected["scores"] > 0.3] for key, value in expected.items()}
+        expected_count += len(sure["scores"])
+        matched += len(match(sure, found, iou=0.9, score=1.0))
+    assert matched >= 0.97 * expected_count > 0
+
+
 def test_class_names_come_from_the_file(predictor: dcnzoo.Predictor) -> None:
     assert predictor.class_names == ("RBC", "WBC", "Platelets")
 

@@ -1,0 +1,99 @@
+"""A detector in a lower precision: what is rounded, and what stays float32.
+
+A detection hangs on comparisons (which proposals are kept, which of two boxes suppresses the other), so
+small errors change it. On a CPU these layers stay float32:
+
+- the stem, since the image itself would lose grey levels, and stages c2 and c3, whose errors all inherit;
+- the pyramid, the proposals and the convolutions of the masks: nearly all their work is plain 3×3
+  convolutions, which Winograd's algorithm computes with a quarter of the multiplications;
+- what predicts offsets;
+- the last layers, since rounded scores are ties;
+- the sums along the shortcuts, which would be rounded in every block.
+
+What multiplies in the lower precision are the 1×1, deformable, grouped and strided convolutions of c4 and c5,
+and the linear layers. docs/performance.md says what each choice gave.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dcnzoo.models.dcn import DeformConv2d
+from dcnzoo.models.fold import FoldedBasicBlock, FoldedBottleneck
+from dcnzoo.models.layers import Conv3x3
+from dcnzoo.models.rcnn import RCNN
+
+_KEPT = ("conv_offset", "fc_cls", "fc_reg")
+"""Names of layers that stay float32 wherever they are."""
+
+
+def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
+    """Prepares a detector on a CPU for a lower precision, in place.
+
+    Args:
+        model: with batch norm folded, in float32; not packed yet.
+        dtype: of what is lowered.
+
+    Returns:
+        `model`; it takes float32 images.
+    """
+    backbone = model.backbone
+    parts = (backbone.conv1, backbone.layer1, backbone.layer2, model.neck, model.rpn_head)
+    wide = {module for part in parts for module in part.modules()}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv2d):
+            continue
+        kept = isinstance(module, Conv3x3) or module in wide or name.rpartition(".")[2] in _KEPT
+        if not kept:
+            _lower(module, dtype)
+        module.register_forward_pre_hook(_take_any_input)
+    for module in backbone.modules():
+        if isinstance(module, FoldedBasicBlock):
+            module.conv2.register_forward_hook(_put_out_float32)
+        elif isinstance(module, FoldedBottleneck) and module.downsample is not None:
+            module.downsample.register_forward_hook(_put_out_float32)
+    return model
+
+
+def round_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds a convolution's weight so that the errors of a kernel's taps cancel.
+
+    Neighbouring pixels are nearly equal, so the sum of a kernel's errors counts more than each of them:
+    every tap is rounded together with the error of the tap before (error diffusion, in one dimension).
+
+    Args:
+        weight: (O, C, kernel height, kernel width).
+        dtype: of the result.
+
+    Returns:
+        The rounded weight, of the same shape.
+    """
+    taps = weight.flatten(2)
+    rounded = torch.empty_like(taps, dtype=dtype)
+    error = torch.zeros_like(taps[..., 0])
+    for tap in range(taps.shape[-1]):
+        wanted = taps[..., tap] + error
+        rounded[..., tap] = wanted
+        error = wanted - rounded[..., tap].to(weight.dtype)
+    return rounded.reshape(weight.shape)
+
+
+def _lower(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv2d, dtype: torch.dtype) -> None:
+    weight, bias = module.weight, module.bias
+    if weight.ndim == 4 and not isinstance(module, nn.ConvTranspose2d):
+        lowered = round_kernels(weight, dtype).to(memory_format=torch.channels_last)
+    else:  # the taps of a transposed convolution meet in no sum
+        lowered = weight.to(dtype)
+    module.weight = nn.Parameter(lowered, requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+
+def _take_any_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return (inputs[0].to(weight.dtype),)
+
+
+def _put_out_float32(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.float()

@@ -1,0 +1,59 @@
+"""Detectors in a lower precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dcnzoo.build import build_model, prepare_for_inference
+from dcnzoo.manifest import Architecture
+from dcnzoo.models.precision import lower_precision, round_kernels
+
+
+@pytest.mark.parametrize("size", [(64, 32, 3, 3), (64, 3, 7, 7), (64, 32, 1, 1)])
+def test_the_errors_of_a_kernel_cancel(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(size)
+    rounded, plain = round_kernels(weight, torch.bfloat16), weight.bfloat16()
+    assert (rounded.dtype, rounded.shape) == (torch.bfloat16, weight.shape)
+    error, plain_error = rounded.float() - weight, plain.float() - weight
+    assert error.abs().max() <= 2 * plain_error.abs().max()
+    of_kernels, plainly = error.sum((2, 3)), plain_error.sum((2, 3))
+    if size[2:] == (1, 1):
+        assert torch.equal(rounded, plain)
+    else:
+        assert of_kernels.square().mean() < 0.2 * plainly.square().mean()
+
+
+@pytest.mark.parametrize(
+    "name", ["mask_rcnn_r18w16_fpn16_fc32_mdconv_c3-c5", "cascade_rcnn_r50w16_fpn16_fc32_dconv_c3-c5"]
+)
+def test_what_stays_float32(name: str) -> None:
+    torch.manual_seed(0)
+    model = lower_precision(prepare_for_inference(build_model(Architecture.parse(name), 3)), torch.bfloat16)
+    lowered = {key for key, value in model.state_dict().items() if value.dtype == torch.bfloat16}
+    assert {key.split(".")[0] for key in lowered} == {"backbone", "roi_head"}
+    stages = {key.split(".")[1] for key in lowered if key.startswith("backbone")}
+    assert stages == {"layer3", "layer4"}
+    assert not any(part in key for key in lowered for part in ("conv_offset", "fc_cls", "fc_reg"))
+    assert any("shared_fcs" in key for key in lowered)
+    with torch.inference_mode():
+        features = model.neck(model.backbone(torch.randn(1, 3, 64, 96)))
+        (found,) = model(torch.randn(1, 3, 64, 96), [(64, 96)], [(64, 96)])
+    assert {value.dtype for value in features.values()} == {torch.float32}
+    assert found.boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pool", ["", "_mdpool"])
+def test_near_float32(pool: str) -> None:
+    torch.manual_seed(0)
+    architecture = Architecture.parse(f"mask_rcnn_r50w16_fpn16_fc32_mdconv_c3-c5{pool}")
+    model = prepare_for_inference(build_model(architecture, 3))
+    images = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        expected = model.neck(model.backbone(images))
+        found = lower_precision(model, torch.bfloat16).neck(model.backbone(images))
+        model(images, [(96, 64)] * 2, [(96, 64)] * 2)
+    for name, value in expected.items():
+        difference = (found[name] - value).square().mean().sqrt()
+        assert 0 < difference <= 0.02 * value.std()
