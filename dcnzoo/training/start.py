@@ -101,9 +101,9 @@ class TrainingOptions:
         url_base: mirror to download from.
     """
 
-    train: Path
-    images: Path
-    out: Path
+    train: Path = Path()
+    images: Path = Path()
+    out: Path = Path()
     model: str | None = None
     weights: Path | None = None
     arch: str | None = None
