@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.models.fpn import named
 from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, MapLinear
+from dcnzoo.ops.types import widened
 
 
 class BoxHead(nn.Module):
@@ -45,10 +46,10 @@ class BoxHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Maps features (R, C, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
 
-        Both are float32 whatever the precision of the weights: boxes need its resolution.
+        Both are float32 even when the weights are shorter: boxes need its resolution.
         """
         hidden = self.shared_fcs(pooled)
-        return self.fc_cls(hidden).float(), self.fc_reg(hidden).float()
+        return widened(self.fc_cls(hidden)), widened(self.fc_reg(hidden))
 
 
 def class_scores(class_logits: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ class ResNet(nn.Module):
         width_per_group: int = 64,
     ) -> None:
         super().__init__()
+        self.norm_frozen = False
         self.conv1: nn.Conv2d = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
         self.bn1: nn.Module = nn.BatchNorm2d(base_width)
         self.relu: nn.Module = nn.ReLU(inplace=True)
@@ -140,6 +141,14 @@ class ResNet(nn.Module):
             x = getattr(self, f"layer{level - 1}")(x)
             features[f"c{level}"] = x
         return features
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Sets training mode; frozen batch norm, or one whose parameters are frozen, keeps its statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and (self.norm_frozen or not module.weight.requires_grad):
+                module.eval()
+        return self
 
 
 def _stage(
