@@ -15,8 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.download import sha256_of
 from dcnzoo.manifest import load_manifest
@@ -27,9 +25,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 NAME = "mask_rcnn_r18w16_fpn48_fc256_mdconv_c3-c5_shapes"
 WEIGHTS = CHECKOUT / "dcnzoo" / "weights" / f"{NAME}.safetensors"
 
-TRAIN, TEST = {"count": 2400, "seed": 1}, {"count": 500, "seed": 2}
+TRAIN, TEST = {"count": 2000, "seed": 1}, {"count": 500, "seed": 2}
 RECIPE = {
-    "--epochs": 10,
+    "--epochs": 8,
     "--batch-size": 8,
     "--optimizer": "adamw",
     "--learning-rate": 0.002,
@@ -108,5 +106,4 @@ def dcnzoo(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

@@ -55,6 +55,7 @@ class Options:
     milestones: tuple[int, ...]
     warmup: int | None
     clip_norm: float | None
+    roi_samples: int
     ema: float | None
     norm: str | None
     frozen_stages: int | None
@@ -189,6 +190,14 @@ class Options:
 )
 @click.option(
     "--clip-norm", type=_ABOVE_ZERO, metavar="X", help="Largest norm of the gradient.  [default: any]"
+)
+@click.option(
+    "--roi-samples",
+    type=click.IntRange(min=4),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Regions of an image that a box head learns from; a quarter may be objects, which masks learn from.",
 )
 @click.option(
     "--ema",

@@ -37,6 +37,7 @@ from dcnzoo.training.initialise import (
     prepare_for_training,
 )
 from dcnzoo.training.loop import SCORE, LoopSettings, Trainer, seeded_generator
+from dcnzoo.training.losses import ROI_SAMPLES
 from dcnzoo.training.reporter import TENSORBOARD, Reporter
 from dcnzoo.training.schedule import (
     WARMUP_STEPS,
@@ -82,6 +83,7 @@ class TrainingOptions:
         milestones: epochs after which it falls, for "step"; none for the usual ones.
         warmup: steps in which it rises.
         clip_norm: largest norm of the gradient.
+        roi_samples: regions of an image that a box head learns from.
         ema: decay of the average of the weights; None for no average.
         norm: what becomes of batch norm's statistics.
         frozen_stages: stages of the backbone that stay as they are.
@@ -122,6 +124,7 @@ class TrainingOptions:
     milestones: tuple[int, ...] = ()
     warmup: int | None = None
     clip_norm: float | None = None
+    roi_samples: int = ROI_SAMPLES
     ema: float | None = None
     norm: Norm | None = None
     frozen_stages: int | None = None
