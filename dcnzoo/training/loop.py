@@ -139,8 +139,7 @@ class Trainer:
             self._restore(saved)
         self.network: nn.Module = LossNetwork(model, settings.roi_samples)
         if processes.count > 1:
-            # Not every batch reaches every layer: a mask head has no work where nothing is to be found.
-            self.network = DistributedDataParallel(self.network, find_unused_parameters=True)
+            self.network = DistributedDataParallel(self.network)
 
     def run(self) -> Progress:
         """Trains until the last epoch is over, and returns the final progress.
@@ -160,8 +159,9 @@ class Trainer:
             while self.progress.epoch < self.schedule.epochs:
                 self._run_epoch(signals)
                 self._evaluate_if_due()
+        weights = self._final_weights()
         if self.processes.is_first:
-            save_safe_copy(self.out, LAST, self.identity, self._final_weights())
+            save_safe_copy(self.out, LAST, self.identity, weights)
         return self.progress
 
     def _run_epoch(self, signals: StopSignals) -> None:

@@ -339,11 +339,10 @@ def _make_model(identity: Identity, source: Source, seed: int) -> tuple[RCNN, Lo
 def _make_loader(
     options: TrainingOptions, identity: Identity, training_set: TrainingSet, processes: Processes
 ) -> BatchLoader:
-    sides = options.short_sides or (identity.preprocessing.short_side,)
     settings = LoadSettings(
         options.batch_size,
         identity.preprocessing,
-        Augmentation(sides, options.flip),
+        Augmentation(_short_sides(options, identity), options.flip),
         masks=identity.architecture.has_masks,
         seed=options.seed,
         workers=options.workers,
@@ -352,6 +351,10 @@ def _make_loader(
         max_pixels=options.max_pixels,
     )
     return BatchLoader(training_set.images, settings)
+
+
+def _short_sides(options: TrainingOptions, identity: Identity) -> tuple[int, ...]:
+    return tuple(sorted(options.short_sides)) or (identity.preprocessing.short_side,)
 
 
 def _make_schedule(options: TrainingOptions, batches: int, processes: int) -> Schedule:
@@ -458,7 +461,7 @@ def effective_lines(
     count = 0 if validation_set is None else len(validation_set.files)
     evaluated = f"{count} images, every {options.evaluate_every} epochs" if count else "none"
     yield f"validation set: {evaluated}"
-    sides = listing(options.short_sides or (identity.preprocessing.short_side,))
+    sides = listing(_short_sides(options, identity))
     yield f"input: short side {sides}, long side {identity.preprocessing.long_side}, flip {options.flip:g}"
     images = options.batch_size * options.accumulate * processes.count
     factors = f"{processes.count} processes x {options.accumulate} batches x {options.batch_size}"
