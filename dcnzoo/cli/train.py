@@ -55,7 +55,7 @@ class Options:
     milestones: tuple[int, ...]
     warmup: int | None
     clip_norm: float | None
-    roi_samples: int
+    roi_samples: int | None
     ema: float | None
     norm: str | None
     frozen_stages: int | None
@@ -195,9 +195,7 @@ class Options:
     "--roi-samples",
     type=click.IntRange(min=4),
     metavar="N",
-    default=512,
-    show_default=True,
-    help="Regions of an image that a box head learns from; a quarter may be objects, which masks learn from.",
+    help="Regions of an image that a box head learns from, a quarter of them objects.  [default: 512]",
 )
 @click.option(
     "--ema",

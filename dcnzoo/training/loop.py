@@ -36,7 +36,7 @@ from dcnzoo.training.checkpoint import (
 )
 from dcnzoo.training.ema import ModelEMA
 from dcnzoo.training.history import write_picture, write_table
-from dcnzoo.training.losses import ROI_SAMPLES, detection_losses
+from dcnzoo.training.losses import detection_losses
 from dcnzoo.training.reporter import Reporter
 from dcnzoo.training.schedule import Schedule, set_learning_rate
 from dcnzoo.training.targets import Target
@@ -56,7 +56,7 @@ class LoopSettings:
     Attributes:
         accumulate: batches of an optimizer step.
         clip_norm: largest norm of the gradient, None for any.
-        roi_samples: regions of an image that a box head learns from.
+        roi_samples: regions of an image that a box head learns from, None for as many as published.
         precision: of the forward pass: "fp32", "fp16" or "bf16"; weights are float32.
         seed: of the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -66,7 +66,7 @@ class LoopSettings:
 
     accumulate: int = 1
     clip_norm: float | None = None
-    roi_samples: int = ROI_SAMPLES
+    roi_samples: int | None = None
     precision: str = "fp32"
     seed: int = 0
     evaluate_every: int = 1
@@ -77,7 +77,7 @@ class LoopSettings:
 class LossNetwork(nn.Module):
     """A detector whose forward gives the losses, as DistributedDataParallel needs it."""
 
-    def __init__(self, model: RCNN, roi_samples: int) -> None:
+    def __init__(self, model: RCNN, roi_samples: int | None) -> None:
         super().__init__()
         self.model, self.roi_samples = model, roi_samples
 

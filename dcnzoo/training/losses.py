@@ -6,7 +6,7 @@ Shape letters: N images, L pyramid levels, B anchors of an image, S samples, P o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -43,7 +43,7 @@ PAD_MULTIPLE = 32
 
 ANCHOR_MATCHING = Matching(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
 ANCHOR_SAMPLING = Sampling(num_samples=256, positive_fraction=0.5)
-ROI_SAMPLES, ROI_POSITIVE_FRACTION = 512, 0.25
+ROI_SAMPLING = Sampling(num_samples=512, positive_fraction=0.25)
 
 NUM_CANDIDATES = 2000
 """Best anchors per level that become proposals in training."""
@@ -103,7 +103,7 @@ def detection_losses(
     targets: list[Target],
     generator: torch.Generator,
     *,
-    roi_samples: int = ROI_SAMPLES,
+    roi_samples: int | None = None,
 ) -> dict[str, Tensor]:
     """Computes the losses of a batch, weighted: their sum is what to minimise.
 
@@ -113,8 +113,8 @@ def detection_losses(
         image_sizes: (height, width) of each image, resized and unpadded.
         targets: what is in each image; with masks for a detector with masks.
         generator: on the CPU; draws the samples.
-        roi_samples: regions of an image that a box head learns from; a quarter at most are objects, and the
-            mask head learns from those.
+        roi_samples: regions of an image that a box head learns from, None for 512 as published; a quarter at
+            most are objects, and the mask head learns from those.
 
     Returns:
         Scalars under the reference's names: loss_rpn_cls, loss_rpn_bbox, loss_cls, loss_bbox, loss_mask; in
@@ -129,7 +129,7 @@ def detection_losses(
         )
     if model.has_masks and any(target.masks is None for target in targets):
         raise ValueError("a detector with masks needs the masks of every target")
-    roi_sampling = Sampling(roi_samples, ROI_POSITIVE_FRACTION)
+    roi_sampling = ROI_SAMPLING if roi_samples is None else replace(ROI_SAMPLING, num_samples=roi_samples)
     batch = _Batch(model, recipe_of(model), image_sizes, targets, generator, roi_sampling)
     features = model.neck(model.backbone(images))
     outputs = {name: model.rpn_head.predict(feature) for name, feature in features.items()}

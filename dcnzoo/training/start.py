@@ -37,7 +37,6 @@ from dcnzoo.training.initialise import (
     prepare_for_training,
 )
 from dcnzoo.training.loop import SCORE, LoopSettings, Trainer, seeded_generator
-from dcnzoo.training.losses import ROI_SAMPLES
 from dcnzoo.training.reporter import TENSORBOARD, Reporter
 from dcnzoo.training.schedule import (
     WARMUP_STEPS,
@@ -124,7 +123,7 @@ class TrainingOptions:
     milestones: tuple[int, ...] = ()
     warmup: int | None = None
     clip_norm: float | None = None
-    roi_samples: int = ROI_SAMPLES
+    roi_samples: int | None = None
     ema: float | None = None
     norm: Norm | None = None
     frozen_stages: int | None = None
