@@ -73,7 +73,7 @@ def draw_picture(seed: int, number: int, size: tuple[int, int] = SIZE) -> Shapes
     for _ in range(int(random.integers(1, MAX_OBJECTS + 1))):
         for _attempt in range(8):
             label = int(random.integers(len(CLASSES)))
-            alpha, area = _object(random, label, size, scale)
+            alpha, area = _draw_object(random, label, size, scale)
             below = [other * (1 - alpha) for other in alphas]
             if _all_visible([*below, alpha], [*areas, area]):
                 if random.random() < 0.5:
@@ -141,7 +141,7 @@ def _all_visible(alphas: list[Map], areas: list[float]) -> bool:
 # Outlines: (P, 2) points x, y around the origin, radius 1; a ring has a hole.
 
 
-def _outline(random: Generator, label: int) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+def outline(random: Generator, label: int) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """The shape's outer contour, and the contour of its hole if it has one."""
     name = CLASSES[label]
     if name == "triangle":
@@ -166,15 +166,15 @@ def _regular(corners: int) -> NDArray[np.float64]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _object(random: Generator, label: int, size: tuple[int, int], scale: float) -> tuple[Map, float]:
+def _draw_object(random: Generator, label: int, size: tuple[int, int], scale: float) -> tuple[Map, float]:
     """How much of each pixel (H, W) an object covers, 0–1, and its whole area in pixels."""
-    outer, hole = _outline(random, label)
+    outer, hole = outline(random, label)
     radius = scale * np.exp(random.uniform(np.log(22), np.log(54)))
     shape = radius * _distortion(random)
     center = random.uniform(0.1, 0.9, 2) * (size[1], size[0])
-    coverage, area = _fill(outer @ shape, center, size, radius)
+    coverage, area = fill_polygon(outer @ shape, center, size, radius)
     if hole is not None:
-        inner, inner_area = _fill(hole @ shape, center, size, radius)
+        inner, inner_area = fill_polygon(hole @ shape, center, size, radius)
         return coverage - inner, area - inner_area
     return coverage, area
 
@@ -192,7 +192,7 @@ def _rotation(angle: float) -> NDArray[np.float64]:
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
-def _fill(
+def fill_polygon(
     points: NDArray[np.float64], center: NDArray[np.float64], size: tuple[int, int], radius: float
 ) -> tuple[Map, float]:
     """Coverage (H, W) of a polygon around a centre, and its area with what lies outside the picture."""
@@ -236,8 +236,7 @@ def _clutter(random: Generator, size: tuple[int, int], scale: float) -> Map:
         for x, y in start + 2 * scale * random.normal(0, 22, (random.integers(4, 16), 2)):
             radius = 2 * scale * random.uniform(1, 3.5)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    coarse: Map = (np.asarray(fine, np.float32) / 255).reshape(size[0], 2, size[1], 2).mean(axis=(1, 3))
-    return coarse
+    return _as_map((np.asarray(fine, np.float32) / 255).reshape(size[0], 2, size[1], 2).mean(axis=(1, 3)))
 
 
 def _blob(random: Generator, size: tuple[int, int], scale: float) -> Map:
@@ -249,7 +248,7 @@ def _blob(random: Generator, size: tuple[int, int], scale: float) -> Map:
     radius = scale * random.uniform(8, 26)
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii.clip(0.25, 1.5)[:, None] * radius
     center = random.uniform(0, 1, 2) * (size[1], size[0])
-    return _fill(
+    return fill_polygon(
         points @ np.diag([1.0, random.uniform(0.4, 1)]) @ _rotation(random.uniform(0, 7)),
         center,
         size,
@@ -267,7 +266,7 @@ def _background(random: Generator, size: tuple[int, int]) -> Map:
     if random.random() < 0.4:
         second = _noise(random, size, octaves=3)[:, :, None] > random.uniform(0.4, 0.6)
         picture = np.where(second, picture, 0.6 * picture + 0.4 * _color(random))
-    return picture.astype(np.float32)
+    return _as_map(picture)
 
 
 def _pattern(random: Generator, size: tuple[int, int]) -> Map:
@@ -281,13 +280,12 @@ def _pattern(random: Generator, size: tuple[int, int]) -> Map:
     along = columns * np.cos(angle) + rows * np.sin(angle)
     waves = 0.5 + 0.5 * np.sin(2 * np.pi * along / period + random.uniform(0, 4) * 3 * clouds)
     if kind == 1:
-        return waves.astype(np.float32)
+        return _as_map(waves)
     if kind == 2:
         across = rows * np.cos(angle) - columns * np.sin(angle)
         weave = 0.5 + 0.5 * np.sin(2 * np.pi * across / period)
-        return (0.3 * clouds + 0.7 * (waves > 0.5) * weave).astype(np.float32)
-    grain: Map = 0.6 * clouds + 0.4 * random.random(size, dtype=np.float32)
-    return grain
+        return _as_map(0.3 * clouds + 0.7 * (waves > 0.5) * weave)
+    return _as_map(0.6 * clouds + 0.4 * random.random(size, dtype=np.float32))
 
 
 def _noise(random: Generator, size: tuple[int, int], octaves: int) -> Map:
@@ -297,14 +295,13 @@ def _noise(random: Generator, size: tuple[int, int], octaves: int) -> Map:
         cells = 2 ** (octave + 1) + 1
         grid = Image.fromarray(random.random((cells, cells), dtype=np.float32))
         total += np.asarray(grid.resize(size[::-1], Image.Resampling.BICUBIC)) * 0.6**octave
-    clouds: Map = (total - total.min()) / (np.ptp(total) + 1e-6)
-    return clouds
+    return _as_map((total - total.min()) / (np.ptp(total) + 1e-6))
 
 
 def _color(random: Generator) -> Map:
     """RGB (3,), 0–255, from dull to bright."""
     mean = random.uniform(30, 225)
-    return (mean + random.normal(0, 45, 3)).clip(0, 255).astype(np.float32)
+    return _as_map((mean + random.normal(0, 45, 3)).clip(0, 255))
 
 
 def _paint_of(random: Generator, picture: Map, where: Map | None = None) -> Map:
@@ -319,8 +316,7 @@ def _paint_of(random: Generator, picture: Map, where: Map | None = None) -> Map:
         color = _color(random)
     strength = random.uniform(0, 45)
     texture = (_pattern(random, size) - 0.5) * 2 * strength
-    paint: Map = (color + texture[:, :, None]).clip(0, 255).astype(np.float32)
-    return paint
+    return _as_map((color + texture[:, :, None]).clip(0, 255))
 
 
 def _paint(picture: Map, alpha: Map, paint: Map) -> None:
@@ -343,3 +339,7 @@ def _photographed(random: Generator, picture: Map, scale: float) -> NDArray[np.u
     blurred = lit.filter(ImageFilter.GaussianBlur(random.uniform(0, 1.2) * scale))
     noisy = np.asarray(blurred) + random.normal(0, random.uniform(0, 12), picture.shape)
     return noisy.clip(0, 255).astype(np.uint8)
+
+
+def _as_map(values: NDArray[Any]) -> Map:
+    return values.astype(np.float32, copy=False)

@@ -55,6 +55,7 @@ class Options:
     milestones: tuple[int, ...]
     warmup: int | None
     clip_norm: float | None
+    roi_samples: int | None
     ema: float | None
     norm: str | None
     frozen_stages: int | None
@@ -189,6 +190,12 @@ class Options:
 )
 @click.option(
     "--clip-norm", type=_ABOVE_ZERO, metavar="X", help="Largest norm of the gradient.  [default: any]"
+)
+@click.option(
+    "--roi-samples",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Regions of an image that a box head learns from, a quarter of them objects.  [default: 512]",
 )
 @click.option(
     "--ema",

@@ -56,6 +56,7 @@ class LoopSettings:
     Attributes:
         accumulate: batches of an optimizer step.
         clip_norm: largest norm of the gradient, None for any.
+        roi_samples: regions of an image that a box head learns from, None for as many as published.
         precision: of the forward pass: "fp32", "fp16" or "bf16"; weights are float32.
         seed: of the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -65,6 +66,7 @@ class LoopSettings:
 
     accumulate: int = 1
     clip_norm: float | None = None
+    roi_samples: int | None = None
     precision: str = "fp32"
     seed: int = 0
     evaluate_every: int = 1
@@ -75,9 +77,9 @@ class LoopSettings:
 class LossNetwork(nn.Module):
     """A detector whose forward gives the losses, as DistributedDataParallel needs it."""
 
-    def __init__(self, model: RCNN) -> None:
+    def __init__(self, model: RCNN, roi_samples: int | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.roi_samples = model, roi_samples
 
     def forward(
         self,
@@ -87,7 +89,9 @@ class LossNetwork(nn.Module):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Returns the losses of a batch, as `detection_losses` does."""
-        return detection_losses(self.model, images, image_sizes, targets, generator)
+        return detection_losses(
+            self.model, images, image_sizes, targets, generator, roi_samples=self.roi_samples
+        )
 
 
 class Trainer:
@@ -133,7 +137,7 @@ class Trainer:
         self.progress = Progress()
         if saved is not None:
             self._restore(saved)
-        self.network: nn.Module = LossNetwork(model)
+        self.network: nn.Module = LossNetwork(model, settings.roi_samples)
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 

@@ -82,6 +82,7 @@ class TrainingOptions:
         milestones: epochs after which it falls, for "step"; none for the usual ones.
         warmup: steps in which it rises.
         clip_norm: largest norm of the gradient.
+        roi_samples: regions of an image that a box head learns from.
         ema: decay of the average of the weights; None for no average.
         norm: what becomes of batch norm's statistics.
         frozen_stages: stages of the backbone that stay as they are.
@@ -122,6 +123,7 @@ class TrainingOptions:
     milestones: tuple[int, ...] = ()
     warmup: int | None = None
     clip_norm: float | None = None
+    roi_samples: int | None = None
     ema: float | None = None
     norm: Norm | None = None
     frozen_stages: int | None = None
