@@ -10,7 +10,7 @@ from torch import Tensor
 from dcnzoo.ops import reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import gpu_problem
-from dcnzoo.ops.types import SHORT_DTYPES, Pair
+from dcnzoo.ops.types import SHORT_DTYPES, Pair, widened
 
 
 def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: float) -> Tensor:
@@ -41,10 +41,11 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
     from torchvision.ops import roi_align as torchvision_roi_align
 
     # short floats would round RoI coordinates to whole pixels
+    wide = widened(input)
     pooled: Tensor = torchvision_roi_align(
-        input.float(), rois.float(), output_size, spatial_scale, sampling_ratio=-1, aligned=True
+        wide, rois.to(wide.dtype), output_size, spatial_scale, sampling_ratio=-1, aligned=True
     )
-    return pooled.to(input.dtype) if input.dtype != torch.float64 else pooled
+    return pooled.to(input.dtype)
 
 
 def roi_align_pyramid(
