@@ -11,7 +11,8 @@ shift || true
 # A copy of its own, for the compiled library lies beside the package.
 copy=build/sanitized
 mkdir -p $copy
-cp -r --preserve=timestamps --update csrc dcnzoo tests setup.py pyproject.toml weights.yaml README.md LICENSE $copy
+rm -rf $copy/{csrc,dcnzoo,tests}
+cp -r --preserve=timestamps csrc dcnzoo tests setup.py pyproject.toml weights.yaml README.md LICENSE $copy
 cd $copy
 export DCNZOO_SANITIZE=address,undefined DCNZOO_BUILD_OPS=1 DCNZOO_CUDA=0
 "$python" setup.py --quiet build_ext --inplace >build.log 2>&1 || { tail -50 build.log; exit 1; }

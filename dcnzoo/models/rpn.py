@@ -1,6 +1,6 @@
 """Region proposal network (arXiv:1506.01497) over p2–p6.
 
-Shape letters: N images, A anchors per cell, H, W map size, R proposals.
+Shape letters: N images, C channels, A anchors per cell, H, W map size, R proposals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.models.anchors import RATIOS, grid_anchors
 from dcnzoo.models.boxes import clip_boxes, decode_boxes
-from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.models.fpn import STRIDES
 from dcnzoo.models.layers import Conv1x1, Conv3x3
 from dcnzoo.ops import batched_nms
 
@@ -19,26 +19,31 @@ class RPNHead(nn.Module):
     """Objectness and deltas of every anchor, and the proposals that follow from them.
 
     Args:
+        channels: C.
         num_candidates: best anchors per level that are decoded.
         num_proposals: best boxes over all levels that remain.
         iou_threshold: of the suppression within a level.
     """
 
     def __init__(
-        self, num_candidates: int = 1000, num_proposals: int = 1000, iou_threshold: float = 0.7
+        self,
+        channels: int,
+        num_candidates: int = 1000,
+        num_proposals: int = 1000,
+        iou_threshold: float = 0.7,
     ) -> None:
         super().__init__()
         self.num_candidates, self.num_proposals = num_candidates, num_proposals
         self.iou_threshold = iou_threshold
-        self.rpn_conv = Conv3x3(CHANNELS, CHANNELS, relu=True)
-        self.rpn_cls = Conv1x1(CHANNELS, len(RATIOS))
-        self.rpn_reg = Conv1x1(CHANNELS, 4 * len(RATIOS))
+        self.rpn_conv = Conv3x3(channels, channels, relu=True)
+        self.rpn_cls = Conv1x1(channels, len(RATIOS))
+        self.rpn_reg = Conv1x1(channels, 4 * len(RATIOS))
 
     def forward(self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Proposes boxes.
 
         Args:
-            features: "p2" … "p6", each (N, 256, H, W).
+            features: "p2" … "p6", each (N, C, H, W).
             image_sizes: (height, width) of each image, resized frame.
 
         Returns:
@@ -48,7 +53,7 @@ class RPNHead(nn.Module):
         return self.propose(outputs, image_sizes, self.num_candidates, self.num_proposals)
 
     def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps one level (N, 256, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
+        """Maps one level (N, C, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
         hidden = self.rpn_conv(feature)
         return self.rpn_cls(hidden), self.rpn_reg(hidden)
 
