@@ -86,3 +86,71 @@ def test_derivatives_of_roi_align_over_a_pyramid(dtype: torch.dtype) -> None:
         torch.testing.assert_close(pooled[chosen].double(), expected, rtol=1e-4, atol=1e-4)
         (expected * weights[chosen].double()).sum().backward()
         torch.testing.assert_close(inputs[level].grad.double(), wide.grad, rtol=1e-4, atol=1e-4)
+
+
+NATIVE_ONLY = pytest.mark.parametrize("backend_in_use", ["native"], indirect=True)
+
+
+@NATIVE_ONLY
+@pytest.mark.parametrize("deformed", [False, True])
+def test_the_compiled_operators_with_derivatives_pass_opcheck(deformed: bool) -> None:
+    features, rois, offset = case(torch.float32)
+    features.requires_grad_()
+    offset.requires_grad_()
+    arguments = (features, rois, offset if deformed else None, [3, 2], 0.5, 0.1)
+    torch.library.opcheck(torch.ops.dcnzoo.roi_pool, arguments)
+    grads = (
+        torch.randn(5, 5, 3, 2),
+        features.detach(),
+        rois,
+        offset.detach() if deformed else None,
+        0.5,
+        0.1,
+    )
+    torch.library.opcheck(torch.ops.dcnzoo.roi_pool_grads, grads)
+    if not deformed:
+        levels = torch.tensor([0, 1, 1, 0, 0])
+        pyramid = ([features, features.detach().clone().requires_grad_()], rois, levels, [0.5, 0.25], [3, 2])
+        torch.library.opcheck(torch.ops.dcnzoo.roi_align_pyramid, pyramid)
+
+
+@NATIVE_ONLY
+@pytest.mark.parametrize("channels", [1, 7, 16, 64, 83])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_derivatives_for_any_number_of_channels_and_threads(channels: int, threads: int) -> None:
+    _, rois, offset = case(torch.float32)
+    features = torch.randn(2, channels, 9, 11)
+    grad = torch.randn(5, channels, 3, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = torch.ops.dcnzoo.roi_pool_grads(grad, features, rois, offset, 0.5, 0.1)
+    finally:
+        torch.set_num_threads(before)
+    wide, shifts = features.double().requires_grad_(), offset.double().requires_grad_()
+    pooled = reference.deform_roi_pool(wide, rois.double(), shifts, **OPTIONS)
+    expected = torch.autograd.grad(pooled, (wide, shifts), grad.double())
+    for each, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(each.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@NATIVE_ONLY
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad": torch.zeros(1, 4, 2, 2)}, "does not fit the output"),
+        ({"grad": torch.zeros(1, 8, 2, 2).double()}, "gradient must be float32"),
+        ({"rois": torch.tensor([[5.0, 0, 0, 1, 1]])}, "image index"),
+        ({"rois": torch.tensor([[0, 0, 0, float("nan"), 1]])}, "number"),
+        ({"offset": torch.zeros(1, 2, 3, 2)}, "offset does not fit"),
+    ],
+)
+def test_the_compiled_derivatives_refuse_what_is_impossible(changes: dict[str, Tensor], message: str) -> None:
+    arguments = {
+        "grad": torch.zeros(1, 8, 2, 2),
+        "input": torch.ones(1, 8, 9, 11),
+        "rois": torch.tensor([[0.0, 0, 0, 4, 4]]),
+        "offset": torch.zeros(1, 2, 2, 2),
+    } | changes
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.dcnzoo.roi_pool_grads(*arguments.values(), 1.0, 0.1)
