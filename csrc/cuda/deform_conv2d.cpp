@@ -120,6 +120,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
   call.relu = relu;
   const std::optional<Choice> forced = forced_choice();
   const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, device.gpu(), forced ? &*forced : nullptr);
+  STD_TORCH_CHECK(!forced || plan.kernel == forced->kernel, "deform_conv2d: the kernel that DCNZOO_CUDA_KERNEL names "
+                  "cannot compute this");
   std::optional<Tensor> partial;
   if (plan.tiling.splits > 1) {
     partial = torch::stable::empty({plan.tiling.splits, shape.pixels(), shape.out_channels}, ScalarType::Float,

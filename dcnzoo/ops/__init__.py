@@ -9,7 +9,7 @@ from dcnzoo.ops.backend import active_backend
 from dcnzoo.ops.deform_conv2d import deform_conv2d, pack_deform_conv2d_weight
 from dcnzoo.ops.deform_roi_pool import deform_roi_pool
 from dcnzoo.ops.masks import paste_masks
-from dcnzoo.ops.nms import batched_nms, nms
+from dcnzoo.ops.nms import batched_nms, nms, nms_sorted
 from dcnzoo.ops.roi_align import pool_levels, roi_align, roi_align_pyramid
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "deform_conv2d",
     "deform_roi_pool",
     "nms",
+    "nms_sorted",
     "pack_deform_conv2d_weight",
     "paste_masks",
     "pool_levels",

@@ -5,14 +5,16 @@ Shape letters: N images, C channels, H, W map size, R RoIs, P output bins per ax
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcnzoo.ops import reference
+from dcnzoo.ops import autocast, reference
 from dcnzoo.ops.backend import active_backend
 from dcnzoo.ops.roi_align import kernels_take_rois, roi_align
-from dcnzoo.ops.types import Pair, widened
+from dcnzoo.ops.types import Pair, wide_dtype
 
 _MARGIN = 1e-4
 """Pixels by which a bin keeps away from a whole number of them."""
@@ -28,6 +30,9 @@ def deform_roi_pool(
     gamma: float = 0.1,
 ) -> Tensor:
     """Deformable RoI pooling (arXiv:1703.06211): RoIAlign whose bins are shifted, each by its own offset.
+
+    Positions and sums are float32 at least. Autocast lowers the map. There are derivatives by the map and the
+    offsets, none by the RoIs.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -46,19 +51,24 @@ def deform_roi_pool(
     """
     if offset is None:
         return roi_align(input, rois, output_size=output_size, spatial_scale=spatial_scale)
-    if tuple(offset.shape) != (len(rois), 2, *output_size):
-        raise ValueError(f"offset must be {(len(rois), 2, *output_size)}, got {tuple(offset.shape)}")
+    expected = (rois.shape[0], 2, *output_size)
+    if tuple(offset.shape) != expected:
+        raise ValueError(f"offset must be {expected}, got {tuple(offset.shape)}")
+    (input,) = cast(tuple[Tensor], autocast.lowered(input))
     backend, _ = active_backend()
-    if backend == "reference":
-        return reference.deform_roi_pool(
-            input, rois, offset, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
-        )
     if backend == "native" and kernels_take_rois(input, rois, offset):
         pooled: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, offset, output_size, spatial_scale, gamma)
         return pooled
-    if torch.is_grad_enabled() and offset.requires_grad:
-        return _pool_samples(input, rois, offset, output_size, spatial_scale, gamma)
-    bins = _shifted_bins(widened(rois), widened(offset), output_size, spatial_scale, gamma)
+    wide = wide_dtype(input.dtype)
+    maps, boxes, shifts = input.to(wide), rois.to(wide), offset.to(wide)
+    if backend == "reference":
+        pooled = reference.deform_roi_pool(
+            maps, boxes, shifts, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
+        )
+        return pooled.to(input.dtype)
+    if torch.is_grad_enabled() and shifts.requires_grad:  # torchvision knows no derivative by a bin's place
+        return _pool_samples(maps, boxes, shifts, spatial_scale, gamma).to(input.dtype)
+    bins = _shifted_bins(boxes, shifts, output_size, spatial_scale, gamma)
     separate = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
     return separate.reshape(len(rois), *output_size, input.shape[1]).permute(0, 3, 1, 2)
 
@@ -85,27 +95,27 @@ def _shifted_bins(
     return torch.cat([image, start, end], dim=1).permute(0, 2, 3, 1).reshape(-1, 5)
 
 
-def _pool_samples(
-    input: Tensor, rois: Tensor, offset: Tensor, output_size: Pair, spatial_scale: float, gamma: float
-) -> Tensor:
+def _pool_samples(input: Tensor, rois: Tensor, offset: Tensor, spatial_scale: float, gamma: float) -> Tensor:
     """The pooling with derivatives by the offsets, too, which RoIAlign lacks: sample by sample."""
-    wide = widened(input)
-    bins, points = _sample_points(rois.to(wide.dtype), offset.to(wide.dtype), spatial_scale, gamma)
+    bins, points = _sample_points(rois, offset, spatial_scale, gamma)
     num_bins, channels = offset[:, 0].numel(), input.shape[1]
     image_of_bin = rois[:, 0].long().repeat_interleave(num_bins // max(len(rois), 1))
-    size = points.new_tensor([wide.shape[3], wide.shape[2]])
+    size = points.new_tensor([input.shape[3], input.shape[2]])
     inside = ((points >= -1) & (points <= size)).all(dim=1)
     places = (2 * points + 1) / size - 1  # as grid_sample counts: the outer edges of the map are -1 and 1
-    sums = wide.new_zeros(num_bins, channels)
+    sums = input.new_zeros(num_bins, channels)
     for image in range(len(input)):
         chosen = (inside & (image_of_bin[bins] == image)).nonzero()[:, 0]
         values = F.grid_sample(
-            wide[image : image + 1], places[chosen][None, :, None], padding_mode="border", align_corners=False
+            input[image : image + 1],
+            places[chosen][None, :, None],
+            padding_mode="border",
+            align_corners=False,
         )
         sums = sums.index_add(0, bins[chosen], values[0, :, :, 0].t())
     count = bins.bincount(minlength=num_bins).clamp(min=1)
-    pooled = (sums / count[:, None]).reshape(len(rois), *output_size, channels)
-    return pooled.permute(0, 3, 1, 2).to(input.dtype)
+    pooled = (sums / count[:, None]).reshape(len(rois), *offset.shape[2:], channels)
+    return pooled.permute(0, 3, 1, 2)
 
 
 def _sample_points(rois: Tensor, offset: Tensor, spatial_scale: float, gamma: float) -> tuple[Tensor, Tensor]:

@@ -102,3 +102,14 @@ def test_the_compiled_operator_refuses_misfits(change: dict[str, Tensor], messag
     }
     with pytest.raises(RuntimeError, match=message):
         torch.ops.dcnzoo.batched_nms(**right | change, iou_threshold=0.5)
+
+
+def test_sorted_sets_are_suppressed_one_by_one() -> None:
+    torch.manual_seed(0)
+    corners = 100 * torch.rand(3, 50, 2, 2)
+    boxes = torch.cat([corners.amin(2), corners.amax(2)], dim=-1)
+    found = ops.nms_sorted(boxes, torch.tensor([50, 20, 0]), 0.3)
+    for kept, single, count in zip(found, boxes, (50, 20, 0), strict=True):
+        scores = torch.arange(count, 0, -1, dtype=torch.float32)
+        wanted = reference.nms(single[:count], scores, 0.3)
+        assert kept.nonzero()[:, 0].tolist() == wanted.sort().values.tolist()

@@ -53,7 +53,7 @@ class Recording:
     def worst_error(self, stage: str, tensor: torch.Tensor) -> float:
         """Largest difference at the recorded samples, in standard deviations of the stage."""
         assert list(tensor.shape) == self.facts[stage]["shape"]
-        values = tensor.contiguous().flatten().numpy()[self.arrays[f"{stage}.index"]]
+        values = tensor.cpu().contiguous().flatten().numpy()[self.arrays[f"{stage}.index"]]
         return float(np.abs(values - self.arrays[f"{stage}.value"]).max() / self.facts[stage]["std"])
 
 
@@ -62,10 +62,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def predictor(name: str, tmp_path_factory: pytest.TempPathFactory) -> dcnzoo.Predictor:
+def predictor(name: str, device: str, tmp_path_factory: pytest.TempPathFactory) -> dcnzoo.Predictor:
     path = write_checkpoint(name, tmp_path_factory.mktemp("standin") / f"{name}.pth")
-    predictor = dcnzoo.load(name, weights=path, device="cpu")
+    predictor = dcnzoo.load(name, weights=path, device=device)
     path.unlink()
     return predictor
 
@@ -141,3 +146,17 @@ def test_stages_and_detections_equal_the_reference(
     # A mask of a few pixels cannot meet the bar when one or two of them lie at the threshold of one half:
     # noise of 1e-4 pixels in a box decides it.
     assert all(pixels <= 2 for pixels in below_bar), below_bar
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+def test_lower_precision_finds_the_same(
+    name: str, precision: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    recording = Recording(name, "synthetic", request)
+    weights = write_checkpoint(name, tmp_path / f"{name}.pth")
+    detections = dcnzoo.load(name, weights=weights, device="cuda", precision=precision)(recording.image)
+    confident = recording.arrays["scores"] > 0.3
+    expected = {key: recording.arrays[key][confident] for key in ("boxes", "scores", "labels")}
+    found = {"boxes": detections.boxes, "scores": detections.scores, "labels": detections.labels}
+    assert len(match(expected, found, iou=0.9, score=1.0)) >= 0.97 * confident.sum()

@@ -150,6 +150,6 @@ def test_a_few_steps_reduce_the_loss(detector: str, suffix: str) -> None:
         optimiser.step()
     assert totals[-1] < 0.9 * totals[0]
     still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])]
-    # of so small an image regions lie in the finest level only, and so do the anchors that a cascade learns from
+    # in so small an image regions lie in the finest level, and so do the anchors that a cascade learns from
     coarse = r"roi_layers\.[123]\." + (r"|fpn_convs\.[123]\." if detector.startswith("cascade") else "")
     assert [name for name in still if not re.search(coarse, name)] == []

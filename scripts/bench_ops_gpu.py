@@ -1,0 +1,269 @@
+"""Times the deformable convolution on a GPU against cuDNN's dense one of the same shape and torchvision's.
+
+Each candidate is captured as a graph of several calls, so that Python and launches take no part, and replayed
+in turn with the others; medians. With --sweep also every kernel and split that can compute a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import click
+import torch
+import torchvision
+from bench_ops import LAYERS, Layer
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcnzoo import ops
+from dcnzoo.hardware import hardware_stamp
+from dcnzoo.ops.gpu import gpu_problem
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
+KERNELS = ("grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
+SPLITS = (1, 2, 3, 4, 6, 8)
+CALLS = 10
+"""Per graph."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians in microseconds, and the largest error relative to the largest output.
+
+    Attributes:
+        layer: name.
+        batch_size: images.
+        precision: one of `DTYPES`.
+        native_us: the compiled kernel.
+        dense_us: cuDNN's dense convolution, the same precision, channels-last.
+        torchvision_us: torchvision's operator in float32, NCHW; None where it was not run.
+        extra_mib: memory that a call takes beside its output.
+        error: against torchvision's in float64 for the first image.
+        kernel: what was forced; None for the operator's own choice.
+    """
+
+    layer: str
+    batch_size: int
+    precision: str
+    native_us: float
+    dense_us: float
+    torchvision_us: float | None
+    extra_mib: float
+    error: float
+    kernel: str | None = None
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Arguments of a layer's convolution, channels-last."""
+
+    layer: Layer
+    x: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def random(cls, layer: Layer, batch_size: int, dtype: torch.dtype) -> Operands:
+        """Offsets have a standard deviation of a pixel."""
+        generator = torch.Generator("cuda").manual_seed(0)
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            values = torch.randn(*shape, generator=generator, device="cuda") * scale
+            last = torch.channels_last if values.ndim == 4 else torch.contiguous_format
+            return values.to(dtype).contiguous(memory_format=last)
+
+        channels, size = layer.channels, (layer.height, layer.width)
+        per_group = channels // layer.groups
+        return cls(
+            layer,
+            random(batch_size, channels, *size),
+            random(batch_size, 18, *size),
+            random(channels, per_group, 3, 3, scale=(9 * per_group) ** -0.5),
+            random(channels),
+        )
+
+    def to(self, dtype: torch.dtype, images: int | None = None) -> Operands:
+        """The same in NCHW and another dtype, of the first images."""
+        tensors = (t.to(dtype).contiguous() for t in (self.x[:images], self.offset[:images], self.weight))
+        return Operands(self.layer, *tensors, self.bias.to(dtype))
+
+    def native(self) -> Tensor:
+        """The compiled kernel."""
+        return ops.deform_conv2d(self.x, self.offset, self.weight, self.bias, padding=(1, 1))
+
+    def dense(self) -> Tensor:
+        """The dense convolution of cuDNN."""
+        return F.conv2d(self.x, self.weight, self.bias, padding=1, groups=self.layer.groups)
+
+    def torchvision(self) -> Tensor:
+        """The operator of torchvision."""
+        return torchvision.ops.deform_conv2d(self.x, self.offset, self.weight, self.bias, padding=1)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """PyTorch's switches for convolutions and matrix products."""
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32" if allowed else "ieee"
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
+
+
+@contextmanager
+def forced(kernel: str) -> Iterator[None]:
+    """Makes the operator use a kernel: name/splits."""
+    os.environ["DCNZOO_CUDA_KERNEL"] = kernel
+    try:
+        yield
+    finally:
+        del os.environ["DCNZOO_CUDA_KERNEL"]
+
+
+def captured(computation: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
+    """A graph of several calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            computation()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            computation()
+    return graph
+
+
+def medians(computations: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
+    """Microseconds per call."""
+    graphs = {name: captured(computation) for name, computation in computations.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(repeats):
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(1000 * begin.elapsed_time(end) / CALLS)
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+
+
+def extra_memory(computation: Callable[[], Tensor]) -> float:
+    """MiB that a call takes beside its output."""
+    output = computation()
+    del output
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    output = computation()
+    return round((torch.cuda.max_memory_allocated() - before - output.nbytes) / 2**20, 2)
+
+
+def measure(layer: Layer, batch_size: int, precision: str, repeats: int, with_torchvision: bool) -> Timing:
+    """Times one layer."""
+    operands = Operands.random(layer, batch_size, DTYPES[precision])
+    exact = operands.to(torch.float64, images=1).torchvision()
+    error = (operands.native()[:1].double() - exact).abs().max() / exact.abs().max()
+    single = operands.to(torch.float32)
+    computations = {"native": operands.native, "dense": operands.dense}
+    if with_torchvision:
+        computations["torchvision"] = single.torchvision
+    found = medians(computations, repeats)
+    return Timing(
+        layer.name,
+        batch_size,
+        precision,
+        found["native"],
+        found["dense"],
+        found.get("torchvision"),
+        extra_memory(operands.native),
+        float(f"{float(error):.1e}"),
+    )
+
+
+def sweep(layer: Layer, batch_size: int, precision: str, usual: Timing, repeats: int) -> Iterator[Timing]:
+    """Times the kernels that can compute a layer, the fastest first."""
+    operands, found = Operands.random(layer, batch_size, DTYPES[precision]), []
+    for name, splits in product(KERNELS, SPLITS):
+        kernel = f"{name}/{splits}"
+        if (name == "grouped") != (layer.groups > 1) or (name == "grouped" and splits > 1):
+            continue
+        try:
+            with forced(kernel):
+                time = medians({"native": operands.native}, repeats)["native"]
+        except RuntimeError as error:
+            if "cannot compute" not in str(error):
+                raise
+            continue
+        found.append(replace(usual, native_us=time, kernel=kernel))
+    yield from sorted(found, key=lambda timing: timing.native_us)
+
+
+def table(timings: list[Timing]) -> list[str]:
+    """Markdown."""
+    lines = [
+        "| layer | batch | precision | kernel | native µs | dense µs | × dense"
+        " | torchvision fp32 µs | × faster | extra MiB | error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for t in timings:
+        slow = ("–", "–")
+        if t.torchvision_us is not None:
+            slow = (f"{t.torchvision_us:.0f}", f"{t.torchvision_us / t.native_us:.1f}")
+        cells = (
+            *(t.layer, t.batch_size, t.precision, t.kernel or "chosen", f"{t.native_us:.1f}"),
+            *(f"{t.dense_us:.1f}", f"{t.native_us / t.dense_us:.2f}", *slow, t.extra_mib, f"{t.error:.0e}"),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+@click.command(help=__doc__)
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8), show_default=True)
+@click.option("--precision", "precisions", type=click.Choice(list(DTYPES)), multiple=True)
+@click.option("--repeats", default=15, show_default=True)
+@click.option("--sweep", "with_sweep", is_flag=True, help="Try every kernel.")
+@click.option("--torchvision/--no-torchvision", "with_torchvision", default=True, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def main(
+    batch_sizes: tuple[int, ...],
+    precisions: tuple[str, ...],
+    repeats: int,
+    with_sweep: bool,
+    with_torchvision: bool,
+    json_path: Path | None,
+) -> None:
+    """Runs the program."""
+    problem = gpu_problem()
+    if problem is not None:
+        raise click.ClickException(problem)
+    torch.backends.cudnn.benchmark = True
+    timings = []
+    with torch.inference_mode():
+        for precision, batch_size, layer in product(precisions or DTYPES, batch_sizes, LAYERS):
+            with tf32(precision == "tf32"):
+                usual = measure(layer, batch_size, precision, repeats, with_torchvision)
+                timings.append(usual)
+                if with_sweep and precision != "fp32":
+                    timings += sweep(layer, batch_size, precision, usual, repeats)
+    click.echo("\n".join(table(timings)))
+    if json_path is not None:
+        stamp = hardware_stamp(torch.device("cuda"))
+        report = {"stamp": stamp, "timings": [asdict(timing) for timing in timings]}
+        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Runs each CUDA kernel once on small tensors, for compute-sanitizer to watch; compares nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import product
+
+import torch
+
+from dcnzoo import ops
+from dcnzoo.ops.gpu import gpu_problem
+
+KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
+
+
+def convolutions() -> None:
+    """Every kernel of the deformable convolution, on shapes that fill no tile."""
+    for kernel, dtype in product(KERNELS, (torch.float16, torch.bfloat16, torch.float32)):
+        os.environ["DCNZOO_CUDA_KERNEL"] = f"{kernel}/2"
+        convolve(dtype, channels=72, groups=1)
+    os.environ.pop("DCNZOO_CUDA_KERNEL")
+    convolve(torch.float64, channels=24, groups=2)
+    for channels, dtype in product((128, 256, 512), (torch.float16, torch.float32)):
+        convolve(dtype, channels, groups=32)
+
+
+def convolve(dtype: torch.dtype, channels: int, groups: int) -> None:
+    """A modulated convolution with bias, forward and backward."""
+    size = (7, 9)
+    x = torch.randn(2, channels, *size, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
+    offset = 2 * torch.randn(2, 18, *size, dtype=dtype, device="cuda")
+    mask = torch.randn(2, 9, *size, dtype=dtype, device="cuda")
+    weight = torch.randn(channels, channels // groups, 3, 3, dtype=dtype, device="cuda")
+    bias = torch.randn(channels, dtype=dtype, device="cuda")
+    leaves = [tensor.requires_grad_() for tensor in (x, offset, weight, bias, mask)]
+    output = ops.deform_conv2d(
+        x, offset, weight, bias, padding=(1, 1), mask=mask, mask_is_logits=True, relu=True
+    )
+    torch.autograd.grad(output.sum(), leaves)
+
+
+def regions() -> None:
+    """RoI pooling, rigid and deformable, and suppression."""
+    maps = torch.randn(2, 40, 19, 23, device="cuda")
+    corners = 90 * torch.rand(30, 2, 2, device="cuda")
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    rois = torch.cat([torch.randint(-1, 2, (30, 1), device="cuda").float(), boxes], dim=1)
+    offset = torch.randn(30, 2, 7, 7, device="cuda")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        ops.deform_roi_pool(maps.to(dtype), rois, offset, output_size=(7, 7), spatial_scale=0.25)
+        ops.roi_align(maps[:, :9].to(dtype), rois, output_size=(7, 7), spatial_scale=0.25)
+    counts = torch.tensor([300, 100], device="cuda")
+    many = boxes.repeat(20, 1).reshape(2, 300, 4)
+    ops.nms_sorted(many, counts, 0.5)
+
+
+def main() -> None:
+    """Runs the program."""
+    problem = gpu_problem()
+    if problem is not None:
+        raise SystemExit(problem)
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    convolutions()
+    with torch.no_grad():
+        regions()
+    torch.cuda.synchronize()
+    print("ran every kernel")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
