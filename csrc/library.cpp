@@ -42,6 +42,18 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "deform_conv2d_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
       "int[2] padding, int[2] dilation, bool mask_is_logits) -> Tensor");
 
+  // On a GPU, what those gradients need beside matrix products. The samples of `pixels` output pixels from number
+  // `first_pixel` on, (G, pixels, T * C/G) in the type of the input; `weight` gives the shapes.
+  m.def(
+      "deform_conv2d_columns(Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, int[2] padding, "
+      "int[2] dilation, bool mask_is_logits, int first_pixel, int pixels) -> Tensor");
+  // Given the gradient of the samples, `columns`: adds to that of the input (channels-last, float32 or float64), and
+  // writes for those pixels those of offset and mask (contiguous, in their types). The order of additions varies.
+  m.def(
+      "deform_conv2d_scatter_(Tensor(a!) grad_input, Tensor(b!) grad_offset, Tensor(c!)? grad_mask, Tensor columns, "
+      "Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, int[2] padding, int[2] dilation, "
+      "bool mask_is_logits, int first_pixel) -> ()");
+
   // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32 (on a GPU
   // float16 and bfloat16 too, with RoIs in float32), the result channels-last.
   m.def(

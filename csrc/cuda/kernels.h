@@ -63,6 +63,20 @@ struct DeformConv2d {
   bool mask_is_logits, relu;
 };
 
+// What the derivatives of a call need beside matrix products. Of `call` the shape, input, offset and mask count.
+// `columns` is (G, pixels, taps, C/G), in the type of the input, for the `pixels` output pixels from `first_pixel` on.
+// `sample_columns` writes the samples there. `scatter_columns` reads the gradients of the samples from there and adds
+// to that of the input, (N, H, W, C), float32 or for float64 float64; it writes those of offset and mask, (N, channels,
+// Ho, Wo), in the types of offset and mask; the latter may be null.
+struct DeformConv2dColumns {
+  DeformConv2d call;
+  int64_t first_pixel, pixels;
+  void* columns;
+  void* grad_input;
+  void* grad_offset;
+  void* grad_mask;
+};
+
 // How a call is cut into blocks. The order of blocks is group, pixel tile, split, column tile, the last fastest.
 struct Tiling {
   int64_t pixel_tiles;
@@ -131,6 +145,8 @@ struct Suppression {
 // Each of these returns a cudaError_t.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream);
+int sample_columns(const DeformConv2dColumns& work, Stream stream);
+int scatter_columns(const DeformConv2dColumns& work, Stream stream);
 int run_roi_pool(const RoiPool& call, Stream stream);
 int run_suppression(const Suppression& call, Stream stream);
 

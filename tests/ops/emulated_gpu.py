@@ -10,10 +10,12 @@ import ctypes
 import mmap
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +167,15 @@ def _address(tensor: Tensor | None, kept: list[Guarded]) -> int | None:
     return kept[-1].address
 
 
+def _shape(input: Tensor, weight: Tensor, offset: Tensor, *geometry: Sequence[int]) -> Shape:
+    """Of a convolution with this stride, padding and dilation."""
+    images, channels, height, width = input.shape
+    out_channels, group_channels, *kernel = weight.shape
+    groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+    sizes = (channels, height, width, out_channels, *offset.shape[2:])
+    return Shape(images, *sizes, *kernel, *(n for pair in geometry for n in pair), *groups)
+
+
 def deform_conv2d(
     run: Run,
     input: Tensor,
@@ -180,16 +191,10 @@ def deform_conv2d(
     relu: bool = False,
 ) -> tuple[Tensor, Plan]:
     """`dcnzoo.ops.deform_conv2d` on the emulated GPU, and the plan that it followed."""
-    images, channels, height, width = input.shape
-    out_channels, group_channels, *kernel = weight.shape
-    taps = kernel[0] * kernel[1]
-    geometry = (*kernel, *stride, *padding, *dilation)
-    groups = channels // group_channels, offset.shape[1] // (2 * taps)
-    sizes = (channels, height, width, out_channels, *offset.shape[2:])
-    shape = Shape(images, *sizes, *geometry, *groups)
+    shape = _shape(input, weight, offset, stride, padding, dilation)
     found = plan(shape, input.dtype, run)
     last = torch.channels_last
-    output = torch.full((images, out_channels, *offset.shape[2:]), torch.nan, dtype=input.dtype)
+    output = torch.full((len(input), len(weight), *offset.shape[2:]), torch.nan, dtype=input.dtype)
     target = Guarded(output.contiguous(memory_format=last))
     partial = None
     kept: list[Guarded] = []
@@ -210,6 +215,69 @@ def deform_conv2d(
     )
     library().run_deform_conv2d(ctypes.byref(call), ctypes.byref(found), run.seed)
     return target.tensor(), found
+
+
+class _Columns(ctypes.Structure):
+    _fields_ = [
+        ("call", _Call),
+        ("first_pixel", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("columns", "grad_input", "grad_offset", "grad_mask")],
+    ]
+
+
+def _columns_call(
+    kept: list[Guarded],
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    mask_is_logits: bool,
+) -> _Columns:
+    last = input.contiguous(memory_format=torch.channels_last)
+    call = _Call(
+        shape=_shape(input, weight, offset, stride, padding, dilation),
+        input=_address(last, kept),
+        offset=_maps(offset, kept),
+        mask=_maps(mask, kept),
+        element=ELEMENTS[input.dtype],
+        mask_is_logits=mask_is_logits,
+    )
+    return _Columns(call=call)
+
+
+def deform_conv2d_columns(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, *options: Any
+) -> Tensor:
+    """The operator of that name on the emulated GPU."""
+    kept: list[Guarded] = []
+    *others, first_pixel, pixels = options
+    work = _columns_call(kept, input, weight, offset, mask, *others)
+    groups = input.shape[1] // weight.shape[1]
+    target = Guarded(torch.full((groups, pixels, weight[0].numel()), torch.nan, dtype=input.dtype))
+    work.first_pixel, work.pixels, work.columns = first_pixel, pixels, target.address
+    library().run_columns(ctypes.byref(work), 0, 0)
+    return target.tensor()
+
+
+def deform_conv2d_scatter(
+    grad_input: Tensor, grad_offset: Tensor, grad_mask: Tensor | None, columns: Tensor, *options: Any
+) -> None:
+    """The operator of that name on the emulated GPU."""
+    kept: list[Guarded] = []
+    work = _columns_call(kept, *options[:-1])
+    work.first_pixel, work.pixels = options[-1], columns.shape[1]
+    work.columns = _address(columns, kept)
+    for name, grad in (("input", grad_input), ("offset", grad_offset), ("mask", grad_mask)):
+        setattr(work, f"grad_{name}", _address(grad, kept))
+    targets = kept[-2 if grad_mask is None else -3 :]
+    library().run_columns(ctypes.byref(work), 1, 1)
+    for grad, target in zip((grad_input, grad_offset, grad_mask), targets, strict=False):
+        if grad is not None:
+            grad.copy_(target.tensor())
 
 
 class _Level(ctypes.Structure):

@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on an emulated GPU, for ctypes.
 #include <algorithm>
 
+#include "deform_conv2d_columns.h"
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
 #include "emulator.h"
@@ -40,6 +41,14 @@ void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   emulated::launch(3, reduce_threads, 0, seed, [&](char*) { reduce_splits<T>(call, plan.tiling.splits); });
 }
 
+template <class T>
+void run_columns(const DeformConv2dColumns& work, bool scatter, unsigned seed) {
+  emulated::launch(3, column_threads, 0, seed, [&](char*) {
+    const ColumnWarp<T> warp(work);
+    scatter ? warp.scatter() : warp.sample();
+  });
+}
+
 template <class Factors>
 void pool(const RoiPool& call) {
   using T = typename Factors::Storage;
@@ -71,6 +80,15 @@ void run_deform_conv2d(const DeformConv2d* call, const Plan* plan, unsigned seed
     case Element::bfloat16: return run<Bfloat16, Bfloat16Factors>(*call, *plan, seed);
     case Element::float32: return run<float, Tf32Factors>(*call, *plan, seed);
     default: return launch<SimtBlock<Simt<double>>>(*call, *plan, seed);
+  }
+}
+
+void run_columns(const DeformConv2dColumns* work, int scatter, unsigned seed) {
+  switch (work->call.element) {
+    case Element::float16: return run_columns<Half>(*work, scatter != 0, seed);
+    case Element::bfloat16: return run_columns<Bfloat16>(*work, scatter != 0, seed);
+    case Element::float32: return run_columns<float>(*work, scatter != 0, seed);
+    default: return run_columns<double>(*work, scatter != 0, seed);
   }
 }
 
