@@ -54,11 +54,15 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, int[2] padding, int[2] dilation, "
       "bool mask_is_logits, int first_pixel) -> ()");
 
-  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; float32 (on a GPU
-  // float16 and bfloat16 too, with RoIs in float32), the result channels-last.
+  // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; the result is channels-last, in the
+  // type of the input. RoIs and offset may be of any floating type; positions are float32 at least.
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
+  // Its gradients, given that of its output: of input (channels-last) and offset (empty without one). Deterministic.
+  m.def(
+      "roi_pool_grads(Tensor grad, Tensor input, Tensor rois, Tensor? offset, int[2] output_size, "
+      "float spatial_scale, float gamma) -> (Tensor, Tensor)");
 
   // RoIAlign of every RoI from its own level of a pyramid: `levels` (R,) int64 index `inputs` and `spatial_scales`.
   m.def(

@@ -117,6 +117,7 @@ DCNZOO_DEVICE void from_float(float value, Bfloat16& target) { target = __float2
 
 // A product that is rounded before anything is added to it, as on a CPU.
 DCNZOO_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+DCNZOO_DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
 
 DCNZOO_DEVICE float round_down(float value) { return floorf(value); }
 DCNZOO_DEVICE double round_down(double value) { return floor(value); }

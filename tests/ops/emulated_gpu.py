@@ -285,7 +285,7 @@ class _Level(ctypes.Structure):
         ("input", ctypes.c_void_p),
         ("height", ctypes.c_int32),
         ("width", ctypes.c_int32),
-        ("spatial_scale", ctypes.c_float),
+        ("spatial_scale", ctypes.c_double),
     ]
 
 
@@ -297,9 +297,17 @@ class _RoiPool(ctypes.Structure):
         ("images", ctypes.c_int64),
         ("num_rois", ctypes.c_int64),
         *[(name, ctypes.c_void_p) for name in ("rois", "level_of_roi", "offset")],
-        *[(name, ctypes.c_int32) for name in ("offset_element", "element", "pooled_h", "pooled_w")],
-        ("gamma", ctypes.c_float),
+        *[(name, ctypes.c_int32) for name in ("rois_element", "offset_element", "element")],
+        *[(name, ctypes.c_int32) for name in ("pooled_h", "pooled_w")],
+        ("gamma", ctypes.c_double),
         ("output", ctypes.c_void_p),
+    ]
+
+
+class _RoiPoolGrad(ctypes.Structure):
+    _fields_ = [
+        ("pool", _RoiPool),
+        *[(name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_offset")],
     ]
 
 
@@ -315,6 +323,48 @@ def roi_pool(
 ) -> Tensor:
     """`dcnzoo.ops.deform_roi_pool`, or `roi_align_pyramid`, on the emulated GPU."""
     kept: list[Guarded] = []
+    call = _roi_call(kept, inputs, rois, levels, offset, output_size, spatial_scales, gamma)
+    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
+    target = Guarded(output.contiguous(memory_format=torch.channels_last))
+    call.output = target.address
+    library().run_roi_pool(ctypes.byref(call))
+    return target.tensor()
+
+
+def roi_pool_grads(
+    grad: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    *,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    gamma: float = 0.1,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of input and offset, the former in the type of its sums, on the emulated GPU."""
+    kept: list[Guarded] = []
+    call = _RoiPoolGrad(_roi_call(kept, [input], rois, None, offset, output_size, [spatial_scale], gamma))
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    sums = Guarded(torch.zeros_like(input, dtype=wide, memory_format=torch.channels_last))
+    call.grad_input = sums.address
+    call.grad_output = _address(grad.contiguous(memory_format=torch.channels_last), kept)
+    by_offset = None if offset is None else Guarded(torch.full_like(offset, torch.nan))
+    if by_offset is not None:
+        call.grad_offset = by_offset.address
+    library().run_roi_pool_grad(ctypes.byref(call))
+    return sums.tensor(), None if by_offset is None else by_offset.tensor()
+
+
+def _roi_call(
+    kept: list[Guarded],
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offset: Tensor | None,
+    output_size: tuple[int, int],
+    spatial_scales: list[float],
+    gamma: float,
+) -> _RoiPool:
     call = _RoiPool(
         num_levels=len(inputs),
         channels=inputs[0].shape[1],
@@ -323,6 +373,7 @@ def roi_pool(
         rois=_address(rois, kept),
         level_of_roi=_address(levels, kept),
         offset=_address(offset, kept),
+        rois_element=ELEMENTS[rois.dtype],
         offset_element=0 if offset is None else ELEMENTS[offset.dtype],
         element=ELEMENTS[inputs[0].dtype],
         pooled_h=output_size[0],
@@ -332,11 +383,7 @@ def roi_pool(
     for index, (maps, scale) in enumerate(zip(inputs, spatial_scales, strict=True)):
         last = maps.contiguous(memory_format=torch.channels_last)
         call.levels[index] = _Level(_address(last, kept), *maps.shape[2:], scale)
-    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
-    target = Guarded(output.contiguous(memory_format=torch.channels_last))
-    call.output = target.address
-    library().run_roi_pool(ctypes.byref(call))
-    return target.tensor()
+    return call
 
 
 class _Suppression(ctypes.Structure):

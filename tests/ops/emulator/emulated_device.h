@@ -133,6 +133,7 @@ inline void copy_async(Chunk* shared, const void* global, bool valid) { emulated
 inline void wait_for_copies() { emulated::finish_copies(); }
 
 inline float product(float a, float b) { return a * b; }
+inline double product(double a, double b) { return a * b; }
 inline float round_down(float value) { return std::floor(value); }
 inline double round_down(double value) { return std::floor(value); }
 inline float exponential(float value) { return std::exp(value); }

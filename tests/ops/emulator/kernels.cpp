@@ -49,17 +49,20 @@ void run_columns(const DeformConv2dColumns& work, bool scatter, unsigned seed) {
   });
 }
 
+template <class Warp, class Call>
+void launch_bins(const Call& call, const RoiPool& pool) {
+  const int64_t blocks = ceil_div(pool.num_rois * pool.pooled_h * pool.pooled_w, roi_bins);
+  emulated::launch(blocks, roi_threads, 0, 0, [&](char*) { Warp(call).run(); });
+}
+
 template <class Factors>
 void pool(const RoiPool& call) {
   using T = typename Factors::Storage;
-  const int64_t blocks = ceil_div(call.num_rois * call.pooled_h * call.pooled_w, roi_bins);
-  emulated::launch(blocks, roi_threads, 0, 0, [&](char*) {
-    if (call.channels % ChunkLoad<Factors>::elements == 0) {
-      RoiWarp<T, ChunkLoad<Factors>>(call).run();
-    } else {
-      RoiWarp<T, ScalarLoad<T>>(call).run();
-    }
-  });
+  if (call.channels % ChunkLoad<Factors>::elements == 0) {
+    launch_bins<RoiWarp<T, ChunkLoad<Factors>>>(call, call);
+  } else {
+    launch_bins<RoiWarp<T, ScalarLoad<T>>>(call, call);
+  }
 }
 
 }  // namespace
@@ -96,7 +99,17 @@ void run_roi_pool(const RoiPool* call) {
   switch (call->element) {
     case Element::float16: return pool<HalfFactors>(*call);
     case Element::bfloat16: return pool<Bfloat16Factors>(*call);
-    default: return pool<Tf32Factors>(*call);
+    case Element::float32: return pool<Tf32Factors>(*call);
+    default: return launch_bins<RoiWarp<double, ScalarLoad<double>>>(*call, *call);
+  }
+}
+
+void run_roi_pool_grad(const RoiPoolGrad* call) {
+  switch (call->pool.element) {
+    case Element::float16: return launch_bins<RoiGradWarp<Half>>(*call, call->pool);
+    case Element::bfloat16: return launch_bins<RoiGradWarp<Bfloat16>>(*call, call->pool);
+    case Element::float32: return launch_bins<RoiGradWarp<float>>(*call, call->pool);
+    default: return launch_bins<RoiGradWarp<double>>(*call, call->pool);
   }
 }
 
