@@ -123,7 +123,8 @@ std::tuple<Tensor, Tensor> roi_pool_grads(const Tensor& grad, const Tensor& inpu
   torch::stable::zero_(grad_input);
   const Tensor grad_offset = offset ? torch::stable::empty({call.num_rois, 2, call.pooled_h, call.pooled_w},
                                                            offset->scalar_type(), std::nullopt, input.device())
-                                    : torch::stable::empty({0}, input.scalar_type(), std::nullopt, input.device());
+                                    : torch::stable::empty({call.num_rois, 0, call.pooled_h, call.pooled_w},
+                                                           input.scalar_type(), std::nullopt, input.device());
   const RoiPoolGrad work{call, dense_grad.const_data_ptr(), grad_input.mutable_data_ptr(),
                          offset ? grad_offset.mutable_data_ptr() : nullptr};
   if (call.num_rois > 0) check_cuda(run_roi_pool_grad(work, pooling.device.stream()));
