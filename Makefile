@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format unit parity wheel cuda-compile clean
+.PHONY: demo test check format unit parity wheel sanitize cuda-compile clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
 # everything that CI runs
-test: check wheel
+test: check wheel sanitize
 	$(BIN)/python -m pytest
 
 # style, types, generated parts of the README; changes nothing
@@ -39,6 +39,10 @@ wheel: $(INSTALLED)
 # the CUDA kernels for every target, warnings as errors; needs nvcc, no GPU
 cuda-compile: $(INSTALLED)
 	$(BIN)/python scripts/compile_cuda.py
+
+# the compiled operators under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(INSTALLED)
+	scripts/sanitize.sh $(BIN)/python
 
 $(INSTALLED): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)

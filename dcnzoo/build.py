@@ -21,7 +21,7 @@ from dcnzoo.models.fpn import FPN
 from dcnzoo.models.heads import BoxHead, MaskHead
 from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, Stem
 from dcnzoo.models.rcnn import RCNN
-from dcnzoo.models.resnet import ConvFactory, ResNet, conv3x3
+from dcnzoo.models.resnet import BasicBlock, Bottleneck, ConvFactory, ResNet, conv3x3
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
 from dcnzoo.models.roi_heads import CascadeRoIHead, RoIHead, StandardRoIHead
 from dcnzoo.models.rpn import RPNHead
@@ -44,9 +44,10 @@ def build_model(architecture: Architecture, num_classes: int) -> RCNN:
     Returns:
         The detector; its parameters carry the published names.
     """
-    backbone = BACKBONES[architecture.backbone](_conv_factory(architecture))
-    roi_head = DETECTORS[architecture.detector](_box_pool(architecture), num_classes)
-    return RCNN(backbone, FPN(), RPNHead(), roi_head)
+    channels = architecture.channels
+    backbone = BACKBONES[architecture.backbone](_conv_factory(architecture), architecture.base_width)
+    roi_head = DETECTORS[architecture.detector](architecture, num_classes)
+    return RCNN(backbone, FPN(backbone.out_channels, channels), RPNHead(channels), roi_head)
 
 
 def load_model(architecture: Architecture, checkpoint: Checkpoint) -> RCNN:
@@ -121,7 +122,7 @@ def _match(architecture: Architecture, checkpoint: Checkpoint) -> tuple[RCNN, di
 
 
 def _conv_factory(architecture: Architecture) -> ConvFactory:
-    """The 3×3 convolutions of c3–c5."""
+    """The 3×3 convolutions of c3–c5 that may be deformable."""
     if architecture.conv == "conv":
         return conv3x3
     deform_groups, modulated = architecture.deform_groups, architecture.conv == "mdconv"
@@ -139,44 +140,61 @@ def _conv_factory(architecture: Architecture) -> ConvFactory:
     return deform_conv3x3
 
 
+def faster_rcnn(architecture: Architecture, num_classes: int) -> RoIHead:
+    """RoI head of Faster R-CNN."""
+    return StandardRoIHead(_box_pool(architecture), _box_head(architecture, num_classes))
+
+
+def mask_rcnn(architecture: Architecture, num_classes: int) -> RoIHead:
+    """RoI head of Mask R-CNN."""
+    return StandardRoIHead(
+        _box_pool(architecture),
+        _box_head(architecture, num_classes),
+        RoIAlign(output_size=14),
+        MaskHead(num_classes, architecture.channels),
+    )
+
+
+def cascade_rcnn(architecture: Architecture, num_classes: int) -> RoIHead:
+    """RoI head of Cascade R-CNN."""
+    return CascadeRoIHead(_box_pool(architecture), _cascade_box_heads(architecture, num_classes))
+
+
+def cascade_mask_rcnn(architecture: Architecture, num_classes: int) -> RoIHead:
+    """RoI head of Cascade Mask R-CNN."""
+    return CascadeRoIHead(
+        _box_pool(architecture),
+        _cascade_box_heads(architecture, num_classes),
+        RoIAlign(output_size=14),
+        nn.ModuleList(MaskHead(num_classes, architecture.channels) for _ in CASCADE_STDS),
+    )
+
+
 def _box_pool(architecture: Architecture) -> RoIAlign | DeformRoIPool:
     if architecture.pool == "roi_align":
         return RoIAlign(output_size=7)
-    return DeformRoIPool(modulated=architecture.pool == "mdpool")
+    return DeformRoIPool(architecture.pool == "mdpool", architecture.channels, architecture.hidden)
 
 
-def faster_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
-    """RoI head of Faster R-CNN."""
-    return StandardRoIHead(box_pool, BoxHead(num_classes))
+def _box_head(architecture: Architecture, num_classes: int) -> BoxHead:
+    return BoxHead(num_classes, architecture.channels, architecture.hidden)
 
 
-def mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
-    """RoI head of Mask R-CNN."""
-    return StandardRoIHead(box_pool, BoxHead(num_classes), RoIAlign(output_size=14), MaskHead(num_classes))
+def _cascade_box_heads(architecture: Architecture, num_classes: int) -> nn.ModuleList:
+    channels, hidden = architecture.channels, architecture.hidden
+    return nn.ModuleList(
+        BoxHead(num_classes, channels, hidden, class_agnostic=True, stds=stds) for stds in CASCADE_STDS
+    )
 
 
-def cascade_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
-    """RoI head of Cascade R-CNN."""
-    return CascadeRoIHead(box_pool, _cascade_box_heads(num_classes))
-
-
-def cascade_mask_rcnn(box_pool: RoIAlign | DeformRoIPool, num_classes: int) -> RoIHead:
-    """RoI head of Cascade Mask R-CNN."""
-    mask_heads = nn.ModuleList(MaskHead(num_classes) for _ in CASCADE_STDS)
-    return CascadeRoIHead(box_pool, _cascade_box_heads(num_classes), RoIAlign(output_size=14), mask_heads)
-
-
-def _cascade_box_heads(num_classes: int) -> nn.ModuleList:
-    return nn.ModuleList(BoxHead(num_classes, class_agnostic=True, stds=stds) for stds in CASCADE_STDS)
-
-
-BACKBONES: dict[str, Callable[[ConvFactory], ResNet]] = {
-    "resnet50": partial(ResNet, (3, 4, 6, 3)),
-    "resnet101": partial(ResNet, (3, 4, 23, 3)),
-    "resnext101_32x4d": lambda conv: ResNet((3, 4, 23, 3), conv, groups=32, width_per_group=4),
+BACKBONES: dict[str, Callable[[ConvFactory, int], ResNet]] = {
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
+    "resnext101_32x4d": partial(ResNet, Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=4),
 }
 
-DETECTORS: dict[str, Callable[[RoIAlign | DeformRoIPool, int], RoIHead]] = {
+DETECTORS: dict[str, Callable[[Architecture, int], RoIHead]] = {
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
     "cascade_rcnn": cascade_rcnn,

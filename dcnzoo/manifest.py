@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,7 @@ except ImportError:  # PyYAML built without libyaml: ten times slower, otherwise
     from yaml import SafeLoader as _YamlLoader  # type: ignore[assignment]
 
 Detector = Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"]
-Backbone = Literal["resnet50", "resnet101", "resnext101_32x4d"]
+Backbone = Literal["resnet18", "resnet50", "resnet101", "resnext101_32x4d"]
 Conv = Literal["conv", "dconv", "mdconv"]
 Pool = Literal["roi_align", "dpool", "mdpool"]
 Precision = Literal["fp32", "fp16"]
@@ -36,14 +37,18 @@ Precision = Literal["fp32", "fp16"]
 T = TypeVar("T")
 
 _SHORT_NAMES: dict[Backbone, str] = {
+    "resnet18": "r18",
     "resnet50": "r50",
     "resnet101": "r101",
     "resnext101_32x4d": "x101_32x4d",
 }
 _DEFORM_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
+_WIDTHS = {"base_width": 128, "channels": 1024, "hidden": 4096}
+"""Greatest width that each part of a network may have."""
 _ARCHITECTURE_NAME = re.compile(
     rf"(?P<detector>{'|'.join(get_args(Detector))})"
-    rf"_(?P<backbone>{'|'.join(_SHORT_NAMES.values())})_fpn(_fp16)?"
+    rf"_(?P<backbone>{'|'.join(_SHORT_NAMES.values())})(w(?P<base_width>[1-9]\d{{0,3}}))?"
+    r"_fpn(?P<channels>[1-9]\d{0,3})?(_fp16)?(_fc(?P<hidden>[1-9]\d{0,3}))?"
     rf"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>{'|'.join(map(str, _DEFORM_GROUPS))}))?)?"
     r"(_(?P<pool>m?dpool))?"
     r"(_\d+[xe])?(_coco)?"
@@ -62,11 +67,17 @@ class Architecture:
 
     Attributes:
         detector: kind of detector; the two with "mask" in their names have mask heads.
-        backbone: residual network under the feature pyramid (FPN); resnext101_32x4d has 32 groups.
+        backbone: residual network under the feature pyramid (FPN); resnext101_32x4d has 32 groups, resnet18
+            has blocks of two 3×3 convolutions, of which the second is the deformable one.
         conv: the 3×3 convolutions of stages c3 to c5: plain, deformable (DCN v1) or modulated (v2).
-        deform_groups: number of channel groups with offsets of their own; a divisor of 128, the channels of
-            the narrowest deformable convolution; 1 for plain convolutions.
+        deform_groups: number of channel groups with offsets of their own; a divisor of twice the base width,
+            the channels of the narrowest deformable convolution; 1 for plain convolutions.
         pool: how the box head's RoI features are pooled: RoIAlign, or deformable pooling (v1, modulated v2).
+        base_width: channels of the backbone's first convolution, to which those of its stages are in
+            proportion; 64 in every published network.
+        channels: of each pyramid level, and of the convolutions of the proposal and mask heads.
+        hidden: width of the fully connected layers of the box heads, and of those that predict the offsets
+            of deformable pooling.
 
     Raises:
         ValueError: a field has none of the values above.
@@ -77,12 +88,21 @@ class Architecture:
     conv: Conv = "conv"
     deform_groups: int = 1
     pool: Pool = "roi_align"
+    base_width: int = 64
+    channels: int = 256
+    hidden: int = 1024
 
     def __post_init__(self) -> None:
         for name, options in _OPTIONS.items():
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(options)}")
-        allowed = (1,) if self.conv == "conv" else _DEFORM_GROUPS
+        for name, greatest in _WIDTHS.items():
+            if getattr(self, name) not in range(16, greatest + 1, 16):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a multiple of 16 up to {greatest}"
+                )
+        divisors = [groups for groups in _DEFORM_GROUPS if 2 * self.base_width % groups == 0]
+        allowed = [1] if self.conv == "conv" else divisors
         if self.deform_groups not in allowed:
             raise ValueError(
                 f"deform_groups is {self.deform_groups}, expected one of {', '.join(map(str, allowed))}"
@@ -91,8 +111,16 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """Name in the zoo's spelling, without schedule and dataset: "faster_rcnn_r50_fpn_dconv_c3-c5"."""
-        name = f"{self.detector}_{_SHORT_NAMES[self.backbone]}_fpn"
+        """Name in the zoo's spelling, without schedule and dataset: "faster_rcnn_r50_fpn_dconv_c3-c5".
+
+        Widths other than the usual ones are written behind what has them: "faster_rcnn_r18w32_fpn64_fc256".
+        """
+        name = f"{self.detector}_{_SHORT_NAMES[self.backbone]}"
+        name += f"w{self.base_width}_fpn" if self.base_width != _USUAL["base_width"] else "_fpn"
+        if self.channels != _USUAL["channels"]:
+            name += str(self.channels)
+        if self.hidden != _USUAL["hidden"]:
+            name += f"_fc{self.hidden}"
         if self.conv != "conv":
             name += f"_{self.conv}_c3-c5"
         if self.deform_groups != 1:
@@ -118,9 +146,14 @@ class Architecture:
             UnknownModelError: not such a name; with the nearest ones.
         """
         match = _ARCHITECTURE_NAME.fullmatch(name)
-        if match is None:
-            structure = _SCHEDULE_AND_DATASET.sub("", name)
-            raise UnknownModelError(name, nearest(structure, _architecture_names()), kind="architecture")
+        if match is not None:
+            with suppress(ValueError):
+                return cls._of(match)
+        structure = _SCHEDULE_AND_DATASET.sub("", name)
+        raise UnknownModelError(name, nearest(structure, _architecture_names()), kind="architecture")
+
+    @classmethod
+    def _of(cls, match: re.Match[str]) -> Architecture:
         backbone_of = {short: backbone for backbone, short in _SHORT_NAMES.items()}
         return cls(
             detector=cast(Detector, match["detector"]),
@@ -128,6 +161,7 @@ class Architecture:
             conv=cast(Conv, match["conv"] or "conv"),
             deform_groups=int(match["deform_groups"] or 1),
             pool=cast(Pool, match["pool"] or "roi_align"),
+            **{name: int(match[name] or usual) for name, usual in _USUAL.items()},
         )
 
 
@@ -137,6 +171,8 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "conv": get_args(Conv),
     "pool": get_args(Pool),
 }
+_USUAL: dict[str, int] = {name: getattr(Architecture, name) for name in _WIDTHS}
+"""Widths of the published networks."""
 
 
 @dataclass(frozen=True)
@@ -428,6 +464,16 @@ def _integer(low: int) -> Callable[[object], int]:
     return convert
 
 
+def _width(name: str) -> Callable[[object], int]:
+    def convert(value: object) -> int:
+        width = _integer(1)(value)
+        if width not in range(16, _WIDTHS[name] + 1, 16):
+            raise _InvalidError(f"expected a multiple of 16 up to {_WIDTHS[name]}, got {_show(value)}")
+        return width
+
+    return convert
+
+
 def _list_of(convert: Callable[[object], T], length: int | None = None) -> Callable[[object], tuple[T, ...]]:
     def convert_all(value: object) -> tuple[T, ...]:
         if not isinstance(value, list) or not value or length not in (None, len(value)):
@@ -495,8 +541,9 @@ def _architecture(value: object) -> Architecture:
         conv: Conv = fields.take_or("conv", "conv", _one_of(_OPTIONS["conv"]))
         deform_groups = fields.take_or("deform_groups", 1, _integer(1))
         pool: Pool = fields.take_or("pool", "roi_align", _one_of(_OPTIONS["pool"]))
+        widths = {name: fields.take_or(name, usual, _width(name)) for name, usual in _USUAL.items()}
     try:
-        return Architecture(detector, backbone, conv, deform_groups, pool)
+        return Architecture(detector, backbone, conv, deform_groups, pool, **widths)
     except ValueError as error:
         raise _InvalidError(str(error), "deform_groups") from None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -97,13 +98,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
     out = folder / "out"
     out.mkdir()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), cpu_seconds()
     with Shard(out, Progress(), partial(open_writers, kinds)) as shard:
         settings = StreamSettings(workers=arguments.workers)
         ImageStream(predictor, shard, settings, tally, ImageIds(), progress).run(sources)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
     return {
         "images_per_second": round(tally.images / seconds, 1),
+        "cpu_ms_per_image": round(cpu / tally.images * 1000, 2),
         "ms_per_image": {stage: round(tally.times[stage] / tally.images * 1000, 2) for stage in STAGES},
         "resident_mib": [round(value, 1) for value in memory],
         "growth_mib": round(memory[-1] - memory[len(memory) // 4], 1),
@@ -127,6 +129,12 @@ def make_pictures(folder: Path, count: int, width: int, height: int) -> list[Pat
         paths.append(folder / f"{number}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=90)
     return paths
+
+
+def cpu_seconds() -> float:
+    """Time that processors have worked for this process and for those that it has started and waited for."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def resident_mib() -> float:

@@ -15,14 +15,15 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers GET by `answers[path]`, everything else is a 404; keeps the paths and ranges asked for."""
+    """Answers GET by `answers[path]` or else by `otherwise`; keeps the paths and ranges asked for."""
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, answers: dict[str, Answer]) -> None:
+    def __init__(self, answers: dict[str, Answer], otherwise: Answer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers, self.requests, self.ranges = answers, list[str](), list[str | None]()
+        self.answers, self.otherwise = answers, otherwise
+        self.requests, self.ranges = list[str](), list[str | None]()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -38,11 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
         self.server.ranges.append(self.headers["Range"])
-        answer = self.server.answers.get(self.path)
-        if answer is None:
-            self.send_error(404)
-        else:
-            answer(self)
+        self.server.answers.get(self.path, self.server.otherwise)(self)
 
     def end_headers(self) -> None:
         self.send_header("Connection", "close")  # sets self.close_connection too
@@ -52,10 +49,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
+def not_found(handler: BaseHTTPRequestHandler) -> None:
+    """Answers 404."""
+    handler.send_error(404)
+
+
 @contextmanager
-def serving(answers: dict[str, Answer]) -> Iterator[Server]:
+def serving(answers: dict[str, Answer], otherwise: Answer = not_found) -> Iterator[Server]:
     """Runs a server for the block."""
-    with Server(answers) as server:
+    with Server(answers, otherwise) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield server

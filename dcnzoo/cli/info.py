@@ -59,6 +59,8 @@ def _structure(record: Record) -> dict[str, str]:
         "backbone": architecture.backbone,
         "convolutions": "plain" if architecture.conv == "conv" else deformable,
         "RoI pooling": architecture.pool,
+        "widths": f"backbone from {architecture.base_width}, pyramid {architecture.channels}, "
+        f"box head {architecture.hidden}",
         "input": f"short side {preprocessing.short_side}, long side at most {preprocessing.long_side}, "
         f"padded to a multiple of {preprocessing.size_divisor}",
         "mean, std": f"{list(preprocessing.mean)}, {list(preprocessing.std)} (R, G, B)",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.layers import Conv3x3, Stem
-from dcnzoo.models.resnet import Bottleneck, ResNet
+from dcnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
 class FoldedBottleneck(nn.Module):
@@ -28,20 +28,35 @@ class FoldedBottleneck(nn.Module):
         _fold(block.conv2, block.bn2)
         _fold(self.conv3, block.bn3)
         self.conv1.relu = self.conv3.relu = True
-        self.conv2: nn.Module = block.conv2
-        if isinstance(block.conv2, Conv3x3 | DeformConv2d):
-            block.conv2.relu = True
-        else:
-            self.conv2 = nn.Sequential(block.conv2, block.relu)
-        self.downsample: nn.Module | None = None
-        if block.downsample is not None:
-            self.downsample = block.downsample[0]
-            _fold(self.downsample, block.downsample[1])
+        self.conv2 = _with_relu(block.conv2)
+        self.downsample = _fold_downsample(block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.conv3.add_to(shortcut, self.conv2(self.conv1(x)))
+
+
+class FoldedBasicBlock(nn.Module):
+    """A basic block for inference: no batch norm, the first activation inside the convolution.
+
+    Args:
+        block: its convolutions are taken over and changed.
+    """
+
+    def __init__(self, block: BasicBlock) -> None:
+        super().__init__()
+        _fold(block.conv1, block.bn1)
+        _fold(block.conv2, block.bn2)
+        self.conv1, self.conv2 = _with_relu(block.conv1), block.conv2
+        self.downsample = _fold_downsample(block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        output: Tensor = self.conv2(self.conv1(x))
+        output += shortcut
+        return output.relu_()
 
 
 def fold_batch_norm(backbone: ResNet) -> None:
@@ -54,7 +69,25 @@ def fold_batch_norm(backbone: ResNet) -> None:
     backbone.bn1, backbone.relu, backbone.maxpool = nn.Identity(), nn.Identity(), nn.Identity()
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for index, block in enumerate(stage):
-            stage[index] = FoldedBottleneck(cast(Bottleneck, block))
+            if isinstance(block, BasicBlock):
+                stage[index] = FoldedBasicBlock(block)
+            else:
+                stage[index] = FoldedBottleneck(cast(Bottleneck, block))
+
+
+def _with_relu(conv: nn.Module) -> nn.Module:
+    """A convolution followed by ReLU, in one where the kernels can."""
+    if not isinstance(conv, Conv3x3 | DeformConv2d):
+        return nn.Sequential(conv, nn.ReLU(inplace=True))
+    conv.relu = True
+    return conv
+
+
+def _fold_downsample(downsample: nn.Sequential | None) -> nn.Module | None:
+    if downsample is None:
+        return None
+    _fold(downsample[0], downsample[1])
+    return downsample[0]
 
 
 @torch.no_grad()

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from dcnzoo.models.layers import Conv1x1, Conv3x3
 from dcnzoo.ops import dense
 
-CHANNELS = 256
-"""Channels of every pyramid level, and of everything that reads them."""
-
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 """Pixels of the image per pixel of each level."""
 
@@ -23,15 +20,20 @@ def named(conv: nn.Module) -> nn.Sequential:
 
 
 class FPN(nn.Module):
-    """Top-down pyramid over c2–c5; p6 is every second pixel of p5."""
+    """Top-down pyramid over c2–c5; p6 is every second pixel of p5.
 
-    def __init__(self) -> None:
+    Args:
+        in_channels: channels of c2–c5.
+        channels: of every level of the pyramid.
+    """
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(named(Conv1x1(c, CHANNELS)) for c in (256, 512, 1024, 2048))
-        self.fpn_convs = nn.ModuleList(named(Conv3x3(CHANNELS, CHANNELS)) for _ in range(4))
+        self.lateral_convs = nn.ModuleList(named(Conv1x1(each, channels)) for each in in_channels)
+        self.fpn_convs = nn.ModuleList(named(Conv3x3(channels, channels)) for _ in in_channels)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps "c2" … "c5" to "p2" … "p6", each (N, 256, H/stride, W/stride)."""
+        """Maps "c2" … "c5" to "p2" … "p6", each (N, channels, H/stride, W/stride)."""
         c2, c3, c4, c5 = (features[f"c{level}"] for level in range(2, 6))
         sums = [self.lateral_convs[3](c5)]
         for level, feature in ((2, c4), (1, c3), (0, c2)):

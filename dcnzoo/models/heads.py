@@ -1,6 +1,6 @@
 """Box and mask heads: what is computed per region of interest.
 
-Shape letters: R RoIs, K classes, P bins per axis.
+Shape letters: R RoIs, C channels, K classes, P bins per axis.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.models.fpn import CHANNELS, named
+from dcnzoo.models.fpn import named
 from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, MapLinear
+from dcnzoo.ops.types import widened
 
 
 class BoxHead(nn.Module):
@@ -17,6 +18,8 @@ class BoxHead(nn.Module):
 
     Args:
         num_classes: K, without the background.
+        channels: C, of the pooled features.
+        hidden: width of the two layers.
         class_agnostic: one set of deltas for all classes instead of one per class.
         stds: units of the deltas.
         pooled_size: P.
@@ -25,6 +28,8 @@ class BoxHead(nn.Module):
     def __init__(
         self,
         num_classes: int,
+        channels: int,
+        hidden: int,
         *,
         class_agnostic: bool = False,
         stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2),
@@ -33,18 +38,18 @@ class BoxHead(nn.Module):
         super().__init__()
         self.stds = stds
         self.shared_fcs = nn.Sequential(
-            MapLinear(CHANNELS, pooled_size, 1024, relu=True), Linear(1024, 1024, relu=True)
+            MapLinear(channels, pooled_size, hidden, relu=True), Linear(hidden, hidden, relu=True)
         )
-        self.fc_cls = Linear(1024, num_classes + 1)
-        self.fc_reg = Linear(1024, 4 if class_agnostic else 4 * num_classes)
+        self.fc_cls = Linear(hidden, num_classes + 1)
+        self.fc_reg = Linear(hidden, 4 if class_agnostic else 4 * num_classes)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps features (R, 256, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
+        """Maps features (R, C, P, P) to class logits (R, K+1), background last, and deltas (R, 4 or 4·K).
 
-        Both are float32 whatever the precision of the weights: boxes need its resolution.
+        Both are float32 even when the weights are shorter: boxes need its resolution.
         """
         hidden = self.shared_fcs(pooled)
-        return self.fc_cls(hidden).float(), self.fc_reg(hidden).float()
+        return widened(self.fc_cls(hidden)), widened(self.fc_reg(hidden))
 
 
 def class_scores(class_logits: Tensor) -> Tensor:
@@ -57,16 +62,17 @@ class MaskHead(nn.Module):
 
     Args:
         num_classes: K.
+        channels: C, of the pooled features and the convolutions.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*[named(Conv3x3(CHANNELS, CHANNELS, relu=True)) for _ in range(4)])
-        self.upsample = ConvTranspose2x2(CHANNELS, CHANNELS)
-        self.conv_logits = Conv1x1(CHANNELS, num_classes)
+        self.convs = nn.Sequential(*[named(Conv3x3(channels, channels, relu=True)) for _ in range(4)])
+        self.upsample = ConvTranspose2x2(channels, channels)
+        self.conv_logits = Conv1x1(channels, num_classes)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Maps features (R, 256, 14, 14) to logits (R, K, 28, 28)."""
+        """Maps features (R, C, 14, 14) to logits (R, K, 28, 28)."""
         logits: Tensor = self.conv_logits(self.upsample(self.convs(pooled)))
         return logits
 

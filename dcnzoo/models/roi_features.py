@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.models.fpn import STRIDES
 from dcnzoo.models.layers import Linear, MapLinear
 from dcnzoo.ops import deform_roi_pool, pool_levels, roi_align_pyramid
 
@@ -51,24 +51,26 @@ class DeformRoIPoolLayer(nn.Module):
     Args:
         modulated: "mdpool": a mask in 0–1 scales the result.
         stride: pixels of the image per pixel of the level.
+        channels: C.
+        hidden: width of the fully connected layers.
         output_size: P.
     """
 
-    def __init__(self, modulated: bool, stride: int, output_size: int) -> None:
+    def __init__(self, modulated: bool, stride: int, channels: int, hidden: int, output_size: int) -> None:
         super().__init__()
         self.spatial_scale, self.output_size = 1 / stride, (output_size, output_size)
         bins = output_size**2
         self.offset_fc = nn.Sequential(
-            MapLinear(CHANNELS, output_size, 1024), nn.ReLU(inplace=True),
-            Linear(1024, 1024), nn.ReLU(inplace=True),
-            Linear(1024, 2 * bins),
+            MapLinear(channels, output_size, hidden), nn.ReLU(inplace=True),
+            Linear(hidden, hidden), nn.ReLU(inplace=True),
+            Linear(hidden, 2 * bins),
         )  # fmt: skip
         self.mask_fc = None
         if modulated:
             self.mask_fc = nn.Sequential(
-                MapLinear(CHANNELS, output_size, 1024),
+                MapLinear(channels, output_size, hidden),
                 nn.ReLU(inplace=True),
-                Linear(1024, bins),
+                Linear(hidden, bins),
                 nn.Sigmoid(),
             )
 
@@ -92,14 +94,16 @@ class DeformRoIPool(nn.Module):
 
     Args:
         modulated: "mdpool".
+        channels: C.
+        hidden: width of the fully connected layers.
         output_size: P.
     """
 
-    def __init__(self, modulated: bool, output_size: int = 7) -> None:
+    def __init__(self, modulated: bool, channels: int, hidden: int, output_size: int = 7) -> None:
         super().__init__()
         self.output_size = output_size
         self.roi_layers = nn.ModuleList(
-            DeformRoIPoolLayer(modulated, STRIDES[name], output_size) for name in LEVELS
+            DeformRoIPoolLayer(modulated, STRIDES[name], channels, hidden, output_size) for name in LEVELS
         )
 
     def forward(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:

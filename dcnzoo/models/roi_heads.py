@@ -1,6 +1,6 @@
 """RoI heads: from proposals to instances, in one stage or in a cascade of three.
 
-Shape letters: N images, R RoIs, K classes, D detections.
+Shape letters: N images, C channels, R RoIs, K classes, D detections.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RoIHead(nn.Module):
         """Detects in every image of a batch.
 
         Args:
-            features: "p2" … "p5", each (N, 256, H, W).
+            features: "p2" … "p5", each (N, C, H, W).
             proposals: per image (R, 4) boxes, resized frame.
             image_sizes: (height, width) of each image, resized frame.
             original_sizes: (height, width) of each image, original frame.
@@ -84,7 +84,7 @@ class RoIHead(nn.Module):
         raise NotImplementedError
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, 256, 14, 14)."""
+        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, C, 14, 14)."""
         raise NotImplementedError
 
     def _add_masks(
@@ -126,7 +126,7 @@ class StandardRoIHead(RoIHead):
         return [(clip_boxes(box, image_size), score) for box, score, image_size in parts]
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, 256, 14, 14)."""
+        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, C, 14, 14)."""
         if self.mask_head is None:
             raise TypeError("this detector has no mask head")
         return class_mask_probs(self.mask_head(pooled), labels)
@@ -163,7 +163,7 @@ class CascadeRoIHead(RoIHead):
         return [(box[:, None], score) for box, score in parts]
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, 256, 14, 14)."""
+        """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, C, 14, 14)."""
         if self.mask_head is None:
             raise TypeError("this detector has no mask heads")
         return torch.stack([class_mask_probs(head(pooled), labels) for head in self.mask_head]).mean(dim=0)

@@ -1,6 +1,6 @@
 """Region proposal network (arXiv:1506.01497) over p2–p6.
 
-Shape letters: N images, A anchors per cell, H, W map size, R proposals.
+Shape letters: N images, C channels, A anchors per cell, H, W map size, R proposals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dcnzoo.models.anchors import RATIOS, grid_anchors
 from dcnzoo.models.boxes import clip_boxes, decode_boxes
-from dcnzoo.models.fpn import CHANNELS, STRIDES
+from dcnzoo.models.fpn import STRIDES
 from dcnzoo.models.layers import Conv1x1, Conv3x3
 from dcnzoo.ops import batched_nms
 
@@ -19,61 +19,88 @@ class RPNHead(nn.Module):
     """Objectness and deltas of every anchor, and the proposals that follow from them.
 
     Args:
+        channels: C.
         num_candidates: best anchors per level that are decoded.
         num_proposals: best boxes over all levels that remain.
         iou_threshold: of the suppression within a level.
     """
 
     def __init__(
-        self, num_candidates: int = 1000, num_proposals: int = 1000, iou_threshold: float = 0.7
+        self,
+        channels: int,
+        num_candidates: int = 1000,
+        num_proposals: int = 1000,
+        iou_threshold: float = 0.7,
     ) -> None:
         super().__init__()
         self.num_candidates, self.num_proposals = num_candidates, num_proposals
         self.iou_threshold = iou_threshold
-        self.rpn_conv = Conv3x3(CHANNELS, CHANNELS, relu=True)
-        self.rpn_cls = Conv1x1(CHANNELS, len(RATIOS))
-        self.rpn_reg = Conv1x1(CHANNELS, 4 * len(RATIOS))
+        self.rpn_conv = Conv3x3(channels, channels, relu=True)
+        self.rpn_cls = Conv1x1(channels, len(RATIOS))
+        self.rpn_reg = Conv1x1(channels, 4 * len(RATIOS))
 
     def forward(self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Proposes boxes.
 
         Args:
-            features: "p2" … "p6", each (N, 256, H, W).
+            features: "p2" … "p6", each (N, C, H, W).
             image_sizes: (height, width) of each image, resized frame.
 
         Returns:
             Per image (R, 5): xyxy in the resized frame and the objectness in 0–1, by descending objectness.
         """
-        levels = [(STRIDES[name], *self.predict(feature)) for name, feature in features.items()]
-        proposals = []
-        for index, image_size in enumerate(image_sizes):
-            candidates = [
-                self._decode_level(logits[index], deltas[index], stride, image_size)
-                for stride, logits, deltas in levels
-            ]
-            proposals.append(self._merge_levels(candidates))
-        return proposals
+        outputs = {name: self.predict(feature) for name, feature in features.items()}
+        return self.propose(outputs, image_sizes, self.num_candidates, self.num_proposals)
 
     def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps one level (N, 256, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
+        """Maps one level (N, C, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
         hidden = self.rpn_conv(feature)
         return self.rpn_cls(hidden), self.rpn_reg(hidden)
 
-    def _decode_level(
-        self, logits: Tensor, deltas: Tensor, stride: int, image_size: tuple[int, int]
-    ) -> Tensor:
-        """Best candidates of a level of one image: (R, 5) boxes and objectness."""
-        objectness = logits.permute(1, 2, 0).reshape(-1).float().sigmoid()
-        best, index = objectness.topk(min(self.num_candidates, len(objectness)))
-        anchors = grid_anchors((logits.shape[1], logits.shape[2]), stride, logits.device)[index]
-        chosen_deltas = deltas.permute(1, 2, 0).reshape(-1, 4)[index].float()
-        boxes = clip_boxes(decode_boxes(anchors, chosen_deltas)[:, 0], image_size)
-        valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        return torch.cat([boxes, best[:, None]], dim=1)[valid]
+    def propose(
+        self,
+        outputs: dict[str, tuple[Tensor, Tensor]],
+        image_sizes: list[tuple[int, int]],
+        num_candidates: int,
+        num_proposals: int,
+    ) -> list[Tensor]:
+        """Proposes boxes from what `predict` gives.
 
-    def _merge_levels(self, candidates: list[Tensor]) -> Tensor:
+        Args:
+            outputs: of each level, by its name.
+            image_sizes: (height, width) of each image, resized frame.
+            num_candidates: best anchors per level that are decoded.
+            num_proposals: best boxes over all levels that remain.
+
+        Returns:
+            As `forward`.
+        """
+        levels = [(STRIDES[name], *output) for name, output in outputs.items()]
+        proposals = []
+        for index, image_size in enumerate(image_sizes):
+            candidates = [
+                _decode_level(logits[index], deltas[index], stride, image_size, num_candidates)
+                for stride, logits, deltas in levels
+            ]
+            proposals.append(self._merge_levels(candidates, num_proposals))
+        return proposals
+
+    def _merge_levels(self, candidates: list[Tensor], num_proposals: int) -> Tensor:
         """Suppresses within each level, then keeps the best over all."""
         level = torch.cat([c.new_full((len(c),), i, dtype=torch.int64) for i, c in enumerate(candidates)])
         merged = torch.cat(candidates)
         keep = batched_nms(merged[:, :4], merged[:, 4], level, self.iou_threshold)
-        return merged[keep[: self.num_proposals]]
+        return merged[keep[:num_proposals]]
+
+
+def _decode_level(
+    logits: Tensor, deltas: Tensor, stride: int, image_size: tuple[int, int], num_candidates: int
+) -> Tensor:
+    """Best candidates of a level of one image: (R, 5) boxes and objectness."""
+    objectness = logits.permute(1, 2, 0).reshape(-1).float().sigmoid()
+    best, index = objectness.topk(min(num_candidates, len(objectness)))
+    anchors = grid_anchors((logits.shape[1], logits.shape[2]), stride, logits.device)[index]
+    chosen_deltas = deltas.permute(1, 2, 0).reshape(-1, 4)[index].float()
+    boxes = clip_boxes(decode_boxes(anchors, chosen_deltas)[:, 0], image_size)
+    valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+    return torch.cat([boxes, best[:, None]], dim=1)[valid]

@@ -18,6 +18,7 @@ MASK = "mask_rcnn_r50_fpn_fp16_dconv_c3-c5_1x_coco"
         ("name", MASK),
         ("architecture", "mask_rcnn_r50_fpn_dconv_c3-c5"),
         ("convolutions", "dconv in c3-c5, deformable groups: 1"),
+        ("widths", "backbone from 64, pyramid 256, box head 1024"),
         ("input", "short side 800, long side at most 1333, padded to a multiple of 32"),
         ("trained in", "mixed precision (fp16)"),
         ("box AP", "41.9"),

@@ -83,6 +83,9 @@ def test_json_has_every_field(dcnzoo: Program, home: Path) -> None:
             "conv": "mdconv",
             "deform_groups": 4,
             "pool": "roi_align",
+            "base_width": 64,
+            "channels": 256,
+            "hidden": 1024,
         },
         "preprocessing": {
             "short_side": 800,

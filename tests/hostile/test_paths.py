@@ -100,8 +100,7 @@ def test_class_names(predict: Any, room: Path, tmp_path: Path) -> None:
 def test_addresses(predict: Any, tmp_path: Path, path: str) -> None:
     picture = save(tmp_path / "evil.png", noise(60, 80)).read_bytes()
     before = files(tmp_path)
-    normalised = {path, "/evil.png", "/", path.replace("%2f", "%2F")}
-    with serving(dict.fromkeys(normalised, content(picture))) as server:
+    with serving({}, otherwise=content(picture)) as server:  # clients differ in what they make of the dots
         assert predict("predict", server.url(path), *PICTURES) == 0
     assert_all_below(tmp_path, before)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
-from dcnzoo.build import build_model, load_model
+from dcnzoo.build import build_model, load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture, load_manifest
 from dcnzoo.models.fold import FoldedBottleneck
+from dcnzoo.synthetic import random_checkpoint
 from tests.parity.standin import NAMES, layout, write_checkpoint
 
 R50_DCONV = Architecture.parse("faster_rcnn_r50_fpn_dconv_c3-c5")
@@ -60,6 +63,50 @@ def test_folding_keeps_the_outputs(checkpoint: Checkpoint) -> None:
         expected = plain.eval().backbone(images)["c5"]
         found = load_model(R50_DCONV, checkpoint).backbone(images)["c5"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+SMALL = (
+    "mask_rcnn_r18w32_fpn64_fc256_mdconv_c3-c5",
+    "faster_rcnn_r18w16_fpn48_fc272",
+    "cascade_mask_rcnn_r18w48_fpn32_fc64_dconv_c3-c5_group4",
+    "faster_rcnn_r18w16_fpn32_fc128_mdconv_c3-c5_mdpool",
+    "faster_rcnn_r50w16_fpn64_fc256_dconv_c3-c5",
+    "mask_rcnn_x101_32x4dw16_fpn64_fc256_mdconv_c3-c5",
+)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_network_detects_the_same_on_the_fast_path(name: str) -> None:
+    architecture = Architecture.parse(name)
+    checkpoint = random_checkpoint(architecture, num_classes=5)
+    for key, tensor in checkpoint.state_dict.items():
+        if "conv_offset" in key:  # small, as trained ones: random features differ from pixel to pixel
+            tensor *= 0.03
+    plain = build_model(architecture, num_classes=5)
+    plain.load_state_dict(checkpoint.state_dict, strict=False)
+    fast = pack_weights(load_model(architecture, checkpoint))
+    images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    sizes = [(96, 128), (80, 100)]
+    with torch.inference_mode():
+        features = plain.eval().neck(plain.backbone(images))
+        for level, found in fast.neck(fast.backbone(images)).items():
+            assert (found - features[level]).abs().max() < 1e-3 * features[level].std()
+        for expected, got in zip(plain(images, sizes, sizes), fast(images, sizes, sizes), strict=True):
+            assert len(expected.scores) == 100
+            torch.testing.assert_close(got.scores, expected.scores, rtol=0, atol=1e-3)
+
+
+def test_basic_block_has_the_names_of_torchvision_and_its_second_convolution_deforms() -> None:
+    with torch.device("meta"):
+        model = build_model(Architecture.parse("faster_rcnn_r18_fpn_mdconv_c3-c5"), num_classes=80)
+        expected = torchvision.models.resnet18().state_dict()
+    built = {key: tensor.shape for key, tensor in model.backbone.state_dict().items()}
+    offsets = {key for key in built if "conv_offset" in key}
+    assert {key: shape for key, shape in built.items() if key not in offsets} == {
+        key: tensor.shape for key, tensor in expected.items() if not key.startswith("fc.")
+    }
+    stages = itertools.product(("layer2", "layer3", "layer4"), (0, 1), ("weight", "bias"))
+    assert offsets == {f"{stage}.{block}.conv2.conv_offset.{part}" for stage, block, part in stages}
 
 
 def test_counters_may_be_missing(checkpoint: Checkpoint) -> None:

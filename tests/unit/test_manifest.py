@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, get_args
@@ -136,21 +137,30 @@ def test_records_cannot_be_changed() -> None:
 # Architectures and their names
 
 architectures = st.builds(
-    lambda detector, backbone, conv, groups, pool: Architecture(
-        detector, backbone, conv, 1 if conv == "conv" else groups, pool
+    lambda detector, backbone, conv, groups, pool, *widths: Architecture(
+        detector,
+        backbone,
+        conv,
+        1 if conv == "conv" else min(groups, 2 * (widths[0] & -widths[0])),
+        pool,
+        *widths,
     ),
     st.sampled_from(get_args(Detector)),
     st.sampled_from(get_args(Backbone)),
     st.sampled_from(get_args(Conv)),
     st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128]),
     st.sampled_from(get_args(Pool)),
+    st.sampled_from([16, 32, 48, 64, 128]),
+    st.sampled_from([16, 64, 256, 1024]),
+    st.sampled_from([16, 256, 1024, 4096]),
 )
 
 
 @given(architectures, st.sampled_from(["", "_1x", "_1x_coco", "_20e_coco", "_coco"]))
 def test_architecture_name_is_read_back(architecture: Architecture, tail: str) -> None:
     assert Architecture.parse(architecture.name + tail) == architecture
-    assert Architecture.parse(architecture.name.replace("_fpn", "_fpn_fp16") + tail) == architecture
+    half = re.sub(r"_fpn\d*", r"\g<0>_fp16", architecture.name)
+    assert Architecture.parse(half + tail) == architecture
 
 
 @pytest.mark.parametrize(
@@ -167,10 +177,22 @@ def test_architecture_name_is_read_back(architecture: Architecture, tail: str) -
             Architecture("cascade_mask_rcnn", "resnext101_32x4d", "dconv", pool="mdpool"),
             "cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_mdpool",
         ),
+        (Architecture("mask_rcnn", "resnet18", "mdconv"), "mask_rcnn_r18_fpn_mdconv_c3-c5"),
+        (
+            Architecture("mask_rcnn", "resnet18", "mdconv", base_width=32, channels=64, hidden=256),
+            "mask_rcnn_r18w32_fpn64_fc256_mdconv_c3-c5",
+        ),
+        (Architecture("faster_rcnn", "resnet18", base_width=16), "faster_rcnn_r18w16_fpn"),
+        (Architecture("faster_rcnn", "resnet50", channels=128), "faster_rcnn_r50_fpn128"),
+        (Architecture("faster_rcnn", "resnet50", hidden=512), "faster_rcnn_r50_fpn_fc512"),
     ],
 )
 def test_architecture_name(architecture: Architecture, name: str) -> None:
     assert architecture.name == name
+
+
+def test_usual_widths_may_be_spelt_out() -> None:
+    assert Architecture.parse("faster_rcnn_r50w64_fpn256_fc1024") == Architecture("faster_rcnn", "resnet50")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +203,9 @@ def test_architecture_name(architecture: Architecture, name: str) -> None:
         ("faster_rcnn_x101_64x4d_fpn_dconv_c3-c5", "faster_rcnn_x101_32x4d_fpn_dconv_c3-c5"),
         ("faster_rcnn_r50_fpn_mdconv_c3-c5_group3", "faster_rcnn_r50_fpn_mdconv_c3-c5_group4"),
         ("mask_rcnn_r50_fpn_1x_dpool", "mask_rcnn_r50_fpn"),
+        ("mask_rcnn_r18w30_fpn", "mask_rcnn_r18_fpn"),
+        ("mask_rcnn_r18w16_fpn_dconv_c3-c5_group64", "mask_rcnn_r18_fpn_dconv_c3-c5_group4"),
+        ("mask_rcnn_r18_fpn0064", "mask_rcnn_r18_fpn"),
         ("faster_rcnn_r50_fpn_dconv_c3-c5\n", "faster_rcnn_r50_fpn_dconv_c3-c5"),
         ("yolov8", None),
         ("", None),
@@ -196,13 +221,21 @@ def test_unknown_architecture_suggests(name: str, first_suggestion: str | None) 
     "changes",
     [
         {"detector": "retinanet"},
-        {"backbone": "resnet18"},
+        {"backbone": "resnet34"},
         {"conv": "dcn"},
         {"pool": "roi_pool"},
         {"deform_groups": 0},
         {"deform_groups": 3},
         {"deform_groups": 256},
         {"conv": "conv", "deform_groups": 2},
+        {"base_width": 16, "deform_groups": 64},
+        {"base_width": 0},
+        {"base_width": 40},
+        {"base_width": 256},
+        {"channels": 8},
+        {"channels": 64.5},
+        {"hidden": -16},
+        {"hidden": 8192},
     ],
 )
 def test_architecture_refuses_what_there_is_not(changes: dict[str, Any]) -> None:
@@ -379,6 +412,26 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str]] = {
         "architecture.deform_groups",
         "expected one of 1, 2, 4,",
     ),
+    "groups that divide no narrow layer": (
+        {
+            "architecture": {
+                "detector": "faster_rcnn",
+                "backbone": "resnet18",
+                "conv": "dconv",
+                "base_width": 16,
+                "deform_groups": 64,
+            }
+        },
+        "architecture.deform_groups",
+        "expected one of 1, 2, 4, 8, 16, 32 with conv 'dconv'",
+    ),
+    "an odd width": (
+        {"architecture__base_width": 33},
+        "architecture.base_width",
+        "a multiple of 16 up to 128",
+    ),
+    "too wide": ({"architecture__hidden": 8192}, "architecture.hidden", "a multiple of 16 up to 4096"),
+    "no width": ({"architecture__channels": 0}, "architecture.channels", "at least 1"),
     "groups that are true": ({"architecture__deform_groups": True}, "architecture.deform_groups", "whole"),
     "groups of plain convolutions": (
         {"architecture": {"detector": "faster_rcnn", "backbone": "resnet50", "deform_groups": 2}},

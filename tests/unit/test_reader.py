@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,11 @@ def readers(request: pytest.FixtureRequest) -> Iterator[ImageReaders]:
 
 def children() -> list[int]:
     """Processes that this one has started and not yet waited for."""
-    threads = Path("/proc/self/task").iterdir()
-    return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
+    started = list[str]()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            started += (thread / "children").read_text().split()
+    return [int(pid) for pid in started]
 
 
 def test_pixels(readers: ImageReaders, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Training: targets, losses, initialisation, and the loop around them."""
