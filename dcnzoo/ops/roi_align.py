@@ -85,7 +85,7 @@ def pool_levels(
     output_size: Pair,
     pool: Callable[[int, Tensor], Tensor],
 ) -> Tensor:
-    """Pools level by level and puts the RoIs back in order.
+    """Pools level by level and puts the RoIs back in order; on a GPU without waiting for the numbers of RoIs.
 
     Args:
         inputs: feature maps (N, C, H, W), one per level.
@@ -97,6 +97,8 @@ def pool_levels(
     Returns:
         (R, C, *output_size) in the order of `rois`.
     """
+    if rois.device.type == "cuda":
+        return pool_levels_in_fixed_shape(inputs, rois, levels, pool)
     pooled = inputs[0].new_zeros(len(rois), inputs[0].shape[1], *output_size)
     pooled = pooled.contiguous(memory_format=torch.channels_last)
     for level in range(len(inputs)):
@@ -104,6 +106,14 @@ def pool_levels(
         if len(chosen):
             pooled[chosen] = pool(level, rois[chosen])
     return pooled
+
+
+def pool_levels_in_fixed_shape(
+    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, pool: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """As `pool_levels`: each level pools all RoIs, foreign ones as boxes of zeros, which pool to zeros."""
+    of_level = (torch.where((levels == level)[:, None], rois, 0.0) for level in range(len(inputs)))
+    return sum((pool(level, chosen) for level, chosen in enumerate(of_level)), start=inputs[0].new_zeros(()))
 
 
 def kernels_take_rois(input: Tensor, rois: Tensor, offset: Tensor | None = None) -> bool:
