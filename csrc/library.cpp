@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
-  // Its gradients, given that of its output (before relu): of input (channels-last), offset and mask (empty without
-  // a mask), and of weight. Deterministic.
+  // Its gradients, given that of its output (before relu): of input (channels-last; on a GPU the order of additions
+  // varies), offset and mask (empty without a mask), and of weight.
   m.def(
       "deform_conv2d_input_grads(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
       "int[2] padding, int[2] dilation, bool mask_is_logits) -> (Tensor, Tensor, Tensor)");
@@ -59,7 +59,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
-  // Its gradients, given that of its output: of input (channels-last) and offset (empty without one). Deterministic.
+  // Its gradients, given that of its output: of input (channels-last; on a GPU the order of additions varies) and
+  // offset (empty without one).
   m.def(
       "roi_pool_grads(Tensor grad, Tensor input, Tensor rois, Tensor? offset, int[2] output_size, "
       "float spatial_scale, float gamma) -> (Tensor, Tensor)");

@@ -25,5 +25,5 @@ export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_st
 export DCNZOO_OPS=native PYTHONPATH=$PWD
 "$python" -c "import dcnzoo, torch; assert dcnzoo.__file__.startswith('$PWD'); torch.ops.dcnzoo.cpu_capability()" \
   2>/dev/null || "$python" -c "import dcnzoo.ops.backend as b; raise SystemExit(b.NATIVE_PROBLEM)"
-files=(tests/ops/test_{deform_conv2d,roi_ops,dense,nms,masks,hostile}.py)
-"$python" -m pytest -q -p no:cacheprovider "${files[@]}" -k "not torchvision and not (backend and reference)" "$@"
+files=(tests/ops/test_{variants,deform_conv2d,roi_ops,dense,nms,masks,hostile}.py)
+"$python" -m pytest -q -p no:cacheprovider "${files[@]}" -k "not torchvision and not (variants and reference)" "$@"

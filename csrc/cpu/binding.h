@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "capability.h"
 #include "memory.h"
@@ -19,8 +20,8 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline Element element_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return Element::float32;
     case ScalarType::Double: return Element::float64;
     case ScalarType::BFloat16: return Element::bfloat16;
@@ -28,6 +29,8 @@ inline Element element_of(const Tensor& tensor) {
     default: STD_TORCH_CHECK(false, "dcnzoo: tensors must be float32, float64, bfloat16 or float16");
   }
 }
+
+inline Element element_of(const Tensor& tensor) { return element_of(tensor.scalar_type()); }
 
 // What an element type is computed with.
 inline ScalarType computed_type(ScalarType type) {
@@ -71,6 +74,13 @@ void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
     STD_TORCH_CHECK(scratch_bytes == 0 || scratch != nullptr, "dcnzoo: out of memory");
     for (int64_t task; (task = next.fetch_add(1)) < tasks;) function(task, scratch.get());
   });
+}
+
+// (chunks, …) → their sum, added up in order, in the type of `like`.
+inline Tensor sum_of_chunks(const Tensor& chunks, const Tensor& like) {
+  const Tensor sum = chunks.size(0) == 1 ? torch::stable::select(chunks, 0, 0)
+                                         : torch::stable::sum(chunks, std::vector<int64_t>{0});
+  return converted(sum, like.scalar_type());
 }
 
 }  // namespace dcnzoo::cpu

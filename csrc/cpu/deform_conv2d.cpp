@@ -4,16 +4,7 @@
 namespace dcnzoo::cpu {
 namespace {
 
-const DeformConv2dKernels& kernels_for(ScalarType type) {
-  const Kernels& kernels = *capability().kernels;
-  switch (type) {
-    case ScalarType::Float: return kernels.float32;
-    case ScalarType::Double: return kernels.float64;
-    case ScalarType::BFloat16: return kernels.bfloat16;
-    case ScalarType::Half: return kernels.float16;
-    default: STD_TORCH_CHECK(false, "deform_conv2d: the input must be float32, float64, bfloat16 or float16");
-  }
-}
+const DeformConv2dKernels& kernels_for(ScalarType type) { return capability().kernels->deform_conv2d[element_of(type)]; }
 
 ConvShape weight_shape(torch::headeronly::IntHeaderOnlyArrayRef weight, int64_t groups) {
   STD_TORCH_CHECK(weight.size() == 4, "deform_conv2d: weight must have 4 dimensions");

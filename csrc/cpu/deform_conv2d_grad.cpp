@@ -18,7 +18,7 @@ struct Gradient {
            const std::optional<Tensor>& mask, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
            const std::vector<int64_t>& dilation, bool mask_is_logits)
       : type(computed_type(given_input.scalar_type())),
-        kernels(type == ScalarType::Double ? capability().kernels->float64_grad : capability().kernels->float32_grad),
+        kernels(capability().kernels->deform_conv2d.grad(element_of(type))),
         shape(conv_shape(given_input, weight, offset, mask, stride, padding, dilation)),
         input(channels_last(given_input, type)) {
     element_of(given_input), element_of(grad), element_of(weight);  // floating point all
@@ -47,13 +47,6 @@ Tensor transposed_weight(const Gradient& gradient, const Tensor& weight) {
     gradient.kernels.transpose(gradient.shape, dense.const_data_ptr(), packed.mutable_data_ptr(), begin, end);
   });
   return packed;
-}
-
-// (chunks, …) → their sum, in the type of `like`.
-Tensor sum_of_chunks(const Tensor& chunks, const Tensor& like) {
-  const Tensor sum = chunks.size(0) == 1 ? torch::stable::select(chunks, 0, 0)
-                                         : torch::stable::sum(chunks, std::vector<int64_t>{0});
-  return converted(sum, like.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor> deform_conv2d_input_grads(

@@ -10,6 +10,7 @@
 // adds up.
 #pragma once
 
+#include "chunks.h"
 #include "deform_conv2d_kernel.h"
 
 namespace dcnzoo::cpu {
@@ -29,22 +30,13 @@ struct ChannelParts {
 
   int64_t widest_chunk(int64_t chunks) const { return ceil_div(count, chunks) * channels; }
 
-  // How many chunks of at most so many channels take the least time, when each of `units` is cut into them. All
-  // chunks compute their sampling points, which costs about as much as `extra` parts.
-  int64_t best_chunks(int64_t units, int64_t most_channels, double extra, int threads) const {
-    int64_t best = count;
-    double best_cost = 0;
-    for (int64_t chunks = ceil_div(count, max<int64_t>(1, most_channels / channels)); chunks <= count; ++chunks) {
-      const int64_t rounds = ceil_div(units * chunks, threads);
-      const double cost = static_cast<double>(rounds) * (static_cast<double>(ceil_div(count, chunks)) + extra);
-      if (best_cost == 0 || cost < best_cost) best = chunks, best_cost = cost;
-    }
-    return best;
+  // How many chunks, of at most so many channels, to cut each of `units` into.
+  int64_t chunks(int64_t units, int64_t most_channels, const Layout& layout, int threads) const {
+    // As measured: the sampling points of a dense convolution are a small part of the time, not those of a grouped one.
+    const double extra = layout.groups > 1 ? 4 : 0.5;
+    return best_chunks(units, count, ceil_div(count, max<int64_t>(1, most_channels / channels)), extra, threads);
   }
 };
-
-// As measured: the points of a dense convolution are a small part of the time, those of a grouped one are not.
-inline double extra_parts(const Layout& layout) { return layout.groups > 1 ? 4 : 0.5; }
 
 // The input channels [begin, end) of one task; merged groups [group_begin, group_end).
 struct Channels {
@@ -168,15 +160,6 @@ struct PointTable {
   }
 };
 
-template <class T>
-T sum_of_lanes(typename Simd<T>::vector value) {
-  T lanes[Simd<T>::width];
-  Simd<T>::store(lanes, value);
-  for (int half = Simd<T>::width / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
 // What the gradient of a sample gives to the corners (`weight`), and what its products with the corners give
 // to the point's modulation and position.
 template <class T>
@@ -199,7 +182,7 @@ struct PointGradient {
 template <class T>
 int64_t input_grad_chunks(const ConvShape& shape, int threads) {
   const Layout layout = Layout::of<T>(shape);
-  return ChannelParts<T>(layout).best_chunks(max<int64_t>(shape.images, 1), 2048, extra_parts(layout), threads);
+  return ChannelParts<T>(layout).chunks(max<int64_t>(shape.images, 1), 2048, layout, threads);
 }
 
 template <class T>
@@ -352,7 +335,7 @@ int64_t weight_grad_chunks(const ConvShape& shape, int threads) {
   constexpr int64_t most_sums = 262144;
   const Layout layout = Layout::of<T>(shape);
   const int64_t most_channels = min<int64_t>(256, most_sums / (layout.columns * shape.kernel_w));
-  return ChannelParts<T>(layout).best_chunks(shape.kernel_h, most_channels, extra_parts(layout), threads);
+  return ChannelParts<T>(layout).chunks(shape.kernel_h, most_channels, layout, threads);
 }
 
 // Channels that follow each other in the input and in a panel of the tile, of one deformable group.

@@ -12,10 +12,11 @@ namespace dcnzoo::cpu {
 namespace {
 
 constexpr Kernels kernel_set() {
-  return {deform_conv2d_kernels<float>(),    deform_conv2d_kernels<double>(),
-          deform_conv2d_kernels<BFloat16>(), deform_conv2d_kernels<Float16>(),
-          deform_conv2d_grad_kernels<float>(), deform_conv2d_grad_kernels<double>(),
-          {winograd_kernels(), linear_kernels(), stem_kernels()}, pool_rois};
+  return {{deform_conv2d_kernels<float>(), deform_conv2d_kernels<double>(), deform_conv2d_kernels<BFloat16>(),
+           deform_conv2d_kernels<Float16>(), deform_conv2d_grad_kernels<float>(), deform_conv2d_grad_kernels<double>()},
+          {roi_pool_kernels<float>(), roi_pool_kernels<double>(), roi_pool_kernels<BFloat16>(),
+           roi_pool_kernels<Float16>(), roi_pool_grad_kernels<float>(), roi_pool_grad_kernels<double>()},
+          {winograd_kernels(), linear_kernels(), stem_kernels()}};
 }
 
 }  // namespace

@@ -96,28 +96,65 @@ struct DeformConv2dGradKernels {
   GradKernels input, weight;
 };
 
-// One call of roi_pool, float32. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w,
-// channels) the latter; `rois` is (R, 5); `offset` is (R, 2, pooled_h, pooled_w), x first, or null.
+// One call of roi_pool. `input` and `output` are channels-last and dense, (R, pooled_h, pooled_w, channels) the latter,
+// of any element type. In the type that they are computed with are `rois`, (R, 5), and `offset`, (R, 2,
+// pooled_h, pooled_w), x first, or null.
 struct RoiPool {
-  const float* input;
+  const void* input;
   int64_t channels, height, width;
-  const float* rois;
+  const void* rois;
   int64_t num_rois;
-  const float* offset;
+  const void* offset;
   int64_t pooled_h, pooled_w;
-  float spatial_scale, gamma;
-  float* output;
+  double spatial_scale, gamma;
+  void* output;
+};
+
+// The kernels of one element type.
+struct RoiPoolKernels {
+  size_t (*scratch_bytes)(const RoiPool&);  // per worker
+  // Pools the RoIs [begin, end).
+  void (*run)(const RoiPool&, int64_t begin, int64_t end, void* scratch);
+};
+
+// Gradients of one call of roi_pool, all in one type, float32 or float64.
+struct RoiPoolGrad {
+  RoiPool pool;
+  int64_t images;
+  const void* grad_output;
+  void* grad_input;   // added to
+  void* grad_offset;  // (chunks, R, 2, pooled_h, pooled_w); null without offset
+};
+
+struct RoiPoolGradKernels {
+  int64_t (*chunks)(const RoiPoolGrad&, int threads);
+  // One of images × chunks tasks.
+  void (*run)(const RoiPoolGrad&, int64_t chunks, int64_t task);
+};
+
+// A kernel for every element type, and one of its gradients for those that are computed with.
+template <class KernelsOfType, class GradKernelsOfType>
+struct ByElement {
+  KernelsOfType float32, float64, bfloat16, float16;
+  GradKernelsOfType float32_grad, float64_grad;
+
+  const KernelsOfType& operator[](Element element) const {
+    switch (element) {
+      case Element::float32: return float32;
+      case Element::float64: return float64;
+      case Element::bfloat16: return bfloat16;
+      default: return float16;
+    }
+  }
+  const GradKernelsOfType& grad(Element element) const {
+    return element == Element::float64 ? float64_grad : float32_grad;
+  }
 };
 
 struct Kernels {
-  DeformConv2dKernels float32;
-  DeformConv2dKernels float64;
-  DeformConv2dKernels bfloat16;
-  DeformConv2dKernels float16;
-  DeformConv2dGradKernels float32_grad;
-  DeformConv2dGradKernels float64_grad;
+  ByElement<DeformConv2dKernels, DeformConv2dGradKernels> deform_conv2d;
+  ByElement<RoiPoolKernels, RoiPoolGradKernels> roi_pool;
   DenseKernels dense;
-  void (*pool_rois)(const RoiPool&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_default;

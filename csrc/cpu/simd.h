@@ -27,6 +27,15 @@ struct Simd {
 };
 
 template <class T>
+DCNZOO_INLINE T sum_of_lanes(typename Simd<T>::vector value) {
+  T lanes[Simd<T>::width];
+  Simd<T>::store(lanes, value);
+  for (int half = Simd<T>::width / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+template <class T>
 constexpr T min(T a, T b) {
   return b < a ? b : a;
 }

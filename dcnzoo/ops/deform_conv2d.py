@@ -15,7 +15,7 @@ from torch import Tensor
 from dcnzoo.ops import autocast, deform_conv2d_grad, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import allows_tf32, gpu_problem
-from dcnzoo.ops.types import KERNEL_DTYPES, SHORT_DTYPES, Pair
+from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
 
 
 def deform_conv2d(
@@ -118,7 +118,7 @@ def _compute_elsewhere(
 ) -> Tensor:
     """The convolution by torchvision or the reference; short floats in float32, as the compiled kernels."""
     dtype = tensors[0].dtype
-    wide = torch.float32 if dtype in SHORT_DTYPES else dtype
+    wide = wide_dtype(dtype)
     x, offset, weight = (tensor.to(wide) for tensor in tensors)
     bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
     compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()

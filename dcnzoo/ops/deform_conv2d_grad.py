@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops import gpu_grad
+from dcnzoo.ops.derivatives import refuse_second_derivatives
 from dcnzoo.ops.types import Pair
 
 
@@ -21,8 +22,7 @@ def register() -> None:
     torch.library.register_fake("dcnzoo::deform_conv2d_weight_grad", _fake_weight_grad)
     for name in ("deform_conv2d", "deform_conv2d_tf32"):
         torch.library.register_autograd(f"dcnzoo::{name}", _backward, setup_context=_save_for_backward)
-    for name in ("deform_conv2d_input_grads", "deform_conv2d_weight_grad"):
-        torch.library.register_autograd(f"dcnzoo::{name}", _no_second_derivatives)
+    refuse_second_derivatives("deform_conv2d", "deform_conv2d_input_grads", "deform_conv2d_weight_grad")
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -47,11 +47,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         found["bias"] = grad.sum((0, 2, 3))
     given = tuple(found.get(name) if needed else None for name, needed in wanted.items())
     return given + (None,) * (len(ctx.needs_input_grad) - len(given))
-
-
-def _no_second_derivatives(ctx: Any, *grads: Tensor) -> None:
-    del ctx, grads
-    raise RuntimeError("deform_conv2d has no second derivatives")
 
 
 def _fake_input_grads(

@@ -5,13 +5,15 @@ Shape letters: N images, C channels, H, W map size, R RoIs, P output bins per ax
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from dcnzoo.ops import reference
+from dcnzoo.ops import autocast, reference
 from dcnzoo.ops.backend import active_backend
 from dcnzoo.ops.roi_align import kernels_take_rois, roi_align
-from dcnzoo.ops.types import Pair
+from dcnzoo.ops.types import Pair, wide_dtype
 
 _MARGIN = 1e-4
 """Pixels by which a bin keeps away from a whole number of them."""
@@ -27,6 +29,9 @@ def deform_roi_pool(
     gamma: float = 0.1,
 ) -> Tensor:
     """Deformable RoI pooling (arXiv:1703.06211): RoIAlign whose bins are shifted, each by its own offset.
+
+    Positions and sums are float32 at least. Autocast lowers the map. There are derivatives by the map and the
+    offsets, none by the RoIs.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -45,17 +50,23 @@ def deform_roi_pool(
     """
     if offset is None:
         return roi_align(input, rois, output_size=output_size, spatial_scale=spatial_scale)
-    if tuple(offset.shape) != (len(rois), 2, *output_size):
-        raise ValueError(f"offset must be {(len(rois), 2, *output_size)}, got {tuple(offset.shape)}")
+    expected = (rois.shape[0], 2, *output_size)
+    if tuple(offset.shape) != expected:
+        raise ValueError(f"offset must be {expected}, got {tuple(offset.shape)}")
+    (input,) = cast(tuple[Tensor], autocast.lowered(input))
     backend, _ = active_backend()
-    if backend == "reference":
-        return reference.deform_roi_pool(
-            input, rois, offset, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
-        )
     if backend == "native" and kernels_take_rois(input, rois, offset):
         pooled: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, offset, output_size, spatial_scale, gamma)
         return pooled
-    bins = _shifted_bins(rois.float(), offset.float(), output_size, spatial_scale, gamma)
+    wide = wide_dtype(input.dtype)
+    maps, boxes, shifts = input.to(wide), rois.to(wide), offset.to(wide)
+    if backend == "reference" or (shifts.requires_grad and torch.is_grad_enabled()):
+        # torchvision knows no derivative by the place of a bin
+        pooled = reference.deform_roi_pool(
+            maps, boxes, shifts, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
+        )
+        return pooled.to(input.dtype)
+    bins = _shifted_bins(boxes, shifts, output_size, spatial_scale, gamma)
     separate = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
     return separate.reshape(len(rois), *output_size, input.shape[1]).permute(0, 3, 1, 2)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from dcnzoo.ops import reference
+from dcnzoo.ops import autocast, reference, roi_pool_grad
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import gpu_problem
-from dcnzoo.ops.types import SHORT_DTYPES, Pair
+from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
 
 
 def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: float) -> Tensor:
     """Pools each RoI to a fixed size (arXiv:1703.06870), ceil(RoI/output) samples per bin and axis.
+
+    Positions and sums are float32 at least. Autocast lowers the map. There is a derivative by the map, none
+    by the RoIs.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -29,22 +33,25 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
         ValueError: other shapes, no bins, or an image that is not there.
     """
     _check_shapes(input, rois, output_size)
+    (input,) = cast(tuple[Tensor], autocast.lowered(input))
     backend, _ = active_backend()
-    if backend == "reference":
-        return reference.deform_roi_pool(input, rois, output_size=output_size, spatial_scale=spatial_scale)
     if backend == "native" and kernels_take_rois(input, rois):
         aligned: Tensor = torch.ops.dcnzoo.roi_pool(input, rois, None, output_size, spatial_scale, 0.0)
         return aligned
+    wide = wide_dtype(input.dtype)
+    maps, boxes = input.to(wide), rois.to(wide)
+    if backend == "reference":
+        pooled: Tensor = reference.deform_roi_pool(
+            maps, boxes, output_size=output_size, spatial_scale=spatial_scale
+        )
+        return pooled.to(input.dtype)
     # Torchvision would read other memory; on a GPU the look at the values would wait for all that was begun.
     if rois.device.type == "cpu" and not ((rois[:, 0] >= 0) & (rois[:, 0] < len(input))).all():
         raise ValueError(f"the first column of the RoIs must name images, 0 to {len(input) - 1}")
     from torchvision.ops import roi_align as torchvision_roi_align
 
-    # short floats would round RoI coordinates to whole pixels
-    pooled: Tensor = torchvision_roi_align(
-        input.float(), rois.float(), output_size, spatial_scale, sampling_ratio=-1, aligned=True
-    )
-    return pooled.to(input.dtype) if input.dtype != torch.float64 else pooled
+    pooled = torchvision_roi_align(maps, boxes, output_size, spatial_scale, sampling_ratio=-1, aligned=True)
+    return pooled.to(input.dtype)
 
 
 def roi_align_pyramid(
@@ -67,9 +74,11 @@ def roi_align_pyramid(
     Returns:
         (R, C, *output_size) in the dtype of the inputs, in the order of `rois`.
     """
-    if active_backend()[0] == "native" and all(kernels_take_rois(input, rois) for input in inputs):
+    inputs = cast("list[Tensor]", list(autocast.lowered(*inputs))) if inputs else []
+    native = active_backend()[0] == "native" and all(kernels_take_rois(input, rois) for input in inputs)
+    if native and not _trains(*inputs):  # that kernel knows no derivatives
         scales = list(spatial_scales)
-        aligned: Tensor = torch.ops.dcnzoo.roi_align_pyramid(list(inputs), rois, levels, scales, output_size)
+        aligned: Tensor = torch.ops.dcnzoo.roi_align_pyramid(inputs, rois, levels, scales, output_size)
         return aligned
 
     def pool(level: int, rois: Tensor) -> Tensor:
@@ -99,8 +108,10 @@ def pool_levels(
     """
     if rois.device.type == "cuda":
         return pool_levels_in_fixed_shape(inputs, rois, levels, pool)
-    pooled = inputs[0].new_zeros(len(rois), inputs[0].shape[1], *output_size)
-    pooled = pooled.contiguous(memory_format=torch.channels_last)
+    (like,) = cast(tuple[Tensor], autocast.lowered(inputs[0]))
+    pooled = like.new_zeros(len(rois), like.shape[1], *output_size).contiguous(
+        memory_format=torch.channels_last
+    )
     for level in range(len(inputs)):
         chosen = (levels == level).nonzero()[:, 0]
         if len(chosen):
@@ -117,19 +128,17 @@ def pool_levels_in_fixed_shape(
 
 
 def kernels_take_rois(input: Tensor, rois: Tensor, offset: Tensor | None = None) -> bool:
-    """Whether the compiled kernel computes with these; it knows no derivatives.
-
-    It knows float32, and on a GPU short floats too, but not for RoIs: those would round to whole pixels.
-    """
+    """Whether the compiled kernels compute with these."""
     tensors = [input, rois] if offset is None else [input, rois, offset]
-    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if trains or input.numel() == 0 or rois.dtype != torch.float32:
-        return False
-    if any(tensor.device != input.device for tensor in tensors):
+    if any(t.device != input.device or t.dtype not in KERNEL_DTYPES for t in tensors) or input.numel() == 0:
         return False
     if input.device.type == "cuda":
-        return input.dtype in (torch.float32, *SHORT_DTYPES) and gpu_problem(input.device.index) is None
-    return input.device.type == "cpu" and all(tensor.dtype == torch.float32 for tensor in tensors)
+        return gpu_problem(input.device.index) is None
+    return input.device.type == "cpu"
+
+
+def _trains(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 if NATIVE_PROBLEM is None:
@@ -151,6 +160,18 @@ if NATIVE_PROBLEM is None:
     ) -> Tensor:
         shape = (rois.shape[0], inputs[0].shape[1], *output_size)
         return inputs[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+    def _pool_autocast_rule(dtype: torch.dtype, input: Tensor, *others: object) -> tuple[object, ...]:
+        return *autocast.lowered_to(dtype, input), *others
+
+    def _pyramid_autocast_rule(
+        dtype: torch.dtype, inputs: list[Tensor], *others: object
+    ) -> tuple[object, ...]:
+        return list(autocast.lowered_to(dtype, *inputs)), *others
+
+    autocast.register_rule("roi_pool", _pool_autocast_rule)
+    autocast.register_rule("roi_align_pyramid", _pyramid_autocast_rule)
+    roi_pool_grad.register()
 
 
 def _check_shapes(input: Tensor, rois: Tensor, output_size: Pair) -> None:

@@ -15,6 +15,11 @@ KERNEL_DTYPES = (torch.float32, torch.float64, *SHORT_DTYPES)
 """What the compiled deformable operators compute with."""
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What values of a type are computed with: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def widened(tensor: Tensor) -> Tensor:
-    """A tensor of short floats as float32; every other one as it is."""
-    return tensor.float() if tensor.dtype in SHORT_DTYPES else tensor
+    """A tensor in the type that its values are computed with."""
+    return tensor.to(wide_dtype(tensor.dtype))

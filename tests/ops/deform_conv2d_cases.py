@@ -1,12 +1,8 @@
-"""Shapes for the deformable convolution, and their comparison with the readable reference in float64.
-
-Run as a program, it compares them all; that is how the variants of the compiled kernels are tested, each
-in a process of its own.
-"""
+"""Shapes for the deformable convolution, and their comparison with the readable reference in float64."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,18 +84,47 @@ CASES = {
 }
 
 
+def reference_output(case: Case, tensors: dict[str, Tensor]) -> Tensor:
+    """What the readable definition makes of float64 tensors."""
+    arguments = dict(tensors)
+    if "mask" in arguments:
+        arguments["mask"] = arguments["mask"].sigmoid()
+    geometry = {name: getattr(case, name) for name in ("stride", "padding", "dilation")}
+    output = reference.deform_conv2d(**arguments, **geometry)  # type: ignore[arg-type]
+    return output.relu() if case.relu else output
+
+
 def error(case: Case, dtype: torch.dtype) -> float:
     """Largest deviation from the reference in float64, relative to the largest output."""
-    tensors, options = case.tensors(dtype), case.options()
-    exact = {name: value.double() for name, value in tensors.items()}
-    if "mask" in exact:
-        exact["mask"] = exact["mask"].sigmoid()
-    geometry = {name: options[name] for name in ("stride", "padding", "dilation")}
-    expected = reference.deform_conv2d(**exact, **geometry)  # type: ignore[arg-type]
-    expected = expected.relu() if case.relu else expected
-    found = ops.deform_conv2d(**tensors, **options)  # type: ignore[arg-type]
+    tensors = case.tensors(dtype)
+    expected = reference_output(case, {name: value.double() for name, value in tensors.items()})
+    found = ops.deform_conv2d(**tensors, **case.options())  # type: ignore[arg-type]
     assert found.dtype == dtype
     assert found.shape == expected.shape
+    return deviation(found, expected)
+
+
+def gradient_errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
+    """The same for the gradient of every tensor, by its name."""
+    tensors = {name: value.requires_grad_() for name, value in case.tensors(dtype).items()}
+    exact = {name: value.detach().double().requires_grad_() for name, value in tensors.items()}
+    output = ops.deform_conv2d(**tensors, **case.options())  # type: ignore[arg-type]
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if case.relu:  # rounding may switch an output on or off
+        grad, case = grad * (output > 0), replace(case, relu=False)
+    output.backward(grad)
+    reference_output(case, exact).backward(grad.double())
+    errors = {}
+    for name, tensor in tensors.items():
+        grad, expected = tensor.grad, exact[name].grad
+        assert grad is not None and expected is not None  # noqa: PT018
+        assert (grad.dtype, grad.shape) == (dtype, expected.shape)
+        errors[name] = deviation(grad, expected)
+    return errors
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Largest deviation, relative to the largest number expected."""
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
 
 
@@ -118,19 +143,17 @@ def conversion_errors(dtype: torch.dtype) -> int:
     return int((found != (image.float() * scale).to(dtype)).sum())
 
 
-def main() -> None:
-    """Compares every case, and says with what."""
-    name, reason = ops.active_backend()
+def check() -> None:
+    """Compares every case."""
     for case_name, case in CASES.items():
         for dtype in TOLERANCE:
             found = error(case, dtype)
             if found > TOLERANCE[dtype]:
                 raise SystemExit(f"{case_name} in {dtype}: error {found} > {TOLERANCE[dtype]}")
+        for dtype in (torch.float32, torch.float64):
+            for tensor, found in gradient_errors(case, dtype).items():
+                if found > TOLERANCE[dtype]:
+                    raise SystemExit(f"{case_name} in {dtype}: gradient of {tensor} has error {found}")
     for dtype in (torch.bfloat16, torch.float16):
         if wrong := conversion_errors(dtype):
             raise SystemExit(f"{wrong} numbers rounded wrongly to {dtype}")
-    print(name, reason)
-
-
-if __name__ == "__main__":
-    main()

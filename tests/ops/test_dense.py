@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -69,26 +68,6 @@ def test_upsample2x(size: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("name", cases.LINEAR)
 def test_linear(name: str, bias: bool, relu: bool) -> None:
     assert cases.linear_error(name, bias, relu) <= TOLERANCE
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        pytest.param({"DCNZOO_CPU_CAPABILITY": "default"}, marks=needs_native),
-        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
-        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
-        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512_bf16"}, marks=needs_native),
-        {"DCNZOO_OPS": "torchvision"},
-    ],
-    ids=lambda setting: next(iter(setting.values())),
-)
-def test_every_backend(setting: dict[str, str]) -> None:
-    program = [sys.executable, "-m", "tests.ops.dense_cases"]
-    run = subprocess.run(program, env=os.environ | setting, capture_output=True, text=True, check=False)
-    if "this processor lacks it" in run.stderr:
-        pytest.skip(f"this processor has no {setting['DCNZOO_CPU_CAPABILITY']}")
-    assert run.returncode == 0, run.stderr
-    assert next(iter(setting.values())) in run.stdout
 
 
 @settings(max_examples=40, deadline=None)
@@ -165,6 +144,40 @@ def test_training_still_has_gradients() -> None:
     dense.conv3x3(x, weight, relu=True, packed_weight=dense.pack_conv3x3_weight(weight)).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def add_to_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As a feature pyramid adds its levels."""
+    return dense.conv1x1_add_(dense.upsample2x(x), dense.upsample2x(x), weight, bias, relu=True)
+
+
+TRAINED: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[..., Tensor]]] = {
+    "conv3x3": ((2, 3, 4, 5), (4, 3, 3, 3), dense.conv3x3),
+    "conv1x1": ((2, 3, 5, 4), (4, 3, 1, 1), lambda *given: dense.conv1x1(*given, stride=2, relu=True)),
+    "conv1x1_add_": ((2, 3, 2, 2), (3, 3, 1, 1), add_to_relu),
+    "conv_transpose2x2": (
+        (2, 4, 3, 2),
+        (4, 4, 2, 2),
+        lambda *given: dense.conv_transpose2x2(*given, relu=True),
+    ),
+    "linear": ((5, 3), (4, 3), lambda *given: dense.linear(*given, relu=True)),
+    "map_linear": ((3, 2, 2, 3), (4, 12), dense.map_linear),
+    "stem": ((1, 2, 9, 8), (4, 2, 7, 7), dense.stem),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_unpacked_layers_can_be_trained(name: str) -> None:
+    input_size, weight_size, layer = TRAINED[name]
+    torch.manual_seed(0)
+    sizes = input_size, weight_size, (3 if "add" in name else 4,)
+    exact = tuple(torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
+    assert torch.autograd.gradcheck(layer, exact)
+    single = tuple(value.detach().float().requires_grad_() for value in exact)
+    layer(*exact).square().sum().backward()
+    layer(*single).square().sum().backward()  # the compiled kernels know this type, but no derivatives
+    for found, expected in zip(single, exact, strict=True):
+        torch.testing.assert_close(found.grad, expected.grad.float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
