@@ -90,8 +90,9 @@ inline Tensor aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
 }
 
-inline Tensor empty_maps(const std::vector<int64_t>& size, const Tensor& like) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+inline Tensor empty_maps(const std::vector<int64_t>& size, const Tensor& like,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(), std::nullopt,
                               MemoryFormat::ChannelsLast);
 }
 
