@@ -429,9 +429,14 @@ class TestDevice:
 @pytest.fixture
 def usual_switches() -> Iterator[None]:
     """PyTorch's switches for TensorFloat-32 as they are by default, before and after."""
+
+    def reset() -> None:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    reset()
     yield
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = False
+    reset()
 
 
 @pytest.mark.parametrize(
