@@ -108,23 +108,17 @@ class GpuDetector:
         self._anchors = lru_cache(maxsize=8)(make_anchors)
         self._graphs = GraphCache(GraphCapture(device)) if cuda_graphs and on_gpu else None
 
-    def begin(
-        self,
-        prepared: Sequence[PreparedImage],
-        *,
-        score_threshold: float,
-        max_detections: int,
-        labels: NDArray[np.int64] | None,
-    ) -> Pending:
-        """Begins to detect in resized images, and returns at once.
+    def stack(
+        self, prepared: Sequence[PreparedImage], score_threshold: float, labels: NDArray[np.int64] | None
+    ) -> Batch:
+        """Makes a batch of resized images.
 
         Args:
             prepared: at least one image.
             score_threshold: keep detections whose score exceeds it.
-            max_detections: keep at most so many per image.
             labels: keep only these classes; None for all.
         """
-        batch = stack_images(
+        return stack_images(
             prepared,
             self._preprocessing.size_divisor,
             self._num_classes,
@@ -132,6 +126,9 @@ class GpuDetector:
             labels,
             pinned=self._uploads is not None,
         )
+
+    def begin(self, batch: Batch, max_detections: int) -> Pending:
+        """Begins to detect, at most so many per image, and returns at once."""
         with self._lock, torch.inference_mode(), self._on_device():
             pixels, settings = self._upload(batch)
             compute = self.computation(pixels.shape, max_detections)

@@ -94,7 +94,7 @@ class TrainingOptions:
         save_every: steps between checkpoints.
         log_every: steps between rows of the history.
         tensorboard: whether to write events for TensorBoard.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "fp16" or "bf16".
         workers: processes that read images.
         max_pixels: images with more are refused; None leaves Pillow's limit.
         image_timeout: seconds that reading an image may take.

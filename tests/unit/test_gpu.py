@@ -47,7 +47,7 @@ def test_images_are_normalised_as_on_the_cpu() -> None:
 @pytest.mark.parametrize("labels", [None, np.array([0, 3])], ids=["all classes", "some"])
 def test_finds_what_the_model_finds(model: RCNN, labels: np.ndarray | None) -> None:
     detector = GpuDetector(model, Preprocessing(), 4, torch.float32, CPU)
-    pending = detector.begin(PICTURES, score_threshold=0.1, max_detections=20, labels=labels)
+    pending = detector.begin(detector.stack(PICTURES, 0.1, labels), max_detections=20)
     batch = collate(PICTURES, Preprocessing())
     with torch.inference_mode():
         wanted = model(
