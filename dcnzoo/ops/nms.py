@@ -47,7 +47,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         compiled: Tensor = torch.ops.dcnzoo.batched_nms(boxes, scores, groups, iou_threshold)
         return compiled
     if backend == "reference":
-        members = [(groups == group).nonzero()[:, 0] for group in set(groups.tolist())]
+        members = [(groups == group).nonzero()[:, 0] for group in sorted(set(groups.tolist()))]
         parts = [index[reference.nms(boxes[index], scores[index], iou_threshold)] for index in members]
         chosen = torch.cat([groups.new_empty(0), *parts])
         return chosen[scores[chosen].argsort(descending=True, stable=True)]
