@@ -70,13 +70,25 @@ class InferenceOptions:
 
     def note(self, program: str) -> dict[str, Any]:
         """Returns what is noted about the run: program, version and options, in JSON types."""
-        values = dataclasses.asdict(self)
-        del values["url_base"]  # may hold a password, and changes no result
-        return {
-            "program": program,
-            "version": __version__,
-            **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
-        }
+        return run_note(program, dataclasses.asdict(self))
+
+
+def run_note(program: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is noted about a run: program, version and options, in JSON types.
+
+    Args:
+        program: name of the command.
+        options: as the command line gives them.
+    """
+    return {
+        "program": program,
+        "version": __version__,
+        **{
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options.items()
+            if name != "url_base"  # may hold a password, and changes no result
+        },
+    }
 
 
 _MODEL_OPTIONS = (
@@ -85,13 +97,7 @@ _MODEL_OPTIONS = (
     click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own."),
 )
 
-_RUN_OPTIONS = (
-    click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
-    ),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
-    ),
+_INPUT_OPTIONS = (
     click.option(
         "--batch-size",
         type=POSITIVE,
@@ -99,6 +105,17 @@ _RUN_OPTIONS = (
         default=1,
         show_default=True,
         help="Images per forward pass.",
+    ),
+    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
+    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
+)
+
+_MACHINE_OPTIONS = (
+    click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
+    ),
+    click.option(
+        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
     ),
     click.option(
         "--workers",
@@ -108,8 +125,6 @@ _RUN_OPTIONS = (
         show_default=True,
         help="Processes that decode while the model computes.",
     ),
-    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
-    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
     click.option(
         "--max-pixels",
         type=POSITIVE,
@@ -141,7 +156,15 @@ def model_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Adds the options that say how it runs."""
-    for option in reversed(_RUN_OPTIONS):
+    command = machine_options(command)
+    for option in reversed(_INPUT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def machine_options(command: Command) -> Command:
+    """Adds the options about the machine, the reading of images, and earlier results."""
+    for option in reversed(_MACHINE_OPTIONS):
         command = option(command)
     return command
 
