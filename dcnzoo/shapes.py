@@ -11,7 +11,7 @@ Shape letters: H, W size of the picture, O objects, P points.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,31 +64,17 @@ def draw_picture(seed: int, number: int, size: tuple[int, int] = SIZE) -> Shapes
     """
     random = np.random.default_rng((seed, number))
     scale = min(size) / 192
-    picture = _background(random, size)
+    scene = _Scene(_background(random, size))
     for _ in range(random.integers(0, 6)):
-        _paint(picture, _clutter(random, size, scale), _paint_of(random, picture))
-    alphas: list[Map] = []
-    areas: list[float] = []
-    labels: list[int] = []
-    for _ in range(int(random.integers(1, MAX_OBJECTS + 1))):
-        for _attempt in range(8):
-            label = int(random.integers(len(CLASSES)))
-            alpha, area = _draw_object(random, label, size, scale)
-            below = [other * (1 - alpha) for other in alphas]
-            if _all_visible([*below, alpha], [*areas, area]):
-                if random.random() < 0.5:
-                    _cast_shadow(random, picture, alpha, scale)
-                _paint(picture, alpha, _paint_of(random, picture, alpha))
-                alphas, areas, labels = [*below, alpha], [*areas, area], [*labels, label]
-                break
+        _paint(scene.picture, _clutter(random, size, scale), _paint_of(random, scene.picture))
+    for _ in range(random.integers(1, MAX_OBJECTS + 1)):
+        _add_object(random, scene, size, scale)
     for _ in range(random.integers(0, 4)):
         cover = _clutter(random, size, scale)
-        below = [other * (1 - cover) for other in alphas]
-        if _all_visible(below, areas):
-            _paint(picture, cover, _paint_of(random, picture, cover))
-            alphas = below
-    masks = np.stack(alphas) > 0.5
-    return ShapesPicture(_photographed(random, picture, scale), np.array(labels), masks)
+        if scene.hide(cover):
+            _paint(scene.picture, cover, _paint_of(random, scene.picture, cover))
+    masks = np.array([alpha > 0.5 for alpha in scene.alphas]).reshape(-1, *size)
+    return ShapesPicture(_photographed(random, scene.picture, scale), np.array(scene.labels, np.int64), masks)
 
 
 def write_set(folder: Path, count: int, seed: int, size: tuple[int, int] = SIZE) -> Path:
@@ -133,9 +119,45 @@ def _annotation(number: int, image: int, label: int, mask: NDArray[np.bool_]) ->
     }
 
 
-def _all_visible(alphas: list[Map], areas: list[float]) -> bool:
-    seen = zip(alphas, areas, strict=True)
-    return all((alpha > 0.5).sum() > LEAST_VISIBLE * area for alpha, area in seen)
+@dataclass
+class _Scene:
+    """A picture in the making.
+
+    Attributes:
+        picture: (H, W, 3) RGB, 0–255.
+        labels: of the objects so far.
+        alphas: how much of each pixel (H, W) is seen to be each object, 0–1.
+        areas: of the whole objects, pixels.
+    """
+
+    picture: Map
+    labels: list[int] = field(default_factory=list)
+    alphas: list[Map] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+
+    def hide(self, cover: Map) -> bool:
+        """Lets something lie on the objects, unless too little would be seen of one; says whether it does."""
+        left = [alpha * (1 - cover) for alpha in self.alphas]
+        pairs = zip(left, self.areas, strict=True)
+        fits = all((alpha > 0.5).sum() > LEAST_VISIBLE * area for alpha, area in pairs)
+        if fits:
+            self.alphas = left
+        return fits
+
+
+def _add_object(random: Generator, scene: _Scene, size: tuple[int, int], scale: float) -> None:
+    """Puts an object on the picture where it and the others are seen well enough, if that is found."""
+    for _ in range(8):
+        label = int(random.integers(len(CLASSES)))
+        alpha, area = _draw_object(random, label, size, scale)
+        if (alpha > 0.5).sum() > LEAST_VISIBLE * area and scene.hide(alpha):
+            if random.random() < 0.5:
+                _cast_shadow(random, scene.picture, alpha, scale)
+            _paint(scene.picture, alpha, _paint_of(random, scene.picture, alpha))
+            scene.labels.append(label)
+            scene.alphas.append(alpha)
+            scene.areas.append(area)
+            return
 
 
 # Outlines: (P, 2) points x, y around the origin, radius 1; a ring has a hole.
