@@ -12,7 +12,7 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from dcnzoo.predictor import Predictor, load
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
+
+R = TypeVar("R")
 
 MODEL_STAGES = {"backbone": "backbone", "neck": "neck", "rpn": "rpn_head", "roi": "roi_head"}
 """Stages within the model → the submodule whose forward each of them is."""
@@ -145,8 +147,8 @@ class Result:
 
 
 def run_cases(
-    cases: Iterable[Case], measure: Callable[[Case], Result], notify: Callable[[str], object]
-) -> Iterator[Result]:
+    cases: Iterable[Case], measure: Callable[[Case], R], notify: Callable[[str], object]
+) -> Iterator[R]:
     """Measures cases; one that does not fit into the memory is tried with half the batch size.
 
     Args:

@@ -312,25 +312,25 @@ def _train(
 
     chosen = options.training()
     source = start.find_source(chosen, manifest)
-    training_set = start.read_sets(chosen, source)
+    training_set = start.read_training_data(chosen, source)
     if processes.is_first:
         for line in training_set.problem_lines():
             click.echo(f"warning: {line}", err=True)
     start.check_problems(training_set, options.strict)
     validation_set = start.read_validation_set(chosen, source, training_set)
     prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
-    if processes.is_first:
-        folder.start()
-        with output_errors(options.out):
-            lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
-            (options.out / PROBLEMS).write_text(lines, encoding="utf-8")
-        if not options.quiet:
+    with start.exclusive(options.out, processes.is_first):
+        if processes.is_first:
+            folder.start()
+            with output_errors(options.out):
+                lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
+                (options.out / PROBLEMS).write_text(lines, encoding="utf-8")
+        if processes.is_first and not options.quiet:
             for line in start.effective_lines(
                 chosen, prepared, training_set, validation_set, processes, device
             ):
                 click.echo(line, err=True)
-    processes.wait()
-    with start.exclusive(options.out, processes.is_first):
+        processes.wait()
         progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
     if processes.is_first:
         click.echo(start.summary(options.out, progress))

@@ -139,9 +139,10 @@ class BatchLoader:
             ReadSettings(*sides, max_pixels=settings.max_pixels),
             settings.image_timeout,
         )
+        self._length = len(self._plan(0))
 
     def __len__(self) -> int:
-        return len(self._plan(0))
+        return self._length
 
     def __enter__(self) -> BatchLoader:
         return self

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.annotate import BLACK, WHITE, Colour, class_colour
 from dcnzoo.evaluation.curves import GREY, LEGEND, MARGIN, OVERSAMPLING, PANEL, TEXT
-from dcnzoo.writers.folder import write_whole
+from dcnzoo.writers.base import PARTIAL
+from dcnzoo.writers.folder import output_errors, write_whole
 
 METRICS, CURVES = "metrics.csv", "curves.png"
 
@@ -35,22 +36,33 @@ class Curve(NamedTuple):
 
 
 def write_table(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes `metrics.csv`; what a row does not have stays empty."""
+    """Writes `metrics.csv`; what a row does not have stays empty.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-    write_whole(folder / METRICS, text.getvalue())
+    with output_errors(folder):
+        write_whole(folder / METRICS, text.getvalue())
 
 
 def write_picture(folder: Path, rows: Sequence[Row]) -> None:
-    """Writes `curves.png`: the losses, and the AP once there is one, over the epochs."""
+    """Writes `curves.png`: the losses, and the AP once there is one, over the epochs.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     losses = curves_of(rows, lambda name: name.startswith(("loss", "s0", "s1", "s2")))
     scores = curves_of(rows, lambda name: name.endswith(("_AP", "_AP50")))
-    part = folder / f"{CURVES}.part"
-    draw_charts([("losses", losses), ("AP on the validation set", scores)]).save(part, "PNG")
-    part.replace(folder / CURVES)
+    picture = draw_charts([("losses", losses), ("AP on the validation set", scores)])
+    part = folder / f"{CURVES}{PARTIAL}"
+    with output_errors(folder):
+        picture.save(part, "PNG")
+        part.replace(folder / CURVES)
 
 
 def curves_of(rows: Sequence[Row], wanted: Callable[[str], bool]) -> list[Curve]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,7 +154,13 @@ class Trainer:
             Stopped: a signal came.
         """
         signals = StopSignals()
-        with signals.caught(), signals.deferred(), self.loader, self._told_if_out_of_memory():
+        with (
+            closing(self.reporter),
+            signals.caught(),
+            signals.deferred(),
+            self.loader,
+            self._told_if_out_of_memory(),
+        ):
             self._evaluate_if_due()
             while self.progress.epoch < self.schedule.epochs:
                 self._run_epoch(signals)
@@ -226,8 +232,9 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        for name, value in (("gradient_norm", float(norm)), ("steps", 1)):
-            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        if math.isfinite(norm):
+            for name, value in (("gradient_norm", float(norm)), ("steps", 1)):
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
         if self.ema is not None:
             self.ema.update(self.model, progress.step)
 
@@ -254,7 +261,7 @@ class Trainer:
         gathered = self.processes.gather(progress.sums)
         progress.sums = {}
         totals = {name: sum(each.get(name, 0.0) for each in gathered) for name in gathered[0]}
-        batches, steps = totals.pop("batches"), totals.pop("steps")
+        batches, steps = totals.pop("batches"), totals.pop("steps", 1.0)
         means = {
             name: value / (steps if name == "gradient_norm" else batches) for name, value in totals.items()
         }

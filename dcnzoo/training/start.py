@@ -102,9 +102,9 @@ class TrainingOptions:
         url_base: mirror to download from.
     """
 
-    train: Path
-    images: Path
-    out: Path
+    train: Path = Path()
+    images: Path = Path()
+    out: Path = Path()
     model: str | None = None
     weights: Path | None = None
     arch: str | None = None
@@ -201,7 +201,7 @@ def _needed(record: Record | None) -> Record:
     return record
 
 
-def read_sets(options: TrainingOptions, source: Source) -> TrainingSet:
+def read_training_data(options: TrainingOptions, source: Source) -> TrainingSet:
     """Reads and checks the training set.
 
     Raises:
@@ -495,10 +495,10 @@ def report_lines(report: LoadReport) -> Iterator[str]:
 
 @contextmanager
 def exclusive(folder: Path, wanted: bool) -> Iterator[None]:
-    """Keeps other runs out of an output folder.
+    """Keeps other runs out of an output folder, which is made if it is missing.
 
     Args:
-        folder: existing.
+        folder: of the results.
         wanted: whether to do so; of several processes, the first one does.
 
     Raises:
@@ -507,7 +507,9 @@ def exclusive(folder: Path, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         with output_errors(folder):
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,3 +297,18 @@ def test_earlier_results_are_safe(train: Train) -> None:
     assert again.code == 0
     assert "resumed after 2 steps, in epoch 2" in again.err
     assert train("--overwrite", "--quiet").code == 0
+
+
+def test_two_runs_in_one_folder(train: Train) -> None:
+    """The one that comes second touches nothing."""
+    assert train("--quiet").code == 0
+    before = {path: path.read_bytes() for path in OUT.iterdir() if path.is_file()}
+    descriptor = os.open(OUT, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        code, _, err = train("--overwrite", "--seed", 3)
+    finally:
+        os.close(descriptor)
+    assert code == 1
+    assert "another process is training there" in err
+    assert {path: path.read_bytes() for path in OUT.iterdir() if path.is_file()} == before
