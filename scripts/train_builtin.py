@@ -30,16 +30,15 @@ PROCESSES = 2
 
 TRAIN, TEST = {"count": 4000, "seed": 1}, {"count": 500, "seed": 2}
 RECIPE = {
-    "--epochs": 6,
     "--batch-size": 4,
     "--optimizer": "adamw",
-    "--learning-rate": 0.0015,
     "--decay": "cosine",
     "--warmup": 100,
     "--clip-norm": 10,
     "--roi-samples": 32,
-    "--seed": 0,
 }
+ROUNDS = ({"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0},)
+"""Each begins with the weights of the one before and a high learning rate (arXiv:1608.03983)."""
 
 
 def main() -> None:
@@ -54,19 +53,27 @@ def main() -> None:
     for folder, what in ((out / "train", TRAIN), (out / "test", TEST)):
         if not (folder / "annotations.json").is_file():
             write_set(folder, **what)
-    train(out, resume=arguments.resume)
-    store(out / "run" / "last.pth")
+    for number in range(len(ROUNDS)):
+        train(out, number, resume=arguments.resume)
+    store(weights_of(out, len(ROUNDS) - 1))
     note(test(out))
 
 
-def train(out: Path, *, resume: bool) -> None:
-    """Trains on the pictures in `out`/train; the weights go to `out`/run."""
-    data = ["--train", out / "train" / "annotations.json", "--images", out / "train" / "images", "--strict"]
-    options = [word for pair in RECIPE.items() for word in pair]
-    go_on = "--resume" if resume else "--overwrite"
+def train(out: Path, number: int, *, resume: bool) -> None:
+    """Trains a round on the pictures in `out`/train."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", PROCESSES]
-    start = ["train", "--model", NAME, "--from-scratch", "--out", out / "run", go_on]
-    python(*several, "-m", "dcnzoo", *start, *data, *options)
+    data = ["--train", out / "train" / "annotations.json", "--images", out / "train" / "images", "--strict"]
+    start: list[object] = ["--from-scratch"]
+    if number > 0:
+        start = ["--weights", weights_of(out, number - 1), "--norm", "trainable", "--frozen-stages", -1]
+    options = [word for pair in (RECIPE | ROUNDS[number]).items() for word in pair]
+    folder = ["--out", weights_of(out, number).parent, "--resume" if resume else "--overwrite"]
+    python(*several, "-m", "dcnzoo", "train", "--model", NAME, *start, *data, *options, *folder)
+
+
+def weights_of(out: Path, number: int) -> Path:
+    """Where the weights of a round lie."""
+    return out / f"round{number}" / "last.pth"
 
 
 def store(path: Path) -> None:
