@@ -74,6 +74,20 @@ def test_tests_are_counted(check: ModuleType, tmp_path: Path) -> None:
     assert "## Failed: some tests" in report
 
 
+def test_table_of_detectors(check: ModuleType) -> None:
+    stages = {"total": 50, "decode": 20, "transfer": 1, "backbone": 6, "neck": 1, "rpn": 1, "roi": 1}
+    case = {
+        "model": "m",
+        "precision": "fp16",
+        "batch_size": 2,
+        "milliseconds_per_batch": {name: {"p50": float(value)} for name, value in stages.items()},
+        "images_per_second": 40.0,
+        "peak_gpu_memory_gib": 0.789,
+    }
+    row = check.detector_table({"results": [case]}).splitlines()[-1]
+    assert row == "| m | fp16 | 2 | 50.0 | 40.0 | 10.0 | 200.0 | 0.79 |"
+
+
 def test_without_a_build_nothing_is_tested(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = check.Runner(False, Path(), soon())
     monkeypatch.setattr(check.Step, "_run", lambda step, _: setattr(step, "code", 1))
