@@ -281,6 +281,8 @@ class StageClock:
 
     def _mark(self, stage: str, *hook_arguments: object) -> None:  # noqa: ARG002
         if self._device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():  # nothing runs yet
+                return
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             self._marks.append((stage, event))

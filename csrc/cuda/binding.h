@@ -36,7 +36,9 @@ class Device {
 
   Stream stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    // PyTorch's macro for this check has another name in 2.11
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS,
+                    "the current stream is not to be had");
     return static_cast<Stream>(stream);
   }
 
