@@ -72,7 +72,7 @@ def load_checkpoint(path: str | Path, *, widen: bool = True) -> Checkpoint:
         CheckpointError: the file is missing, truncated, not a checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    content, description = read_safe_copy(path) if is_safetensors(path) else (_read(path), None)
+    content, description = read_safe_copy(path) if is_safetensors(path) else (read_content(path), None)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             str(path), f"holds a {type(content).__name__}, expected a dictionary of tensors"
@@ -111,8 +111,12 @@ def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:
     return None
 
 
-def _read(path: Path) -> Any:
-    """Unpickles `path` safely, with every failure turned into a CheckpointError."""
+def read_content(path: Path) -> Any:
+    """Unpickles a file safely: tensors, numbers, texts and containers of them; all else is inert.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a checkpoint, or asks for code to be run.
+    """
     try:
         stream = path.open("rb")
     except OSError as error:

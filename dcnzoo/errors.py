@@ -134,6 +134,10 @@ class EvaluationError(DcnzooError):
         super().__init__(f"{path}: {problem}")
 
 
+class TrainingError(DcnzooError):
+    """Training cannot start or go on."""
+
+
 class DeviceError(DcnzooError):
     """The requested device or precision is not available."""
 

@@ -51,11 +51,13 @@ _ARCHITECTURE_NAME = re.compile(
     r"_fpn(?P<channels>[1-9]\d{0,3})?(_fp16)?(_fc(?P<hidden>[1-9]\d{0,3}))?"
     rf"(_(?P<conv>m?dconv)_c3-c5(_group(?P<deform_groups>{'|'.join(map(str, _DEFORM_GROUPS))}))?)?"
     r"(_(?P<pool>m?dpool))?"
-    r"(_\d+[xe])?(_coco)?"
+    r"(_\d+[xe])?(_coco|_shapes)?"
 )
 _RECORD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_SCHEDULE_AND_DATASET = re.compile(r"_\d+[xe](_.*)?$|_coco$")
+_SCHEDULE_AND_DATASET = re.compile(r"_\d+[xe](_.*)?$|_coco$|_shapes$")
 _SHA256_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+
+_PACKAGE = Path(__file__).absolute().parent
 
 _SHORT_REPR = reprlib.Repr()  # of what a file holds, which may be any amount
 _SHORT_REPR.maxlevel = 2
@@ -136,7 +138,7 @@ class Architecture:
     def parse(cls, name: str) -> Architecture:
         """Reads an architecture's name, as `name` writes it.
 
-        The names of the zoo's checkpoints are understood too: "_fp16", and a schedule or "_coco" at the
+        The names of the zoo's checkpoints are understood too: "_fp16", and a schedule or data set at the
         end, say nothing about the structure and are ignored.
 
         Args:
@@ -212,8 +214,8 @@ class Published:
     """What the weights' authors reported; None where they said nothing.
 
     Attributes:
-        box_ap: COCO val2017 box AP, in percent.
-        mask_ap: COCO val2017 mask AP, in percent.
+        box_ap: box AP on COCO val2017, or on the test set of the built-in model, in percent.
+        mask_ap: mask AP, likewise.
         train_memory_gb: GPU memory in training, in GB.
         fps_v100: images per second on one V100.
         schedule: "1x" is 12 epochs.
@@ -232,7 +234,8 @@ class Record:
 
     Attributes:
         name: unique name, by which users ask for it.
-        urls: absolute addresses (http, https, file) of one and the same file, to be tried in order.
+        urls: absolute addresses (http, https, file) of one and the same file, to be tried in order; a file
+            in the package's folder is built in.
         sha256: first hex digits (8 or more) of the file's SHA-256; None if a user's manifest has none.
         architecture: structure that the tensors fill.
         preprocessing: input that they were trained for.
@@ -255,6 +258,11 @@ class Record:
     config_url: str | None = None
     log_url: str | None = None
     licence: str | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the file is part of the package, so that there is nothing to download."""
+        return self.urls[0].startswith(f"{_PACKAGE.as_uri()}/")
 
 
 @dataclass(frozen=True)
@@ -501,14 +509,14 @@ def _web_url(value: object) -> str:
     return url
 
 
-def _file_url(folder: Path | None) -> Callable[[object], str]:
-    """Converter for addresses of files; paths are allowed, relative to the folder, where one is given."""
+def _file_url(folder: Path) -> Callable[[object], str]:
+    """Converter for addresses of files, and for paths, relative to the folder."""
 
     def convert(value: object) -> str:
         url = _text(value)
         if url.startswith("file:///"):
             return url
-        if folder is None or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
             return _web_url(url)
         return (folder / url).absolute().as_uri()
 
@@ -586,9 +594,8 @@ def _added(known: Mapping[str, T], convert: Callable[[object], T]) -> Callable[[
     return convert_all
 
 
-def _record(entry: object, manifest: Manifest, folder: Path | None) -> Record:
-    """A record; the folder of a user's manifest is where its paths start, the built-in one has none."""
-    builtin = folder is None
+def _record(entry: object, manifest: Manifest, folder: Path, *, builtin: bool) -> Record:
+    """A record; its paths start at the folder, and only a user's may be without a hash."""
     with _Fields(entry) as fields:
         name = fields.take("name", _record_name(manifest.records))
         return Record(
@@ -621,7 +628,8 @@ def _record_name(known: Iterable[str]) -> Callable[[object], str]:
 
 
 def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
-    """The known manifest and what the file adds; only a user's may leave out hashes and name paths."""
+    """The known manifest and what the file adds; only a user's may leave out hashes."""
+    folder = _PACKAGE if builtin else path.parent
     record = None
     try:
         with _Fields(_parse_yaml(path)) as fields:
@@ -636,7 +644,7 @@ def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
         for position, entry in enumerate(entries, start=1):
             given = entry.get("name")
             record = given if isinstance(given, str) else f"number {position}"
-            new = _record(entry, manifest, None if builtin else path.parent)
+            new = _record(entry, manifest, folder, builtin=builtin)
             manifest.records[new.name] = new
     except _InvalidError as error:
         raise ManifestError(str(path), error.problem, record, error.field or None) from None
@@ -645,8 +653,8 @@ def _extend(known: Manifest, path: Path, *, builtin: bool) -> Manifest:
 
 def _builtin_path() -> Path:
     """Where the built-in manifest lies: in the package when installed, above it in a checkout."""
-    installed = Path(__file__).with_name("weights.yaml")
-    return installed if installed.is_file() else Path(__file__).parents[1] / "weights.yaml"
+    installed = _PACKAGE / "weights.yaml"
+    return installed if installed.is_file() else _PACKAGE.with_name("weights.yaml")
 
 
 class _StrictLoader(_YamlLoader):

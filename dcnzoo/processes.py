@@ -85,16 +85,19 @@ class Processes:
 
 
 @contextmanager
-def find_processes() -> Iterator[Processes]:
-    """Joins the processes that RANK, WORLD_SIZE and LOCAL_RANK tell of; without these there is just one."""
+def find_processes(backend: str = "gloo") -> Iterator[Processes]:
+    """Joins the processes that RANK, WORLD_SIZE and LOCAL_RANK tell of; without these there is just one.
+
+    Args:
+        backend: of torch.distributed. For a few small objects gloo is enough, with and without GPUs.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
         return
     import torch.distributed
 
-    # Only a few small objects are exchanged: gloo works with and without GPUs.
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
     finally:

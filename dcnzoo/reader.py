@@ -66,12 +66,13 @@ class ReadImage(NamedTuple):
     times: StageTimes
 
 
-def read_prepared(location: str, settings: ReadSettings) -> ReadImage:
+def read_prepared(location: str, settings: ReadSettings, short_side: int | None = None) -> ReadImage:
     """Reads and resizes an image in this process.
 
     Args:
         location: path or http(s) address.
         settings: how.
+        short_side: of this image, in place of the settings' own.
 
     Raises:
         ImageReadError: it cannot be read.
@@ -81,7 +82,7 @@ def read_prepared(location: str, settings: ReadSettings) -> ReadImage:
         with times.measure("decode"):
             pixels = read_image(location)
         with times.measure("preprocess"):
-            sides = Preprocessing(short_side=settings.short_side, long_side=settings.long_side)
+            sides = Preprocessing(short_side or settings.short_side, settings.long_side)
             prepared = prepare_image(pixels, sides)
     except MemoryError as error:
         raise ImageReadError(location, "there is not enough memory for it") from error
@@ -120,17 +121,21 @@ class ImageReaders:
         for reader in self._readers:
             self._idle.put(reader)
 
-    def read(self, location: str) -> ReadImage:
+    def read(self, location: str, short_side: int | None = None) -> ReadImage:
         """Reads and resizes an image; called by at most as many threads at a time as there are processes.
+
+        Args:
+            location: path or http(s) address.
+            short_side: of this image, in place of the settings' own.
 
         Raises:
             ImageReadError: it cannot be read, takes too long, or ends the process that reads it.
         """
         if not self._readers:
-            return read_prepared(location, self._settings)
+            return read_prepared(location, self._settings, short_side)
         reader = self._idle.get()
         try:
-            return reader.read(location)
+            return reader.read(location, short_side)
         finally:
             self._idle.put(reader)
 
@@ -138,6 +143,10 @@ class ImageReaders:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes."""
         for reader in self._readers:
             reader.close()
 
@@ -151,7 +160,7 @@ class _ReaderProcess:
         self._closed = False
         self._starting, self._reading = threading.Lock(), threading.Lock()
 
-    def read(self, location: str) -> ReadImage:
+    def read(self, location: str, short_side: int | None) -> ReadImage:
         reason = "reading was stopped"
         with self._reading:
             for _ in range(ATTEMPTS):
@@ -162,7 +171,7 @@ class _ReaderProcess:
                 timer.daemon = True
                 timer.start()
                 try:
-                    return _ask(process, location)
+                    return _ask(process, location, short_side)
                 except (EOFError, BrokenPipeError):
                     reason = f"the process that read it ended with {_exit_name(_end(process))}"
                 finally:
@@ -223,14 +232,14 @@ def _exit_name(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
 
-def _ask(process: subprocess.Popen[bytes], location: str) -> ReadImage:
+def _ask(process: subprocess.Popen[bytes], location: str, short_side: int | None) -> ReadImage:
     """Has a process read an image.
 
     Raises:
         ImageReadError: it cannot be read.
         EOFError, BrokenPipeError: the process has ended.
     """
-    _send(process.stdin, {"location": location})
+    _send(process.stdin, {"location": location, "short_side": short_side})
     answer = _receive(process.stdout)
     if "error" in answer:
         raise ImageReadError(location, answer["error"])
@@ -256,14 +265,14 @@ def serve(settings: str) -> None:
         with pixel_limit(chosen.max_pixels):
             for line in requests:
                 try:
-                    _answer(answers, json.loads(line)["location"], chosen)
+                    _answer(answers, json.loads(line), chosen)
                 except BrokenPipeError:
                     os._exit(1)  # nobody is left to hear it
 
 
-def _answer(answers: IO[bytes], location: str, settings: ReadSettings) -> None:
+def _answer(answers: IO[bytes], request: dict[str, Any], settings: ReadSettings) -> None:
     try:
-        read = read_prepared(location, settings)
+        read = read_prepared(request["location"], settings, request["short_side"])
     except ImageReadError as error:
         _send(answers, {"error": error.reason})
         return

@@ -35,6 +35,11 @@ class StopSignals:
         self._deferring = False
         self._signum: int | None = None
 
+    @property
+    def pending(self) -> int | None:
+        """The signal that waits for the work in hand, None if there is none."""
+        return self._signum
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Keeps a signal waiting until the block is done.

@@ -18,7 +18,7 @@ dcnzoo --version
 dcnzoo list | tail -n 3
 dcnzoo info faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco >/dev/null
 dcnzoo doctor
-dcnzoo predict "$checkout/examples/cat.jpg" --model faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco \
+dcnzoo predict "$checkout/examples/photos/cat.jpg" --model faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco \
   --weights standin.pth --short-side 200 --out out --save-images
 test -s out/detections.jsonl
 echo "wheel: works outside the checkout"

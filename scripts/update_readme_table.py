@@ -75,7 +75,6 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 def _row(record: Record) -> list[str]:
     architecture, published = record.architecture, record.published
     groups = f", {architecture.deform_groups} groups" if architecture.deform_groups > 1 else ""
-    links = {"weights": record.urls[0], "config": record.config_url, "log": record.log_url}
     figures = (published.box_ap, published.mask_ap, published.train_memory_gb, published.fps_v100)
     return [
         f"`{record.name}`",
@@ -83,8 +82,13 @@ def _row(record: Record) -> list[str]:
         architecture.conv + groups,
         architecture.pool,
         *("–" if figure is None else str(figure) for figure in figures),
-        ", ".join(f"[{title}]({url})" for title, url in links.items() if url),
+        "inside the package" if record.built_in else _links(record),
     ]
+
+
+def _links(record: Record) -> str:
+    links = {"weights": record.urls[0], "config": record.config_url, "log": record.log_url}
+    return ", ".join(f"[{title}]({url})" for title, url in links.items() if url)
 
 
 if __name__ == "__main__":

@@ -6,23 +6,26 @@ import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text
+from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text, step_lines, step_row
 from dcnzoo.cli.list import match_records
-from dcnzoo.cli.options import FILE, POSITIVE, several, split, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, several, split, url_base_option
 from dcnzoo.sources import find_images
 from dcnzoo.writers.folder import output_errors
 
 if TYPE_CHECKING:
-    from dcnzoo.benchmark import Case, Model, Result
+    from dcnzoo.benchmark import Case, Model, Result, Settings
     from dcnzoo.cli.main import Settings as ProgramSettings
+    from dcnzoo.training.benchmark import StepResult
+
+R = TypeVar("R")
 
 STDOUT = Path("-")
 DEFAULT_SIZE = (480, 800)
@@ -42,6 +45,7 @@ class Options:
     image_size: tuple[int, int] | None
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
+    cuda_graphs: bool
     batch_sizes: tuple[int, ...]
     threads: int | None
     warmup: int
@@ -52,6 +56,7 @@ class Options:
     csv_file: Path | None
     url_base: str | None
     quiet: bool
+    train: bool
 
     @property
     def own_weights(self) -> Path | None:
@@ -136,12 +141,18 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--precision",
     "precisions",
-    metavar="[fp32|fp16|bf16]",
+    metavar="[{}]".format("|".join(PRECISIONS)),
     multiple=True,
     default=["fp32"],
     show_default=True,
-    callback=several(click.Choice(["fp32", "fp16", "bf16"])),
+    callback=several(click.Choice(PRECISIONS)),
     help="Several with commas.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=False,
+    help="On a GPU, repeat batches of the same shape without the CPU; the model's stages are then one,"
+    " counted as transfer.  [default: off]",
 )
 @click.option(
     "--batch-size",
@@ -168,6 +179,9 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @url_base_option
 @click.option("--quiet", is_flag=True, help="Do not say what is being measured.")
+@click.option(
+    "--train", is_flag=True, help="Measure training steps, and the same ones on torchvision's operators."
+)
 @click.pass_obj
 def bench(settings: ProgramSettings, /, **options: Any) -> int:
     """Measure speed and memory of detectors.
@@ -187,19 +201,43 @@ def run(options: Options, manifest: Path | None) -> int:
     Returns:
         Exit code: 1 if something did not fit into the memory even with a batch of one.
     """
-    from dcnzoo.benchmark import Settings, measure_apart, run_cases
+    from dcnzoo.benchmark import measure_apart
 
     cases = find_cases(options, manifest)
+    if options.train:
+        from dcnzoo.training.benchmark import compare_apart
+
+        pairs, notes = _measure(options, manifest, cases, compare_apart)
+        report_training(options, [result for pair in pairs for result in pair], notes)
+        done = [pair[0].case for pair in pairs]
+    else:
+        results, notes = _measure(options, manifest, cases, measure_apart)
+        report(options, results, notes, manifest)
+        done = [result.case for result in results]
+    measured = {dataclasses.replace(case, batch_size=1) for case in done}
+    return 0 if measured == {dataclasses.replace(case, batch_size=1) for case in cases} else 1
+
+
+def _measure(
+    options: Options, manifest: Path | None, cases: Sequence[Case], measure: Callable[[Case, Settings], R]
+) -> tuple[list[R], list[str]]:
+    """Measures cases.
+
+    Returns:
+        The results, and what there is to note about them.
+    """
+    from dcnzoo.benchmark import Settings, run_cases
+
     notes: list[str] = []
 
     def notify(note: str) -> None:
         notes.append(note)
         click.echo(note, err=True)
 
-    def measure(case: Case) -> Result:
+    def measure_case(case: Case) -> R:
         if not options.quiet:
             click.echo(f"measuring {case}", err=True)
-        return measure_apart(case, settings)
+        return measure(case, settings)
 
     with image_files(options) as images:
         settings = Settings(
@@ -210,11 +248,9 @@ def run(options: Options, manifest: Path | None) -> int:
             options.short_side,
             options.long_side,
             manifest,
+            options.cuda_graphs,
         )
-        results = list(run_cases(cases, measure, notify))
-    report(options, results, notes, manifest)
-    measured = {dataclasses.replace(result.case, batch_size=1) for result in results}
-    return 0 if measured == {dataclasses.replace(case, batch_size=1) for case in cases} else 1
+        return list(run_cases(cases, measure_case, notify)), notes
 
 
 def find_cases(options: Options, manifest: Path | None) -> list[Case]:
@@ -307,8 +343,25 @@ def report(options: Options, results: Sequence[Result], notes: Sequence[str], ma
     rows = [as_row(result, records.get(str(result.case.model.name))) for result in results]
     if results and STDOUT not in (options.json_file, options.csv_file):
         click.echo(as_text(results, rows))
+    _write_files(options, results[0].stamp if results else None, rows, notes)
+
+
+def report_training(options: Options, results: Sequence[StepResult], notes: Sequence[str]) -> None:
+    """Prints the tables of training steps, unless other results go to the standard output; writes the files.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    rows = [step_row(result) for result in results]
+    if results and STDOUT not in (options.json_file, options.csv_file):
+        click.echo("\n".join(step_lines(results)))
+    _write_files(options, results[0].stamp if results else None, rows, notes)
+
+
+def _write_files(
+    options: Options, stamp: object, rows: Sequence[dict[str, Any]], notes: Sequence[str]
+) -> None:
     if options.json_file is not None:
-        stamp = results[0].stamp if results else None
         everything = {"stamp": stamp, "settings": _settings(options), "results": rows, "notes": notes}
         _write(options.json_file, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
     if options.csv_file is not None:

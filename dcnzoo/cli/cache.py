@@ -114,7 +114,11 @@ def _find(settings: Settings, names: tuple[str, ...]) -> tuple[list[CachedFile],
         if not wanted or any(record.name in wanted for record in file.records)
     ]
     found = {name for file in files for name in file.names}
-    return files, [f"{name} is not in the cache" for name in wanted if name not in found]
+    absent = [manifest.find(name) for name in wanted if name not in found]
+    for record in absent:
+        if record.built_in:
+            click.echo(f"{record.name} is part of the package and needs no cache", err=True)
+    return files, [f"{record.name} is not in the cache" for record in absent if not record.built_in]
 
 
 def _show(files: list[CachedFile], states: Sequence[str], as_json: bool) -> None:

@@ -107,5 +107,5 @@ def _manifest(extra: Path | None) -> dict[str, object]:
     return {
         "own": str(extra) if extra else os.environ.get("DCNZOO_MANIFEST"),
         "checkpoints": len(records),
-        "downloaded": sum(checkpoint_path(record).is_file() for record in records),
+        "downloaded": sum(checkpoint_path(each).is_file() for each in records if not each.built_in),
     }

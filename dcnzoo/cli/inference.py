@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo import __version__
-from dcnzoo.cli.options import FILE, POSITIVE, Command, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
-FREE = ("version", "device", "image_timeout", "out", "overwrite", "quiet", "resume", "strict", "workers")
+FREE = (
+    "version",
+    "cuda_graphs",
+    "device",
+    "image_timeout",
+    "out",
+    "overwrite",
+    "quiet",
+    "resume",
+    "strict",
+    "workers",
+)
 """What may differ between a run and the one that resumes it."""
 
 
@@ -35,6 +46,7 @@ class InferenceOptions:
     out: Path
     device: str | None
     precision: str
+    cuda_graphs: bool
     batch_size: int
     workers: int
     short_side: int | None
@@ -70,13 +82,25 @@ class InferenceOptions:
 
     def note(self, program: str) -> dict[str, Any]:
         """Returns what is noted about the run: program, version and options, in JSON types."""
-        values = dataclasses.asdict(self)
-        del values["url_base"]  # may hold a password, and changes no result
-        return {
-            "program": program,
-            "version": __version__,
-            **{name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
-        }
+        return run_note(program, dataclasses.asdict(self))
+
+
+def run_note(program: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is noted about a run: program, version and options, in JSON types.
+
+    Args:
+        program: name of the command.
+        options: as the command line gives them.
+    """
+    return {
+        "program": program,
+        "version": __version__,
+        **{
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in options.items()
+            if name != "url_base"  # may hold a password, and changes no result
+        },
+    }
 
 
 _MODEL_OPTIONS = (
@@ -85,12 +109,11 @@ _MODEL_OPTIONS = (
     click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own."),
 )
 
-_RUN_OPTIONS = (
+_INPUT_OPTIONS = (
     click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
-    ),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+        "--cuda-graphs/--no-cuda-graphs",
+        default=False,
+        help="On a GPU, repeat batches of the same shape without the CPU.  [default: off]",
     ),
     click.option(
         "--batch-size",
@@ -100,6 +123,15 @@ _RUN_OPTIONS = (
         show_default=True,
         help="Images per forward pass.",
     ),
+    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
+    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
+)
+
+_MACHINE_OPTIONS = (
+    click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
+    ),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
     click.option(
         "--workers",
         type=click.IntRange(min=0),
@@ -108,8 +140,6 @@ _RUN_OPTIONS = (
         show_default=True,
         help="Processes that decode while the model computes.",
     ),
-    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
-    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
     click.option(
         "--max-pixels",
         type=POSITIVE,
@@ -141,7 +171,15 @@ def model_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Adds the options that say how it runs."""
-    for option in reversed(_RUN_OPTIONS):
+    command = machine_options(command)
+    for option in reversed(_INPUT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def machine_options(command: Command) -> Command:
+    """Adds the options about the machine, the reading of images, and earlier results."""
+    for option in reversed(_MACHINE_OPTIONS):
         command = option(command)
     return command
 
@@ -175,6 +213,7 @@ def load_predictor(options: InferenceOptions, manifest: Path | None, share: Shar
         manifest=manifest,
         device=own_device(options.device, share),
         precision=options.precision,
+        cuda_graphs=options.cuda_graphs,
         short_side=options.short_side,
         long_side=options.long_side,
         url_base=options.url_base,

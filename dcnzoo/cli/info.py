@@ -44,7 +44,7 @@ def _lines(record: Record) -> dict[str, str]:
         "config": record.config_url or "-",
         "training log": record.log_url or "-",
         "licence": record.licence or "-",
-        "URL": "\n".join(record.urls),
+        "URL": "- (part of the package)" if record.built_in else "\n".join(record.urls),
         "SHA-256": f"starts with {record.sha256}" if record.sha256 else "- (the file is not verified)",
         "file": f"{path}{state}",
     }

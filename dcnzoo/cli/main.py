@@ -24,6 +24,7 @@ from dcnzoo.errors import DcnzooError
 COMMANDS = {
     "predict": "dcnzoo.cli.predict:predict",
     "eval": "dcnzoo.cli.eval:evaluate",
+    "train": "dcnzoo.cli.train:train",
     "merge": "dcnzoo.cli.merge:merge",
     "bench": "dcnzoo.cli.bench:bench",
     "list": "dcnzoo.cli.list:list_models",

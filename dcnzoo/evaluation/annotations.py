@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -144,7 +144,7 @@ class Annotations:
         names = [str(image.file_name) for image in self.images]
         if shared := [name for name, count in Counter(names).items() if count > 1]:
             raise self.error(f"{len(shared)} files belong to several images: {listing(shared)}")
-        if outside := [name for name in names if _leads_out(name)]:
+        if outside := [name for name in names if leads_out(name)]:
             raise self.error(f"{len(outside)} file names lead out of the folder: {listing(outside)}")
         if absent := [name for name in names if not (folder / name).is_file()]:
             raise self.error(
@@ -164,33 +164,43 @@ def read_annotations(path: Path) -> Annotations:
     Raises:
         EvaluationError: it cannot be read or is not such a file.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise EvaluationError(str(path), "is no COCO annotation file: expected a JSON object")
-    for key in ("images", "annotations", "categories"):
-        if key not in content:
-            raise EvaluationError(str(path), f"is no COCO annotation file: it has no {key!r}")
-    images = tuple(map(_image, _unique(entries(path, content["images"], "image"))))
-    categories = {
-        entry.integer("id"): entry.text("name")
-        for entry in _unique(entries(path, content["categories"], "category"))
-    }
-    if not images or not categories:
-        raise EvaluationError(str(path), f"has no {'categories' if images else 'images'}")
-    if repeated := [name for name, count in Counter(categories.values()).items() if count > 1]:
-        raise EvaluationError(str(path), f"has several categories of the same name: {listing(repeated)}")
+    images, categories, annotations = read_tables(path)
     known = {image.image_id for image in images}
-    objects = tuple(
-        _object(entry, known, categories)
-        for entry in _unique(entries(path, content["annotations"], "annotation"))
-    )
+    objects = tuple(_object(entry, known, categories) for entry in unique(annotations))
     if any(item["id"] == 0 for item in objects):
         logger.warning(
             "%s has an annotation with the id 0, which pycocotools takes for 'nothing' and counts as missed"
             " whatever is found; number annotations from 1",
             path,
         )
-    return Annotations(path, images, dict(sorted(categories.items())), objects)
+    return Annotations(path, images, categories, objects)
+
+
+def read_tables(path: Path) -> tuple[tuple[AnnotatedImage, ...], dict[int, str], Iterator[Entry]]:
+    """Reads the three tables of a COCO annotation file, the objects unchecked.
+
+    Returns:
+        The images; the name of each category id, by ascending id; and the entries about objects.
+
+    Raises:
+        EvaluationError: it cannot be read, is not such a file, or its images or categories are at fault.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise EvaluationError(str(path), "is no COCO annotation file: expected a JSON object")
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise EvaluationError(str(path), f"is no COCO annotation file: it has no {key!r}")
+    images = tuple(map(_image, unique(entries(path, content["images"], "image"))))
+    categories = {
+        entry.integer("id"): entry.text("name")
+        for entry in unique(entries(path, content["categories"], "category"))
+    }
+    if not images or not categories:
+        raise EvaluationError(str(path), f"has no {'categories' if images else 'images'}")
+    if repeated := [name for name, count in Counter(categories.values()).items() if count > 1]:
+        raise EvaluationError(str(path), f"has several categories of the same name: {listing(repeated)}")
+    return images, dict(sorted(categories.items())), entries(path, content["annotations"], "annotation")
 
 
 def read_image_ids(path: Path) -> list[int]:
@@ -220,12 +230,18 @@ def listing(names: Iterable[object]) -> str:
     return ", ".join(texts[:LISTED]) + rest
 
 
-def _leads_out(name: str) -> bool:
+def leads_out(name: str) -> bool:
+    """Tells whether a file name leads out of the folder that it is relative to."""
     path = PurePath(name)
     return path.is_absolute() or ".." in path.parts
 
 
-def _unique(items: Iterable[Entry]) -> Iterable[Entry]:
+def unique(items: Iterable[Entry]) -> Iterable[Entry]:
+    """Yields entries, whose ids have to differ.
+
+    Raises:
+        EvaluationError: one is there twice.
+    """
     seen = set()
     for entry in items:
         if entry.integer("id") in seen:

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcnzoo.ops import autocast, reference
 from dcnzoo.ops.backend import active_backend
@@ -60,12 +61,13 @@ def deform_roi_pool(
         return pooled
     wide = wide_dtype(input.dtype)
     maps, boxes, shifts = input.to(wide), rois.to(wide), offset.to(wide)
-    if backend == "reference" or (shifts.requires_grad and torch.is_grad_enabled()):
-        # torchvision knows no derivative by the place of a bin
+    if backend == "reference":
         pooled = reference.deform_roi_pool(
             maps, boxes, shifts, output_size=output_size, spatial_scale=spatial_scale, gamma=gamma
         )
         return pooled.to(input.dtype)
+    if torch.is_grad_enabled() and shifts.requires_grad:  # torchvision knows no derivative by a bin's place
+        return _pool_samples(maps, boxes, shifts, spatial_scale, gamma).to(input.dtype)
     bins = _shifted_bins(boxes, shifts, output_size, spatial_scale, gamma)
     separate = roi_align(input, bins, output_size=(1, 1), spatial_scale=1.0)
     return separate.reshape(len(rois), *output_size, input.shape[1]).permute(0, 3, 1, 2)
@@ -91,3 +93,47 @@ def _shifted_bins(
     end = start + bin_size.clamp(samples - 1 + _MARGIN, samples - _MARGIN)[:, :, None, None]
     image = rois[:, 0, None, None, None].expand(-1, 1, *output_size)
     return torch.cat([image, start, end], dim=1).permute(0, 2, 3, 1).reshape(-1, 5)
+
+
+def _pool_samples(input: Tensor, rois: Tensor, offset: Tensor, spatial_scale: float, gamma: float) -> Tensor:
+    """The pooling with derivatives by the offsets, too, which RoIAlign lacks: sample by sample."""
+    bins, points = _sample_points(rois, offset, spatial_scale, gamma)
+    num_bins, channels = offset[:, 0].numel(), input.shape[1]
+    image_of_bin = rois[:, 0].long().repeat_interleave(num_bins // max(len(rois), 1))
+    size = points.new_tensor([input.shape[3], input.shape[2]])
+    inside = ((points >= -1) & (points <= size)).all(dim=1)
+    places = (2 * points + 1) / size - 1  # as grid_sample counts: the outer edges of the map are -1 and 1
+    sums = input.new_zeros(num_bins, channels)
+    for image in range(len(input)):
+        chosen = (inside & (image_of_bin[bins] == image)).nonzero()[:, 0]
+        values = F.grid_sample(
+            input[image : image + 1],
+            places[chosen][None, :, None],
+            padding_mode="border",
+            align_corners=False,
+        )
+        sums = sums.index_add(0, bins[chosen], values[0, :, :, 0].t())
+    count = bins.bincount(minlength=num_bins).clamp(min=1)
+    pooled = (sums / count[:, None]).reshape(len(rois), *offset.shape[2:], channels)
+    return pooled.permute(0, 3, 1, 2)
+
+
+def _sample_points(rois: Tensor, offset: Tensor, spatial_scale: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """The bin of every sample, (S,) int64 ascending, and its place, (S, 2) of (x, y) in pixels of the map."""
+    rows, columns = offset.shape[2:]
+    scaled = rois[:, 1:] * spatial_scale - 0.5
+    size = scaled[:, 2:] - scaled[:, :2]
+    bin_size = size / size.new_tensor([columns, rows])
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=size.dtype, device=size.device) for n in (rows, columns)), indexing="ij"
+    )
+    corner = scaled[:, :2, None, None] + torch.stack([x, y]) * bin_size[:, :, None, None]
+    corner = (corner + gamma * size[:, :, None, None] * offset).permute(0, 2, 3, 1).reshape(-1, 2)
+    grid = bin_size.detach().ceil().clamp(min=0).repeat_interleave(rows * columns, dim=0)
+    samples = grid.prod(dim=1).long()
+    bins = torch.arange(len(samples), device=size.device).repeat_interleave(samples)
+    within = torch.arange(len(bins), device=size.device) - (samples.cumsum(0) - samples)[bins]
+    across = grid[bins, 0].long()
+    cell = torch.stack([within % across, within // across], dim=1) + 0.5
+    step = bin_size.repeat_interleave(rows * columns, dim=0)[bins] / grid[bins]
+    return bins, corner.index_select(0, bins) + cell * step

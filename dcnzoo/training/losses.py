@@ -6,7 +6,7 @@ Shape letters: N images, L pyramid levels, B anchors of an image, S samples, P o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -93,6 +93,7 @@ class _Batch:
     image_sizes: list[Size]
     targets: list[Target]
     generator: torch.Generator
+    roi_sampling: Sampling
 
 
 def detection_losses(
@@ -101,6 +102,8 @@ def detection_losses(
     image_sizes: list[Size],
     targets: list[Target],
     generator: torch.Generator,
+    *,
+    roi_samples: int | None = None,
 ) -> dict[str, Tensor]:
     """Computes the losses of a batch, weighted: their sum is what to minimise.
 
@@ -110,6 +113,8 @@ def detection_losses(
         image_sizes: (height, width) of each image, resized and unpadded.
         targets: what is in each image; with masks for a detector with masks.
         generator: on the CPU; draws the samples.
+        roi_samples: regions of an image that a box head learns from, None for 512 as published; a quarter at
+            most are objects, and the mask head learns from those.
 
     Returns:
         Scalars under the reference's names: loss_rpn_cls, loss_rpn_bbox, loss_cls, loss_bbox, loss_mask; in
@@ -124,7 +129,8 @@ def detection_losses(
         )
     if model.has_masks and any(target.masks is None for target in targets):
         raise ValueError("a detector with masks needs the masks of every target")
-    batch = _Batch(model, recipe_of(model), image_sizes, targets, generator)
+    roi_sampling = ROI_SAMPLING if roi_samples is None else replace(ROI_SAMPLING, num_samples=roi_samples)
+    batch = _Batch(model, recipe_of(model), image_sizes, targets, generator, roi_sampling)
     features = model.neck(model.backbone(images))
     outputs = {name: model.rpn_head.predict(feature) for name, feature in features.items()}
     losses = _rpn_losses(batch, outputs)
@@ -191,7 +197,7 @@ def _roi_losses(batch: _Batch, features: Features, proposals: list[Tensor]) -> d
     losses: dict[str, Tensor] = {}
     for stage, (box_head, mask_head) in enumerate(_heads(roi_head)):
         samples = [
-            sample_rois(boxes, target, recipe.stages[stage], ROI_SAMPLING, batch.generator)
+            sample_rois(boxes, target, recipe.stages[stage], batch.roi_sampling, batch.generator)
             for boxes, target in zip(proposals, batch.targets, strict=True)
         ]
         rois = boxes_to_rois([each.boxes for each in samples])

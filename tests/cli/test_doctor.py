@@ -35,7 +35,7 @@ def test_healthy(dcnzoo: Program, home: Path) -> None:
     assert report["CPU"]["model"]
     assert report["operators"]["backend"], report["operators"]["because"]
     assert report["cache"] == {"home": str(home), "files": 0, "megabytes": 0.0}
-    assert report["manifest"] == {"own": None, "checkpoints": 17, "downloaded": 0}
+    assert report["manifest"] == {"own": None, "checkpoints": 18, "downloaded": 0}
 
 
 def test_text_has_the_same(dcnzoo: Program) -> None:
@@ -43,7 +43,7 @@ def test_text_has_the_same(dcnzoo: Program) -> None:
     assert code == 0
     assert f"  dcnzoo: {__version__}" in out
     assert "operators:\n  backend: " in out
-    assert "  checkpoints: 17\n" in out
+    assert "  checkpoints: 18\n" in out
     assert out.endswith("problems: none\n")
 
 
@@ -73,7 +73,7 @@ def test_counts_what_is_cached(dcnzoo: Program, home: Path) -> None:
 
 def test_own_manifest(dcnzoo: Program, own_manifest: Path) -> None:
     _, report = report_of(dcnzoo, "--manifest", own_manifest)
-    assert report["manifest"] == {"own": str(own_manifest), "checkpoints": 18, "downloaded": 1}
+    assert report["manifest"] == {"own": str(own_manifest), "checkpoints": 19, "downloaded": 1}
 
 
 def test_broken_manifest(dcnzoo: Program, own_manifest: Path) -> None:

@@ -48,7 +48,7 @@ def test_row(dcnzoo: Program, name: str, cells: list[str]) -> None:
     assert row.split() == [name, *cells]
 
 
-@pytest.mark.parametrize(("pattern", "count"), [("mask_rcnn*", 5), ("r101", 4), ("*fp16*", 2), ("*", 17)])
+@pytest.mark.parametrize(("pattern", "count"), [("mask_rcnn*", 6), ("r101", 4), ("*fp16*", 2), ("*", 18)])
 def test_pattern(dcnzoo: Program, pattern: str, count: int) -> None:
     assert len(dcnzoo("list", pattern).out.splitlines()) == 1 + count
 
@@ -107,8 +107,9 @@ def test_json_has_every_field(dcnzoo: Program, home: Path) -> None:
         "licence": "Apache-2.0",
         "path": str(home / "checkpoints" / url.rpartition("/")[2]),
         "downloaded": False,
+        "built_in": False,
     }
 
 
 def test_json_of_all(dcnzoo: Program) -> None:
-    assert len(json.loads(dcnzoo("list", "--json").out)) == 17
+    assert len(json.loads(dcnzoo("list", "--json").out)) == 18

@@ -28,9 +28,12 @@ from dcnzoo.manifest import (
     load_manifest,
     nearest,
 )
+from dcnzoo.shapes import CLASSES, SIZE
 
 BUILTIN = load_manifest("")
 DCONV = "faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco"
+PUBLISHED = [name for name, record in BUILTIN.records.items() if not record.built_in]
+(SHAPES,) = (record for record in BUILTIN.records.values() if record.built_in)
 
 OWN: dict[str, Any] = {
     "class_sets": {"cells": ["RBC", "WBC", "Platelets"]},
@@ -79,10 +82,10 @@ def test_holds_the_17_checkpoints_of_the_published_tables(shared: Path) -> None:
     with (shared / "zoo" / "checkpoints.tsv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file, delimiter="\t"))
     assert len(table) == 17
-    assert [row["name"] for row in table] == list(BUILTIN.records)
+    assert [row["name"] for row in table] == PUBLISHED
 
 
-@pytest.mark.parametrize("name", BUILTIN.records)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_record_agrees_with_the_published_table(shared: Path, name: str) -> None:
     with (shared / "zoo" / "checkpoints.tsv").open(newline="", encoding="utf-8") as file:
         row = next(row for row in csv.DictReader(file, delimiter="\t") if row["name"] == name)
@@ -126,7 +129,14 @@ def test_category_ids_are_those_of_coco(shared: Path) -> None:
 
 
 def test_default_preprocessing_is_the_published_one() -> None:
-    assert BUILTIN.preprocessing == {"resize_800_1333": Preprocessing()}
+    assert BUILTIN.preprocessing["resize_800_1333"] == Preprocessing()
+    assert all(BUILTIN.find(name).preprocessing == Preprocessing() for name in PUBLISHED)
+
+
+def test_built_in_record_is_of_the_drawn_shapes() -> None:
+    assert SHAPES.classes.names == CLASSES
+    assert SHAPES.classes.category_ids == tuple(range(1, len(CLASSES) + 1))
+    assert SHAPES.preprocessing.short_side == min(SIZE)
 
 
 def test_records_cannot_be_changed() -> None:
@@ -438,7 +448,11 @@ WRONG_FIELDS: dict[str, tuple[dict[str, Any], str, str]] = {
         "architecture.deform_groups",
         "expected one of 1 with conv 'conv'",
     ),
-    "unknown class set": ({"classes": "voc"}, "classes", "'voc' is not defined; known are coco, cells"),
+    "unknown class set": (
+        {"classes": "voc"},
+        "classes",
+        "'voc' is not defined; known are coco, shapes, cells",
+    ),
     "no classes": ({"classes": []}, "classes", "one or more"),
     "no classes, as a mapping": ({"classes": {}}, "classes", "at least one"),
     "class of another type": ({"classes": ["yes", True]}, "classes.2", "quote it"),

@@ -24,7 +24,7 @@ SETTINGS = (
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
 )
-NAMES = sorted(load_manifest().records)
+NAMES = sorted(name for name, record in load_manifest().records.items() if not record.built_in)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def test_writes_the_table_between_the_markers(readme: Path) -> None:
     lines = readme.read_text(encoding="utf-8").splitlines()
     table = lines[lines.index(MARKERS[0]) + 1 : lines.index(MARKERS[1])]
     assert (lines[:2], lines[-2:]) == (["# Title", ""], ["", "Text – after."])
-    assert len(table) == 2 + 17
+    assert len(table) == 2 + 18
     assert len({line.count("|") for line in table}) == 1
     (group4,) = (line for line in table if "group4" in line)
     assert group4.startswith(

@@ -1,0 +1,336 @@
+"""`dcnzoo train`: fine-tunes a detector on annotated images, or trains one from scratch.
+
+Nothing heavy is imported before the options are known to make sense.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dcnzoo.cli.inference import FREE, machine_options, model_options, own_device, run_note
+from dcnzoo.cli.options import FILE, POSITIVE, several
+from dcnzoo.writers.folder import OutputFolder, output_errors
+
+if TYPE_CHECKING:
+    from dcnzoo.cli.main import Settings
+    from dcnzoo.processes import Processes
+    from dcnzoo.training.start import TrainingOptions
+
+PROGRAM = "dcnzoo train"
+PROBLEMS = "problems.txt"
+CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": ["frozen", "trainable"]}
+
+_NOT_NEGATIVE = click.FloatRange(min=0)
+_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of `train`, as the command line gives them."""
+
+    model: str | None
+    weights: Path | None
+    arch: str | None
+    from_scratch: bool
+    train: Path
+    val: Path | None
+    images: Path
+    val_images: Path | None
+    keep_empty: bool
+    strict: bool
+    out: Path
+    epochs: int
+    batch_size: int
+    accumulate: int
+    optimizer: str
+    learning_rate: float | None
+    momentum: float
+    weight_decay: float | None
+    decay: str
+    milestones: tuple[int, ...]
+    warmup: int | None
+    clip_norm: float | None
+    roi_samples: int | None
+    ema: float | None
+    norm: str | None
+    frozen_stages: int | None
+    short_sides: tuple[int, ...]
+    long_side: int | None
+    flip: float
+    seed: int
+    evaluate_every: int
+    save_every: int
+    log_every: int
+    tensorboard: bool
+    device: str | None
+    precision: str
+    workers: int
+    max_pixels: int | None
+    image_timeout: float
+    overwrite: bool
+    resume: bool
+    quiet: bool
+    url_base: str | None
+
+    def check(self) -> None:
+        """Checks what click cannot: options that depend on each other.
+
+        Raises:
+            click.UsageError: they do not go together.
+        """
+        self._check_model()
+        if self.val is None and self.val_images is not None:
+            raise click.UsageError("--val-images are the images of --val; give both or none.")
+        if self.long_side and self.short_sides and max(self.short_sides) > self.long_side:
+            raise click.UsageError(
+                f"--short-side {max(self.short_sides)} exceeds --long-side {self.long_side}."
+            )
+        if self.milestones and self.decay == "cosine":
+            raise click.UsageError("--milestones belong to --decay step; cosine has none.")
+        if self.milestones and max(self.milestones) >= self.epochs:
+            raise click.UsageError(f"--milestones must lie before the end, after {self.epochs} epochs.")
+        if self.resume and self.overwrite:
+            raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise click.UsageError("--tensorboard needs TensorBoard; `pip install tensorboard` does it.")
+
+    def _check_model(self) -> None:
+        from dcnzoo.safe_copy import is_safetensors
+
+        if self.model is not None and self.arch is not None:
+            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
+        if self.from_scratch and self.weights is not None:
+            raise click.UsageError("--from-scratch starts without weights; leave --weights out, or it.")
+        if self.model is not None:
+            return
+        if self.weights is None and not self.from_scratch:
+            raise click.UsageError(
+                "Name a --model whose published weights to start from (`dcnzoo list` shows them), or give"
+                " --arch and --weights, or --arch and --from-scratch."
+            )
+        if self.arch is None and not (self.weights and is_safetensors(self.weights)):
+            raise click.UsageError(
+                "Give --arch, the architecture to train, such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
+            )
+
+    def training(self) -> TrainingOptions:
+        """Returns what the training itself needs."""
+        from dcnzoo.training.start import TrainingOptions
+
+        names = {field.name for field in dataclasses.fields(TrainingOptions)}
+        values = {name: value for name, value in vars(self).items() if name in names}
+        return TrainingOptions(**values)
+
+
+@click.command()
+@model_options
+@click.option("--from-scratch", is_flag=True, help="Start from random weights, with trainable batch norm.")
+@click.option("--train", type=FILE, metavar="FILE", required=True, help="COCO annotations to learn from.")
+@click.option("--val", type=FILE, metavar="FILE", help="COCO annotations to evaluate with.")
+@click.option("--images", type=FILE, metavar="DIR", required=True, help="Folder with the images.")
+@click.option("--val-images", type=FILE, metavar="DIR", help="Images of --val.  [default: as --images]")
+@click.option("--keep-empty", is_flag=True, help="Learn from images without objects, too.")
+@click.option("--strict", is_flag=True, help="Do not start if anything is wrong with the annotations.")
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="DIR",
+    default="dcnzoo-train",
+    show_default=True,
+    help="Folder for the results.",
+)
+@click.option(
+    "--epochs", type=POSITIVE, metavar="N", default=12, show_default=True, help="Passes over the images."
+)
+@click.option(
+    "--batch-size",
+    type=POSITIVE,
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Images per forward pass of a process.",
+)
+@click.option(
+    "--accumulate", type=POSITIVE, metavar="N", default=1, show_default=True, help="Forward passes per step."
+)
+@click.option("--optimizer", type=click.Choice(CHOICES["optimizer"]), default="sgd", show_default=True)
+@click.option(
+    "--learning-rate",
+    type=_ABOVE_ZERO,
+    metavar="X",
+    help="[default: 0.02 (adamw: 0.0001) for 16 images per step, and in proportion]",
+)
+@click.option(
+    "--momentum",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="X",
+    default=0.9,
+    show_default=True,
+    help="Of sgd.",
+)
+@click.option("--weight-decay", type=_NOT_NEGATIVE, metavar="X", help="[default: 0.0001; adamw: 0.05]")
+@click.option("--decay", type=click.Choice(CHOICES["decay"]), default="step", show_default=True)
+@click.option(
+    "--milestones",
+    metavar="N,N",
+    multiple=True,
+    callback=several(POSITIVE),
+    help="Epochs after which the learning rate falls to a tenth.  [default: 8,11 of 12]",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steps in which the learning rate rises.  [default: 500, at most an epoch]",
+)
+@click.option(
+    "--clip-norm", type=_ABOVE_ZERO, metavar="X", help="Largest norm of the gradient.  [default: any]"
+)
+@click.option(
+    "--roi-samples",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Regions of an image that a box head learns from, a quarter of them objects.  [default: 512]",
+)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="X",
+    help="Average the weights with this decay, such as 0.999.",
+)
+@click.option(
+    "--norm",
+    type=click.Choice(CHOICES["norm"]),
+    help="Batch norm's statistics.  [default: frozen; trainable with --from-scratch]",
+)
+@click.option(
+    "--frozen-stages",
+    type=click.IntRange(-1, 4),
+    metavar="N",
+    help="Stages of the backbone that stay as they are.  [default: 1; -1, none, with --from-scratch]",
+)
+@click.option(
+    "--short-side",
+    "short_sides",
+    metavar="N,N",
+    multiple=True,
+    callback=several(POSITIVE),
+    help="Resize to this short side, pixels; of several one is drawn per image, and the largest evaluates.",
+)
+@click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels.")
+@click.option(
+    "--flip",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    default=0.5,
+    show_default=True,
+    help="Share of mirrored images.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of all that is random.",
+)
+@click.option("--evaluate-every", type=POSITIVE, metavar="N", default=1, show_default=True, help="Epochs.")
+@click.option(
+    "--save-every",
+    type=POSITIVE,
+    metavar="N",
+    default=1000,
+    show_default=True,
+    help="Steps, and after every epoch.",
+)
+@click.option("--log-every", type=POSITIVE, metavar="N", default=50, show_default=True, help="Steps.")
+@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard, too.")
+@machine_options
+@click.pass_obj
+def train(settings: Settings, /, **options: Any) -> None:
+    """Train a detector on annotated images.
+
+    Starts from the published weights of --model, from --weights FILE, or from nothing. Layers that tell
+    classes apart are made anew when the classes differ. DIR gets last.pth, best.pth (also as safetensors),
+    metrics.csv and curves.png.
+
+    Several processes share the work: torchrun --nproc-per-node 2 -m dcnzoo train …
+    """
+    chosen = Options(**options)
+    chosen.check()
+    run(chosen, settings.manifest)
+
+
+def run(options: Options, manifest: Path | None) -> None:
+    """Trains as the options say; everything that can be checked without the model is checked before it."""
+    from dcnzoo.predictor import find_device, prepare_precision
+    from dcnzoo.processes import environment_share, find_processes
+
+    device = find_device(own_device(options.device, environment_share()))
+    prepare_precision(options.precision, device)
+    with find_processes("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo") as processes:
+        folder = open_folder(options, processes)
+        if processes.is_first:
+            folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
+        resumes = processes.gather(folder.resumes)[0]
+        _train(options, manifest, processes, folder, device, resumes)
+
+
+def open_folder(options: Options, processes: Processes) -> OutputFolder:
+    """Returns the output folder, unchanged."""
+    from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES
+    from dcnzoo.training.history import CURVES, METRICS
+    from dcnzoo.training.reporter import TENSORBOARD
+    from dcnzoo.training.validation import FOLDER
+
+    products = [LAST, BEST, *SAFE_COPIES.values(), METRICS, CURVES, PROBLEMS, TENSORBOARD, FOLDER]
+    note = {**run_note(PROGRAM, dataclasses.asdict(options)), "processes": processes.count}
+    return OutputFolder(
+        options.out,
+        products,
+        note,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        free={*FREE, "save_every", "tensorboard"},
+    )
+
+
+def _train(
+    options: Options,
+    manifest: Path | None,
+    processes: Processes,
+    folder: OutputFolder,
+    device: Any,
+    resumes: bool,
+) -> None:
+    from dcnzoo.training import start
+
+    chosen = options.training()
+    source = start.find_source(chosen, manifest)
+    training_set = start.read_training_data(chosen, source)
+    if processes.is_first:
+        for line in training_set.problem_lines():
+            click.echo(f"warning: {line}", err=True)
+    start.check_problems(training_set, options.strict)
+    validation_set = start.read_validation_set(chosen, source, training_set)
+    prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
+    with start.exclusive(options.out, processes.is_first):
+        if processes.is_first:
+            folder.start()
+            with output_errors(options.out):
+                lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
+                (options.out / PROBLEMS).write_text(lines, encoding="utf-8")
+        if processes.is_first and not options.quiet:
+            for line in start.effective_lines(
+                chosen, prepared, training_set, validation_set, processes, device
+            ):
+                click.echo(line, err=True)
+        processes.wait()
+        progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
+    if processes.is_first:
+        click.echo(start.summary(options.out, progress))
