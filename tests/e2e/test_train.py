@@ -29,6 +29,8 @@ ENVIRONMENT = {
 }
 LONG = ["--epochs", "2", "--save-every", "1", "--log-every", "1", "--ema", "0.9", "--workers", "1"]
 STEPS = 4
+PATIENCE = 300
+"""Seconds; a busy machine makes everything slow."""
 
 
 class Room:
@@ -103,7 +105,7 @@ def test_killed_and_resumed_equals_uninterrupted(room: Room, whole: dict[str, An
     """Killed in the first and the second epoch: weights, average, momentum and history are the same."""
     for steps in (1, 3):
         with room.start("killed", "--resume") as life:
-            wait_until(lambda steps=steps: room.steps("killed") >= steps)
+            wait_until(lambda steps=steps: room.steps("killed") >= steps, PATIENCE)
             life.send(signal.SIGKILL)
             assert life.end() == -signal.SIGKILL
     assert room.run("killed", "--resume") == 0
@@ -128,7 +130,7 @@ def test_stopped(room: Room, whole: dict[str, Any], signum: signal.Signals, code
     out = f"stopped-{signum.name}"
     with room.start(out, "--save-every", "100") as life:
         table = room.path / out / "metrics.csv"
-        wait_until(table.exists)
+        wait_until(table.exists, PATIENCE)
         life.send(signum)
         assert life.end() == code
     assert 0 < room.steps(out) < STEPS
@@ -147,7 +149,7 @@ def test_two_processes(room: Room) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=2 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
