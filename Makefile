@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format unit parity wheel sanitize cuda-compile clean
+.PHONY: demo test check format unit parity parity-backends wheel sanitize cuda-compile clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
@@ -31,6 +31,11 @@ unit: $(INSTALLED)
 
 parity: $(INSTALLED)
 	$(BIN)/python -m pytest -m parity
+
+# the same without the compiled kernels: on torchvision's operators, and on the readable definitions (hours, in full)
+parity-backends: $(INSTALLED)
+	DCNZOO_OPS=torchvision $(BIN)/python -m pytest -m parity $(PYTEST_ARGUMENTS)
+	DCNZOO_OPS=reference $(BIN)/python -m pytest -m parity $(PYTEST_ARGUMENTS)
 
 # a wheel, installed into an empty environment and used from another directory
 wheel: $(INSTALLED)

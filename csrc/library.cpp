@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
 
-  // Its gradients, given that of its output (before relu): of input (channels-last), offset and mask (empty without
-  // a mask), and of weight. Deterministic.
+  // Its gradients, given that of its output (before relu): of input (channels-last; on a GPU the order of additions
+  // varies), offset and mask (empty without a mask), and of weight.
   m.def(
       "deform_conv2d_input_grads(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
       "int[2] padding, int[2] dilation, bool mask_is_logits) -> (Tensor, Tensor, Tensor)");
@@ -42,12 +42,25 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "deform_conv2d_weight_grad(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, "
       "int[2] padding, int[2] dilation, bool mask_is_logits) -> Tensor");
 
+  // On a GPU, what those gradients need beside matrix products. The samples of `pixels` output pixels from number
+  // `first_pixel` on, (G, pixels, T * C/G) in the type of the input; `weight` gives the shapes.
+  m.def(
+      "deform_conv2d_columns(Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, int[2] padding, "
+      "int[2] dilation, bool mask_is_logits, int first_pixel, int pixels) -> Tensor");
+  // Given the gradient of the samples, `columns`: adds to that of the input (channels-last, float32 or float64), and
+  // writes for those pixels those of offset and mask (contiguous, in their types). The order of additions varies.
+  m.def(
+      "deform_conv2d_scatter_(Tensor(a!) grad_input, Tensor(b!) grad_offset, Tensor(c!)? grad_mask, Tensor columns, "
+      "Tensor input, Tensor weight, Tensor offset, Tensor? mask, int[2] stride, int[2] padding, int[2] dilation, "
+      "bool mask_is_logits, int first_pixel) -> ()");
+
   // RoIAlign (aligned, adaptive grid), or with `offset` deformable RoI pooling; the result is channels-last, in the
   // type of the input. RoIs and offset may be of any floating type; positions are float32 at least.
   m.def(
       "roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, float spatial_scale, float gamma) "
       "-> Tensor");
-  // Its gradients, given that of its output: of input (channels-last) and offset (empty without one). Deterministic.
+  // Its gradients, given that of its output: of input (channels-last; on a GPU the order of additions varies) and
+  // offset (empty without one).
   m.def(
       "roi_pool_grads(Tensor grad, Tensor input, Tensor rois, Tensor? offset, int[2] output_size, "
       "float spatial_scale, float gamma) -> (Tensor, Tensor)");

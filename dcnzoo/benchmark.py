@@ -22,6 +22,7 @@ from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.manifest import Architecture, load_manifest
 from dcnzoo.memory import is_out_of_memory
+from dcnzoo.models.fixed_shape import FixedShapeRCNN
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import Predictor, load
 from dcnzoo.sources import read_image
@@ -70,7 +71,7 @@ class Case:
     Attributes:
         model: what to load.
         device: as `dcnzoo.predictor.find_device` takes it.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "fp16" or "bf16".
         batch_size: images per forward pass.
     """
 
@@ -95,6 +96,7 @@ class Settings:
         short_side: as `dcnzoo.load` takes it.
         long_side: likewise.
         manifest: the user's manifest.
+        cuda_graphs: as `dcnzoo.load` takes it.
     """
 
     images: tuple[str, ...]
@@ -104,6 +106,7 @@ class Settings:
     short_side: int | None = None
     long_side: int | None = None
     manifest: Path | None = None
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def measure(case: Case, settings: Settings) -> Result:
         torch.set_num_threads(settings.threads)
     try:
         predictor = load_predictor(case, settings)
-        with StageClock(predictor.model, predictor.device) as clock:
+        with StageClock(predictor.network, predictor.device) as clock:
             list(_run_batches(predictor, clock, settings.images, case.batch_size, settings.warmup))
             batches = list(_run_batches(predictor, clock, settings.images, case.batch_size, settings.repeats))
     except Exception as error:
@@ -216,6 +219,7 @@ def load_predictor(case: Case, settings: Settings) -> Predictor:
         precision=case.precision,
         short_side=settings.short_side,
         long_side=settings.long_side,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 
@@ -240,7 +244,7 @@ class StageClock:
         input_size: (height, width) of the largest input so far.
     """
 
-    def __init__(self, model: RCNN, device: torch.device) -> None:
+    def __init__(self, model: RCNN | FixedShapeRCNN, device: torch.device) -> None:
         self._model, self._device = model, device
         self._marks: list[tuple[str, Any]] = []  # seconds, or an event in the GPU's queue
         self.input_size = (0, 0)
@@ -277,6 +281,8 @@ class StageClock:
 
     def _mark(self, stage: str, *hook_arguments: object) -> None:  # noqa: ARG002
         if self._device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():  # nothing runs yet
+                return
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             self._marks.append((stage, event))

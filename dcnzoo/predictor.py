@@ -6,7 +6,7 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -21,10 +21,12 @@ from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
+from dcnzoo.gpu import GpuDetector
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.memory import is_out_of_memory
-from dcnzoo.ops import paste_masks
+from dcnzoo.ops import active_backend, paste_masks
+from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.safe_copy import is_safetensors
 from dcnzoo.sources import read_image
@@ -33,13 +35,19 @@ from dcnzoo.times import StageTimes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dcnzoo.models.fixed_shape import FixedShapeRCNN
     from dcnzoo.models.rcnn import RCNN, Instances
 
 logger = logging.getLogger(__name__)
 
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | torch.Tensor"
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 100
@@ -57,7 +65,7 @@ class Predictor:
         class_names: names of the K classes.
         category_ids: COCO category ids of the K classes.
         device: where it computes.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "fp16" or "bf16".
     """
 
     def __init__(
@@ -67,11 +75,26 @@ class Predictor:
         classes: ClassSet,
         device: torch.device,
         precision: str = "fp32",
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = pack_weights(model.to(device, PRECISIONS[precision]))
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
+        self._gpu: GpuDetector | None = None
+        if device.type == "cuda" and active_backend()[0] == "native" and gpu_problem(device.index) is None:
+            dtype, num_classes = PRECISIONS[precision], len(classes.names)
+            self._gpu = GpuDetector(self.model, preprocessing, num_classes, dtype, device, cuda_graphs)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch that is begun computes while the caller goes on."""
+        return self._gpu is not None
+
+    @property
+    def network(self) -> RCNN | FixedShapeRCNN:
+        """What computes: the model, or on a GPU the same in fixed shapes."""
+        return self.model if self._gpu is None else self._gpu.network
 
     @overload
     def __call__(
@@ -193,10 +216,74 @@ class Predictor:
         Raises:
             OutOfMemoryError: the batch does not fit into the memory of the device.
         """
+        finish = self.begin_prepared(
+            prepared,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            labels=labels,
+            times=times,
+        )
+        return finish()
+
+    def begin_prepared(
+        self,
+        prepared: Sequence[PreparedImage],
+        *,
+        score_threshold: float = SCORE_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS,
+        labels: NDArray[np.int64] | None = None,
+        times: StageTimes | None = None,
+    ) -> Callable[[], list[Detections]]:
+        """Begins what `predict_prepared` does: a GPU computes while the caller goes on.
+
+        Returns:
+            A function that waits for the detections; on a CPU it computes them.
+
+        Raises:
+            OutOfMemoryError: the batch does not fit into the memory of the device; so may the function.
+        """
+        times = StageTimes() if times is None else times
+        work = (prepared, score_threshold, max_detections, labels, times)
+        return self._begin_on_cpu(*work) if self._gpu is None else self._begin_on_gpu(self._gpu, *work)
+
+    def _begin_on_gpu(
+        self,
+        gpu: GpuDetector,
+        prepared: Sequence[PreparedImage],
+        score_threshold: float,
+        max_detections: int,
+        labels: NDArray[np.int64] | None,
+        times: StageTimes,
+    ) -> Callable[[], list[Detections]]:
         with _told_if_out_of_memory(len(prepared), self.device):
-            return self._predict_prepared(
-                prepared, score_threshold, max_detections, labels, StageTimes() if times is None else times
-            )
+            with times.measure("preprocess"):
+                batch = gpu.stack(prepared, score_threshold, labels)
+            with times.measure("inference"):
+                pending = gpu.begin(batch, max_detections)
+
+        def finish() -> list[Detections]:
+            with _told_if_out_of_memory(len(prepared), self.device):
+                with times.measure("inference"):
+                    found = pending.result()
+                with times.measure("postprocess"):
+                    sizes = [image.original_size for image in prepared]
+                    return [self._detections(*pair) for pair in zip(found, sizes, strict=True)]
+
+        return finish
+
+    def _begin_on_cpu(
+        self,
+        prepared: Sequence[PreparedImage],
+        score_threshold: float,
+        max_detections: int,
+        labels: NDArray[np.int64] | None,
+        times: StageTimes,
+    ) -> Callable[[], list[Detections]]:
+        def finish() -> list[Detections]:
+            with _told_if_out_of_memory(len(prepared), self.device):
+                return self._predict_prepared(prepared, score_threshold, max_detections, labels, times)
+
+        return finish
 
     def _predict_prepared(
         self,
@@ -227,6 +314,8 @@ class Predictor:
 
     def free_memory(self) -> None:
         """Gives memory of the GPU back that PyTorch keeps for later."""
+        if self._gpu is not None:
+            self._gpu.free_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -283,10 +372,12 @@ def load(
     short_side: int | None = None,
     long_side: int | None = None,
     url_base: str | None = None,
+    cuda_graphs: bool = False,
 ) -> Predictor:
     """Loads a model for inference.
 
-    On a GPU, "fp32" is full float32: TensorFloat-32 convolutions are switched off for the process.
+    On a GPU, "fp32" is full float32 and "tf32" lets factors be rounded to TensorFloat-32: PyTorch's switches
+    for that are those of the process, so that the model loaded last decides.
 
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
@@ -294,10 +385,11 @@ def load(
         arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
-        precision: "fp32", or for speed "bf16" or "fp16" (GPU only).
+        precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16".
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
+        cuda_graphs: on a GPU, whether batches of a shape that comes again run as a CUDA graph.
 
     Returns:
         The predictor.
@@ -324,7 +416,8 @@ def load(
         checkpoint, record, architecture, known.class_sets.values()
     )
     preprocessing = with_sides(preprocessing, short_side, long_side)
-    return Predictor(load_model(architecture, checkpoint), preprocessing, classes, torch_device, precision)
+    model = load_model(architecture, checkpoint)
+    return Predictor(model, preprocessing, classes, torch_device, precision, cuda_graphs)
 
 
 def _is_described(weights: str | Path | Checkpoint) -> bool:
@@ -401,7 +494,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
 
 
 def prepare_precision(precision: str, device: torch.device) -> None:
-    """Checks that a device can compute in a precision, and makes float32 on a GPU mean float32.
+    """Checks that a device can compute in a precision, and sets what float32 on a GPU means.
 
     Raises:
         DeviceError: it cannot.
@@ -409,11 +502,12 @@ def prepare_precision(precision: str, device: torch.device) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "fp16" and device.type == "cpu":
-        raise DeviceError("fp16 needs a GPU; on a CPU use --precision fp32 or bf16")
-    if precision == "fp32" and device.type == "cuda":
-        # PyTorch's default keeps 10 bits of each factor, too few for the reference's scores.
-        torch.backends.cudnn.allow_tf32 = False
+    if precision in ("fp16", "tf32") and device.type == "cpu":
+        raise DeviceError(f"{precision} needs a GPU; on a CPU use --precision fp32 or bf16")
+    if precision in ("fp32", "tf32") and device.type == "cuda":
+        # PyTorch's default for convolutions keeps 10 bits of each factor, too few for the reference's scores.
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:

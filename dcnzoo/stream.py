@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dcnzoo.results import Detections
     from dcnzoo.sources import ImageSource
 
+Finish = Callable[[], "list[Detections]"]
+"""Waits for the detections of a batch."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -157,6 +160,7 @@ class ImageStream:
         if any(writer.needs_stem for writer in shard.writers):
             self._stems = Stems(shard.progress.stems)
         self._listed, self._digest = 0, hashlib.sha256()
+        self._begun: deque[tuple[Sequence[LoadedImage], Finish | None]] = deque()
 
     def run(self, sources: Iterable[ImageSource]) -> None:
         """Predicts and writes every image that belongs to the share and is not done yet.
@@ -179,6 +183,8 @@ class ImageStream:
             for image in images:
                 with self.deferred():
                     if isinstance(image, FailedImage):
+                        if self.settings.strict:
+                            self._finish(0)
                         self._fail(image.error)
                         continue
                     batch.append(image)
@@ -188,6 +194,7 @@ class ImageStream:
         with self.deferred():
             if batch:
                 self._predict(batch)
+            self._finish(0)
             self.shard.commit(Listing(self._listed, self._digest.hexdigest()))
 
     def _readers(self) -> ImageReaders:
@@ -234,9 +241,22 @@ class ImageStream:
         self.progress(1)
 
     def _predict(self, batch: Sequence[LoadedImage]) -> None:
-        """Predicts and writes a batch; one that does not fit into memory image by image."""
+        """Predicts a batch, and writes it, or on a GPU the one before: it computes meanwhile."""
         try:
-            found = self._detect(batch)
+            self._begun.append((batch, self._begin(batch)))
+        except OutOfMemoryError:
+            self._begun.append((batch, None))
+        self._finish(int(self.predictor.overlaps))
+
+    def _finish(self, left: int) -> None:
+        """Writes batches that were begun, but for the last ones."""
+        while len(self._begun) > left:
+            self._write_batch(*self._begun.popleft())
+
+    def _write_batch(self, batch: Sequence[LoadedImage], finish: Finish | None) -> None:
+        """Writes a batch when it is computed; one that does not fit into memory image by image."""
+        try:
+            found = finish() if finish else None
         except OutOfMemoryError:
             found = None
         if found is not None:
@@ -245,12 +265,12 @@ class ImageStream:
         for image in batch:
             self.predictor.free_memory()
             try:
-                self._write([image], self._detect([image]))
+                self._write([image], self._begin([image])())
             except OutOfMemoryError as error:
                 self._fail(ImageReadError(image.source.location, str(error)))
 
-    def _detect(self, batch: Sequence[LoadedImage]) -> list[Detections]:
-        return self.predictor.predict_prepared(
+    def _begin(self, batch: Sequence[LoadedImage]) -> Finish:
+        return self.predictor.begin_prepared(
             [image.prepared for image in batch],
             score_threshold=self.settings.score_threshold,
             max_detections=self.settings.max_detections,

@@ -6,6 +6,7 @@ in turn with the others; medians. With --sweep also every kernel and split that 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -16,16 +17,19 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import click
 import torch
-import torchvision
-from bench_ops import LAYERS, Layer
+from detector_layers import LAYERS, Layer
 from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo import ops
-from dcnzoo.hardware import hardware_stamp
+from dcnzoo.ops import reference
 from dcnzoo.ops.gpu import gpu_problem
+
+try:
+    from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+except ImportError:  # compared without it
+    torchvision_deform_conv2d = None
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 KERNELS = ("grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
@@ -46,7 +50,7 @@ class Timing:
         dense_us: cuDNN's dense convolution, the same precision, channels-last.
         torchvision_us: torchvision's operator in float32, NCHW; None where it was not run.
         extra_mib: memory that a call takes beside its output.
-        error: against torchvision's in float64 for the first image.
+        error: against the readable reference in float64 for the first image.
         kernel: what was forced; None for the operator's own choice.
     """
 
@@ -106,7 +110,12 @@ class Operands:
 
     def torchvision(self) -> Tensor:
         """The operator of torchvision."""
-        return torchvision.ops.deform_conv2d(self.x, self.offset, self.weight, self.bias, padding=1)
+        return torchvision_deform_conv2d(self.x, self.offset, self.weight, self.bias, padding=1)
+
+    def exact(self) -> Tensor:
+        """The readable reference."""
+        geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+        return reference.deform_conv2d(self.x, self.offset, self.weight, self.bias, **geometry)
 
 
 @contextmanager
@@ -174,7 +183,7 @@ def extra_memory(computation: Callable[[], Tensor]) -> float:
 def measure(layer: Layer, batch_size: int, precision: str, repeats: int, with_torchvision: bool) -> Timing:
     """Times one layer."""
     operands = Operands.random(layer, batch_size, DTYPES[precision])
-    exact = operands.to(torch.float64, images=1).torchvision()
+    exact = operands.to(torch.float64, images=1).exact()
     error = (operands.native()[:1].double() - exact).abs().max() / exact.abs().max()
     single = operands.to(torch.float32)
     computations = {"native": operands.native, "dense": operands.dense}
@@ -230,39 +239,39 @@ def table(timings: list[Timing]) -> list[str]:
     return lines
 
 
-@click.command(help=__doc__)
-@click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8), show_default=True)
-@click.option("--precision", "precisions", type=click.Choice(list(DTYPES)), multiple=True)
-@click.option("--repeats", default=15, show_default=True)
-@click.option("--sweep", "with_sweep", is_flag=True, help="Try every kernel.")
-@click.option("--torchvision/--no-torchvision", "with_torchvision", default=True, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here too.")
-def main(
-    batch_sizes: tuple[int, ...],
-    precisions: tuple[str, ...],
-    repeats: int,
-    with_sweep: bool,
-    with_torchvision: bool,
-    json_path: Path | None,
-) -> None:
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--precision", choices=DTYPES, nargs="+", default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--sweep", action="store_true", help="Try every kernel.")
+    parser.add_argument("--no-torchvision", action="store_true")
+    parser.add_argument("--json", type=Path, help="Write the numbers here too.")
+    return parser.parse_args()
+
+
+def main() -> None:
     """Runs the program."""
+    options = parse()
     problem = gpu_problem()
     if problem is not None:
-        raise click.ClickException(problem)
+        raise SystemExit(problem)
     torch.backends.cudnn.benchmark = True
+    with_torchvision = torchvision_deform_conv2d is not None and not options.no_torchvision
     timings = []
     with torch.inference_mode():
-        for precision, batch_size, layer in product(precisions or DTYPES, batch_sizes, LAYERS):
+        for precision, batch_size, layer in product(options.precision, options.batch_size, LAYERS):
             with tf32(precision == "tf32"):
-                usual = measure(layer, batch_size, precision, repeats, with_torchvision)
+                usual = measure(layer, batch_size, precision, options.repeats, with_torchvision)
                 timings.append(usual)
-                if with_sweep and precision != "fp32":
-                    timings += sweep(layer, batch_size, precision, usual, repeats)
-    click.echo("\n".join(table(timings)))
-    if json_path is not None:
-        stamp = hardware_stamp(torch.device("cuda"))
+                if options.sweep and precision != "fp32":
+                    timings += sweep(layer, batch_size, precision, usual, options.repeats)
+    print("\n".join(table(timings)))
+    if options.json is not None:
+        stamp = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
         report = {"stamp": stamp, "timings": [asdict(timing) for timing in timings]}
-        json_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

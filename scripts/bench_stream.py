@@ -16,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -43,9 +43,11 @@ class ConstantPredictor:
     def __init__(self, short_side: int, long_side: int) -> None:
         self.preprocessing = Preprocessing(short_side=short_side, long_side=long_side)
 
-    def predict_prepared(self, prepared: list[PreparedImage], **_: object) -> list[Detections]:
-        """Returns the objects."""
-        return [self._objects(image.original_size) for image in prepared]
+    overlaps = False
+
+    def begin_prepared(self, prepared: list[PreparedImage], **_: object) -> Callable[[], list[Detections]]:
+        """Returns what returns the objects."""
+        return lambda: [self._objects(image.original_size) for image in prepared]
 
     def _objects(self, image_size: tuple[int, int]) -> Detections:
         corners = np.linspace(0, 0.5, OBJECTS)[:, None] * [image_size[1], image_size[0]]

@@ -41,15 +41,18 @@ def convolve(dtype: torch.dtype, channels: int, groups: int) -> None:
 
 
 def regions() -> None:
-    """RoI pooling, rigid and deformable, and suppression."""
+    """RoI pooling, rigid and deformable, forward and backward, and suppression."""
     maps = torch.randn(2, 40, 19, 23, device="cuda")
     corners = 90 * torch.rand(30, 2, 2, device="cuda")
     boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
     rois = torch.cat([torch.randint(-1, 2, (30, 1), device="cuda").float(), boxes], dim=1)
     offset = torch.randn(30, 2, 7, 7, device="cuda")
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        ops.deform_roi_pool(maps.to(dtype), rois, offset, output_size=(7, 7), spatial_scale=0.25)
-        ops.roi_align(maps[:, :9].to(dtype), rois, output_size=(7, 7), spatial_scale=0.25)
+    options = {"output_size": (7, 7), "spatial_scale": 0.25}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        leaves = [maps.to(dtype).requires_grad_(), offset.to(dtype).requires_grad_()]
+        torch.autograd.grad(ops.deform_roi_pool(leaves[0], rois, leaves[1], **options).sum(), leaves)
+        odd = maps[:, :9].to(dtype).requires_grad_()
+        torch.autograd.grad(ops.roi_align(odd, rois, **options).sum(), odd)
     counts = torch.tensor([300, 100], device="cuda")
     many = boxes.repeat(20, 1).reshape(2, 300, 4)
     ops.nms_sorted(many, counts, 0.5)
@@ -62,8 +65,7 @@ def main() -> None:
         raise SystemExit(problem)
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     convolutions()
-    with torch.no_grad():
-        regions()
+    regions()
     torch.cuda.synchronize()
     print("ran every kernel")
 

@@ -36,7 +36,9 @@ class Device {
 
   Stream stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    // PyTorch's macro for this check has another name in 2.11
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS,
+                    "the current stream is not to be had");
     return static_cast<Stream>(stream);
   }
 
@@ -90,8 +92,9 @@ inline Tensor aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
 }
 
-inline Tensor empty_maps(const std::vector<int64_t>& size, const Tensor& like) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+inline Tensor empty_maps(const std::vector<int64_t>& size, const Tensor& like,
+                         std::optional<ScalarType> type = std::nullopt) {
+  return torch::stable::empty(size, type.value_or(like.scalar_type()), std::nullopt, like.device(), std::nullopt,
                               MemoryFormat::ChannelsLast);
 }
 

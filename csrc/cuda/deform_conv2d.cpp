@@ -132,6 +132,76 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
   return output;
 }
 
+// Columns of a call, and tensors that it points into; `pixels` output pixels from `first_pixel` on.
+struct Columns {
+  Device device;
+  Tensor input;
+  DeformConv2dColumns work{};
+
+  Columns(const Tensor& given_input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
+          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+          const std::vector<int64_t>& dilation, bool mask_is_logits, int64_t first_pixel, int64_t pixels)
+      : device(given_input), input(channels_last(given_input)) {
+    const ConvShape shape = conv_shape(input, weight, offset, stride, padding, dilation);
+    device.check(offset, "deform_conv2d: offset");
+    STD_TORCH_CHECK(first_pixel >= 0 && pixels >= 0 && pixels <= shape.pixels() - first_pixel,
+                    "deform_conv2d: there are no such pixels");
+    work.call.shape = shape;
+    work.call.element = element_of(input, "deform_conv2d: input");
+    work.call.input = input.const_data_ptr();
+    work.call.offset = strided_maps(offset, "deform_conv2d: offset");
+    work.call.mask = mask_maps(mask, shape, device);
+    work.call.mask_is_logits = mask_is_logits;
+    work.first_pixel = first_pixel, work.pixels = pixels;
+  }
+
+  std::vector<int64_t> size() const {
+    const ConvShape& shape = work.call.shape;
+    return {shape.groups, work.pixels, static_cast<int64_t>(shape.taps()) * shape.group_channels()};
+  }
+};
+
+Tensor deform_conv2d_columns(const Tensor& input, const Tensor& weight, const Tensor& offset,
+                             const std::optional<Tensor>& mask, const std::vector<int64_t>& stride,
+                             const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                             bool mask_is_logits, int64_t first_pixel, int64_t pixels) {
+  Columns call(input, weight, offset, mask, stride, padding, dilation, mask_is_logits, first_pixel, pixels);
+  const Tensor columns = torch::stable::empty(call.size(), input.scalar_type(), std::nullopt, input.device());
+  call.work.columns = columns.mutable_data_ptr();
+  if (pixels > 0) check_cuda(sample_columns(call.work, call.device.stream()));
+  return columns;
+}
+
+// Memory for a gradient of `like`, which is on the same GPU.
+void* grad_data(const Tensor& grad, const Tensor& like, ScalarType type, const Device& device) {
+  device.check(grad, "deform_conv2d: a gradient");
+  bool fits = grad.dim() == like.dim() && grad.scalar_type() == type;
+  for (int64_t i = 0; fits && i < like.dim(); ++i) fits = grad.size(i) == like.size(i);
+  STD_TORCH_CHECK(fits, "deform_conv2d: a gradient does not fit");
+  return grad.mutable_data_ptr();
+}
+
+void deform_conv2d_scatter_(const Tensor& grad_input, const Tensor& grad_offset, const std::optional<Tensor>& grad_mask,
+                            const Tensor& columns, const Tensor& input, const Tensor& weight, const Tensor& offset,
+                            const std::optional<Tensor>& mask, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                            bool mask_is_logits, int64_t first_pixel) {
+  STD_TORCH_CHECK(columns.dim() == 3 && columns.scalar_type() == input.scalar_type() && columns.is_contiguous(),
+                  "deform_conv2d: columns must be contiguous, 3-dimensional and of the type of the input");
+  Columns call(input, weight, offset, mask, stride, padding, dilation, mask_is_logits, first_pixel, columns.size(1));
+  const bool is_double = call.work.call.element == Element::float64;
+  STD_TORCH_CHECK(is_channels_last(grad_input) && grad_offset.is_contiguous() && grad_mask.has_value() == mask.has_value() &&
+                      (!mask || grad_mask->is_contiguous()) && columns.size(0) == call.size()[0] &&
+                      columns.size(2) == call.size()[2],
+                  "deform_conv2d: gradients or columns do not fit");
+  call.device.check(columns, "deform_conv2d: columns");
+  call.work.columns = const_cast<void*>(columns.const_data_ptr());
+  call.work.grad_input = grad_data(grad_input, input, is_double ? ScalarType::Double : ScalarType::Float, call.device);
+  call.work.grad_offset = grad_data(grad_offset, offset, offset.scalar_type(), call.device);
+  if (mask) call.work.grad_mask = grad_data(*grad_mask, *mask, mask->scalar_type(), call.device);
+  if (call.work.pixels > 0) check_cuda(scatter_columns(call.work, call.device.stream()));
+}
+
 void refuse_packed(const std::optional<Tensor>& packed_weight) {
   STD_TORCH_CHECK(!packed_weight, "deform_conv2d: a GPU reads the weight as it is, without packing");
 }
@@ -159,4 +229,6 @@ Tensor deform_conv2d_tf32(const Tensor& input, const Tensor& weight, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("deform_conv2d", TORCH_BOX(&dcnzoo::cuda::deform_conv2d));
   m.impl("deform_conv2d_tf32", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_tf32));
+  m.impl("deform_conv2d_columns", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_columns));
+  m.impl("deform_conv2d_scatter_", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_scatter_));
 }

@@ -42,6 +42,20 @@ DCNZOO_DEVICE uint32_t vote(bool value) { return __ballot_sync(0xffffffffu, valu
 // Index of the lowest bit that is set; there is one.
 DCNZOO_DEVICE int lowest_bit(uint64_t bits) { return __ffsll(static_cast<long long>(bits)) - 1; }
 
+// Of what each thread of the warp gives; all of them get it, always the same for the same numbers.
+template <class T>
+DCNZOO_DEVICE T sum_over_warp(T value) {
+  DCNZOO_UNROLL
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+  return value;
+}
+
+// To global memory; the order of additions to an address changes from run to run.
+template <class T>
+DCNZOO_DEVICE void add_atomically(T* address, T value) {
+  atomicAdd(address, value);
+}
+
 // Memory that no block writes while the kernel runs.
 DCNZOO_DEVICE Chunk load_global(const void* address) {
   const uint4 value = __ldg(static_cast<const uint4*>(address));
@@ -103,6 +117,7 @@ DCNZOO_DEVICE void from_float(float value, Bfloat16& target) { target = __float2
 
 // A product that is rounded before anything is added to it, as on a CPU.
 DCNZOO_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
+DCNZOO_DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
 
 DCNZOO_DEVICE float round_down(float value) { return floorf(value); }
 DCNZOO_DEVICE double round_down(double value) { return floor(value); }

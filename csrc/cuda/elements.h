@@ -64,6 +64,17 @@ DCNZOO_DEVICE T read_element(const void* data, Element element, int64_t index) {
   }
 }
 
+// The same for writing.
+template <class T>
+DCNZOO_DEVICE void write_element(void* data, Element element, int64_t index, T value) {
+  switch (element) {
+    case Element::float16: return from_float(static_cast<float>(value), static_cast<Half*>(data)[index]);
+    case Element::bfloat16: return from_float(static_cast<float>(value), static_cast<Bfloat16*>(data)[index]);
+    case Element::float32: return from_float(static_cast<float>(value), static_cast<float*>(data)[index]);
+    default: static_cast<double*>(data)[index] = static_cast<double>(value);
+  }
+}
+
 // The type that sums of products of T are kept in, and the coordinates too.
 template <class T>
 struct Accumulator {

@@ -63,6 +63,20 @@ struct DeformConv2d {
   bool mask_is_logits, relu;
 };
 
+// What the derivatives of a call need beside matrix products. Of `call` the shape, input, offset and mask count.
+// `columns` is (G, pixels, taps, C/G), in the type of the input, for the `pixels` output pixels from `first_pixel` on.
+// `sample_columns` writes the samples there. `scatter_columns` reads the gradients of the samples from there and adds
+// to that of the input, (N, H, W, C), float32 or for float64 float64; it writes those of offset and mask, (N, channels,
+// Ho, Wo), in the types of offset and mask; the latter may be null.
+struct DeformConv2dColumns {
+  DeformConv2d call;
+  int64_t first_pixel, pixels;
+  void* columns;
+  void* grad_input;
+  void* grad_offset;
+  void* grad_mask;
+};
+
 // How a call is cut into blocks. The order of blocks is group, pixel tile, split, column tile, the last fastest.
 struct Tiling {
   int64_t pixel_tiles;
@@ -96,25 +110,34 @@ Plan plan_deform_conv2d(const ConvShape& shape, Element element, bool allow_tf32
 struct RoiLevel {
   const void* input;
   int32_t height, width;
-  float spatial_scale;
+  double spatial_scale;
 };
 
 constexpr int most_roi_levels = 8;
 
 // One call of roi_pool, or of roi_align_pyramid. `rois` is (R, 5): image index, xyxy. A RoI of no image (-1) pools
-// to 0, one that is not a number or too large to not-a-number. `level_of_roi` is (R,) or null where there is one
+// to 0, one that is not a number or too large to not-a-number. Places are computed in float32, for float64 in float64. `level_of_roi` is (R,) or null where there is one
 // level; `offset` (R, 2, pooled_h, pooled_w), x first, or null. `output` is (R, pooled_h, pooled_w, C).
 struct RoiPool {
   RoiLevel levels[most_roi_levels];
   int32_t num_levels, channels;
   int64_t images, num_rois;
-  const float* rois;
+  const void* rois;
   const int64_t* level_of_roi;
   const void* offset;
-  Element offset_element, element;
+  Element rois_element, offset_element, element;
   int32_t pooled_h, pooled_w;
-  float gamma;
+  double gamma;
   void* output;
+};
+
+// The derivatives of a call of roi_pool, one level: `grad_output` is (R, pooled_h, pooled_w, C) of the type of the input.
+// Adds to `grad_input`, (N, H, W, C), float32 or for float64 float64; writes `grad_offset` in the type of the offset.
+struct RoiPoolGrad {
+  RoiPool pool;
+  const void* grad_output;
+  void* grad_input;
+  void* grad_offset;
 };
 
 // Greedy suppression of (problems, boxes, 4) xyxy boxes, sorted by descending score; of each problem the first
@@ -131,7 +154,10 @@ struct Suppression {
 // Each of these returns a cudaError_t.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream);
+int sample_columns(const DeformConv2dColumns& work, Stream stream);
+int scatter_columns(const DeformConv2dColumns& work, Stream stream);
 int run_roi_pool(const RoiPool& call, Stream stream);
+int run_roi_pool_grad(const RoiPoolGrad& call, Stream stream);
 int run_suppression(const Suppression& call, Stream stream);
 
 }  // namespace dcnzoo::cuda

@@ -1,4 +1,6 @@
 // Binds RoI pooling and suppression of the CUDA kernels to PyTorch tensors.
+#include <tuple>
+
 #include "binding.h"
 
 namespace dcnzoo::cuda {
@@ -28,62 +30,105 @@ RoiLevel roi_level(const Tensor& maps, const Tensor& like, double spatial_scale,
                   "roi_pool: inputs must have 4 dimensions, and the same images, channels and type");
   STD_TORCH_CHECK(spatial_scale > 0, "roi_pool: spatial_scale must be positive");
   return {maps.const_data_ptr(), size32(maps.size(2), "roi_pool: input"), size32(maps.size(3), "roi_pool: input"),
-          static_cast<float>(spatial_scale)};
+          spatial_scale};
 }
 
-Tensor pool(const std::vector<Tensor>& inputs, const Tensor& rois, const std::optional<Tensor>& levels,
-            const std::optional<Tensor>& offset, const std::vector<double>& scales,
-            const std::vector<int64_t>& output_size, double gamma) {
-  STD_TORCH_CHECK(!inputs.empty() && inputs.size() <= most_roi_levels && inputs.size() == scales.size(),
-                  "roi_pool: 1 to ", most_roi_levels, " levels, each with its scale");
-  const Tensor& first = inputs[0];
-  const Device device(first);
-  STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, "roi_pool: rois must be (R, 5)");
-  const Tensor boxes = torch::stable::contiguous(rois);
-  RoiPool call{};
-  call.element = element_of(first, "roi_pool: input");
-  STD_TORCH_CHECK(call.element != Element::float64, "roi_pool: the input must be float16, bfloat16 or float32");
+// One call of pooling, and what it points into.
+struct Pooling {
+  Device device;
   std::vector<Tensor> kept;  // alive until the kernel is launched
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    STD_TORCH_CHECK(inputs[i].dim() == 4, "roi_pool: inputs must have 4 dimensions");
-    kept.push_back(channels_last(inputs[i]));
-    call.levels[i] = roi_level(kept.back(), first, scales[i], device);
+  RoiPool call{};
+
+  Pooling(const std::vector<Tensor>& inputs, const Tensor& rois, const std::vector<double>& scales,
+          const std::vector<int64_t>& output_size)
+      : device(inputs.at(0)) {
+    STD_TORCH_CHECK(inputs.size() <= most_roi_levels && inputs.size() == scales.size(), "roi_pool: 1 to ",
+                    most_roi_levels, " levels, each with its scale");
+    STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, "roi_pool: rois must be (R, 5)");
+    const Tensor& first = inputs[0];
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      STD_TORCH_CHECK(inputs[i].dim() == 4, "roi_pool: inputs must have 4 dimensions");
+      kept.push_back(channels_last(inputs[i]));
+      call.levels[i] = roi_level(kept.back(), first, scales[i], device);
+    }
+    call.element = element_of(first, "roi_pool: input");
+    call.num_levels = static_cast<int32_t>(inputs.size());
+    call.channels = size32(first.size(1), "roi_pool: input");
+    call.images = first.size(0), call.num_rois = rois.size(0);
+    call.rois = keep(rois, "roi_pool: rois").const_data_ptr();
+    call.rois_element = element_of(rois, "roi_pool: rois");
+    call.pooled_h = size32(output_size.at(0), "roi_pool: output_size");
+    call.pooled_w = size32(output_size.at(1), "roi_pool: output_size");
   }
-  call.num_levels = static_cast<int32_t>(inputs.size());
-  call.channels = size32(first.size(1), "roi_pool: input");
-  call.images = first.size(0), call.num_rois = rois.size(0);
-  call.rois = float_data(boxes, device, "roi_pool: rois");
-  call.pooled_h = size32(output_size.at(0), "roi_pool: output_size");
-  call.pooled_w = size32(output_size.at(1), "roi_pool: output_size");
-  call.gamma = static_cast<float>(gamma);
-  if (levels) {
-    STD_TORCH_CHECK(levels->numel() == rois.size(0), "roi_pool: levels must be (R,)");
-    kept.push_back(torch::stable::contiguous(*levels));
-    call.level_of_roi = int64_data(kept.back(), device, "roi_pool: levels");
+
+  void set_levels(const Tensor& levels) {
+    STD_TORCH_CHECK(levels.numel() == call.num_rois, "roi_pool: levels must be (R,)");
+    call.level_of_roi = int64_data(keep(levels, "roi_pool: levels"), device, "roi_pool: levels");
   }
-  if (offset) {
-    device.check(*offset, "roi_pool: offset");
-    STD_TORCH_CHECK(offset->dim() == 4 && offset->size(0) == rois.size(0) && offset->size(1) == 2 &&
-                        offset->size(2) == output_size[0] && offset->size(3) == output_size[1],
+
+  void set_offset(const std::optional<Tensor>& offset, double gamma) {
+    call.gamma = gamma;
+    if (!offset) return;
+    STD_TORCH_CHECK(offset->dim() == 4 && offset->size(0) == call.num_rois && offset->size(1) == 2 &&
+                        offset->size(2) == call.pooled_h && offset->size(3) == call.pooled_w,
                     "roi_pool: offset does not fit");
-    kept.push_back(torch::stable::contiguous(*offset));
-    call.offset = kept.back().const_data_ptr();
+    call.offset = keep(*offset, "roi_pool: offset").const_data_ptr();
     call.offset_element = element_of(*offset, "roi_pool: offset");
   }
-  const Tensor output = empty_maps({rois.size(0), first.size(1), output_size[0], output_size[1]}, first);
-  call.output = output.mutable_data_ptr();
-  if (call.num_rois > 0) check_cuda(run_roi_pool(call, device.stream()));
-  return output;
-}
+
+  Tensor run(const Tensor& input) {
+    const Tensor output = empty_maps({call.num_rois, call.channels, call.pooled_h, call.pooled_w}, input);
+    call.output = output.mutable_data_ptr();
+    if (call.num_rois > 0) check_cuda(run_roi_pool(call, device.stream()));
+    return output;
+  }
+
+ private:
+  const Tensor& keep(const Tensor& tensor, const char* name) {
+    device.check(tensor, name);
+    kept.push_back(torch::stable::contiguous(tensor));
+    return kept.back();
+  }
+};
 
 Tensor roi_pool(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
                 const std::vector<int64_t>& output_size, double spatial_scale, double gamma) {
-  return pool({input}, rois, std::nullopt, offset, {spatial_scale}, output_size, gamma);
+  Pooling pooling({input}, rois, {spatial_scale}, output_size);
+  pooling.set_offset(offset, gamma);
+  return pooling.run(input);
 }
 
 Tensor roi_align_pyramid(const std::vector<Tensor>& inputs, const Tensor& rois, const Tensor& levels,
                          const std::vector<double>& spatial_scales, const std::vector<int64_t>& output_size) {
-  return pool(inputs, rois, levels, std::nullopt, spatial_scales, output_size, 0.0);
+  STD_TORCH_CHECK(!inputs.empty(), "roi_align_pyramid: there is no level");
+  Pooling pooling(inputs, rois, spatial_scales, output_size);
+  pooling.set_levels(levels);
+  return pooling.run(inputs[0]);
+}
+
+std::tuple<Tensor, Tensor> roi_pool_grads(const Tensor& grad, const Tensor& input, const Tensor& rois,
+                                          const std::optional<Tensor>& offset, const std::vector<int64_t>& output_size,
+                                          double spatial_scale, double gamma) {
+  Pooling pooling({input}, rois, {spatial_scale}, output_size);
+  pooling.set_offset(offset, gamma);
+  const RoiPool& call = pooling.call;
+  pooling.device.check(grad, "roi_pool: the gradient");
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == call.num_rois && grad.size(1) == call.channels &&
+                      grad.size(2) == call.pooled_h && grad.size(3) == call.pooled_w &&
+                      grad.scalar_type() == input.scalar_type(),
+                  "roi_pool: the gradient does not fit the output");
+  const Tensor dense_grad = channels_last(grad);
+  const ScalarType wide = call.element == Element::float64 ? ScalarType::Double : ScalarType::Float;
+  Tensor grad_input = empty_maps({input.size(0), input.size(1), input.size(2), input.size(3)}, input, wide);
+  torch::stable::zero_(grad_input);
+  const Tensor grad_offset = offset ? torch::stable::empty({call.num_rois, 2, call.pooled_h, call.pooled_w},
+                                                           offset->scalar_type(), std::nullopt, input.device())
+                                    : torch::stable::empty({call.num_rois, 0, call.pooled_h, call.pooled_w},
+                                                           input.scalar_type(), std::nullopt, input.device());
+  const RoiPoolGrad work{call, dense_grad.const_data_ptr(), grad_input.mutable_data_ptr(),
+                         offset ? grad_offset.mutable_data_ptr() : nullptr};
+  if (call.num_rois > 0) check_cuda(run_roi_pool_grad(work, pooling.device.stream()));
+  return {torch::stable::to(grad_input, input.scalar_type()), grad_offset};
 }
 
 Tensor nms_sorted(const Tensor& boxes, const Tensor& counts, double iou_threshold) {
@@ -112,6 +157,7 @@ Tensor nms_sorted(const Tensor& boxes, const Tensor& counts, double iou_threshol
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("roi_pool", TORCH_BOX(&dcnzoo::cuda::roi_pool));
+  m.impl("roi_pool_grads", TORCH_BOX(&dcnzoo::cuda::roi_pool_grads));
   m.impl("roi_align_pyramid", TORCH_BOX(&dcnzoo::cuda::roi_align_pyramid));
   m.impl("nms_sorted", TORCH_BOX(&dcnzoo::cuda::nms_sorted));
 }

@@ -29,6 +29,7 @@ struct Axis {
   int low;                    // lower corner, clamped to the map
   bool step;                  // whether the upper corner is the next one; otherwise it is the same
   T low_weight, high_weight;  // 0 where the corner or the point lies outside
+  T low_slope, high_slope;    // derivatives of the weights
 
   DCNZOO_DEVICE Axis(T coordinate, int size) {
     const bool inside = coordinate > T{-1} && coordinate < static_cast<T>(size);
@@ -40,6 +41,8 @@ struct Axis {
     step = has_low && has_high;
     low_weight = inside && has_low ? 1 - fraction : T{0};
     high_weight = inside && has_high ? fraction : T{0};
+    low_slope = inside && has_low ? T{-1} : T{0};
+    high_slope = inside && has_high ? T{1} : T{0};
   }
 };
 

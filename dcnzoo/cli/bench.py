@@ -16,7 +16,7 @@ import click
 
 from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text, step_lines, step_row
 from dcnzoo.cli.list import match_records
-from dcnzoo.cli.options import FILE, POSITIVE, several, split, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, several, split, url_base_option
 from dcnzoo.sources import find_images
 from dcnzoo.writers.folder import output_errors
 
@@ -45,6 +45,7 @@ class Options:
     image_size: tuple[int, int] | None
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
+    cuda_graphs: bool
     batch_sizes: tuple[int, ...]
     threads: int | None
     warmup: int
@@ -140,12 +141,18 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--precision",
     "precisions",
-    metavar="[fp32|fp16|bf16]",
+    metavar="[{}]".format("|".join(PRECISIONS)),
     multiple=True,
     default=["fp32"],
     show_default=True,
-    callback=several(click.Choice(["fp32", "fp16", "bf16"])),
+    callback=several(click.Choice(PRECISIONS)),
     help="Several with commas.",
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs",
+    default=False,
+    help="On a GPU, repeat batches of the same shape without the CPU; the model's stages are then one,"
+    " counted as transfer.  [default: off]",
 )
 @click.option(
     "--batch-size",
@@ -241,6 +248,7 @@ def _measure(
             options.short_side,
             options.long_side,
             manifest,
+            options.cuda_graphs,
         )
         return list(run_cases(cases, measure_case, notify)), notes
 

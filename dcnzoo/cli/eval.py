@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from dcnzoo.processes import Processes
 
 PROGRAM = "dcnzoo eval"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +224,7 @@ def predict(
     files = annotations.find_files(options.image_folder)
 
     from dcnzoo.evaluation.collect import collect, merge_parts, with_categories
+    from dcnzoo.evaluation.results import find_kinds
     from dcnzoo.hardware import hardware_stamp
     from dcnzoo.stream import StreamSettings
 
@@ -250,21 +248,6 @@ def predict(
     if processes.is_first and not options.quiet:
         click.echo("\n".join(speed.lines()), err=True)
     return results, {**speed.as_json(), "hardware": hardware_stamp(predictor.device)}
-
-
-def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
-    """Returns what to score: boxes, and masks if both model and annotations have them.
-
-    Raises:
-        EvaluationError: the annotations' masks are damaged.
-    """
-    if not has_masks:
-        return ["bbox"]
-    if not annotations.has_masks():
-        logger.warning("%s has no masks; only boxes are scored", annotations.path)
-        return ["bbox"]
-    annotations.check_masks()
-    return ["bbox", "segm"]
 
 
 def report(

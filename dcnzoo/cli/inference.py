@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo import __version__
-from dcnzoo.cli.options import FILE, POSITIVE, Command, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
 
-FREE = ("version", "device", "image_timeout", "out", "overwrite", "quiet", "resume", "strict", "workers")
+FREE = (
+    "version",
+    "cuda_graphs",
+    "device",
+    "image_timeout",
+    "out",
+    "overwrite",
+    "quiet",
+    "resume",
+    "strict",
+    "workers",
+)
 """What may differ between a run and the one that resumes it."""
 
 
@@ -35,6 +46,7 @@ class InferenceOptions:
     out: Path
     device: str | None
     precision: str
+    cuda_graphs: bool
     batch_size: int
     workers: int
     short_side: int | None
@@ -99,6 +111,11 @@ _MODEL_OPTIONS = (
 
 _INPUT_OPTIONS = (
     click.option(
+        "--cuda-graphs/--no-cuda-graphs",
+        default=False,
+        help="On a GPU, repeat batches of the same shape without the CPU.  [default: off]",
+    ),
+    click.option(
         "--batch-size",
         type=POSITIVE,
         metavar="N",
@@ -114,9 +131,7 @@ _MACHINE_OPTIONS = (
     click.option(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
     ),
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
-    ),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
     click.option(
         "--workers",
         type=click.IntRange(min=0),
@@ -198,6 +213,7 @@ def load_predictor(options: InferenceOptions, manifest: Path | None, share: Shar
         manifest=manifest,
         device=own_device(options.device, share),
         precision=options.precision,
+        cuda_graphs=options.cuda_graphs,
         short_side=options.short_side,
         long_side=options.long_side,
         url_base=options.url_base,

@@ -10,6 +10,7 @@ import click
 
 FILE = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,8 @@ from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.json_file import Entry, entries, read_json
 from dcnzoo.evaluation.segmentation import check_rle, to_rle
 from dcnzoo.writers.growing import json_elements, json_list
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["bbox", "segm"]
 """What is scored: boxes or masks, by pycocotools' names."""
@@ -50,6 +53,21 @@ def read_results(path: Path, annotations: Annotations) -> dict[Kind, CocoResults
     for entry in checked:
         _check(entry, annotations, sizes)
     return {kind: [_result(entry, kind, sizes) for entry in checked] for kind in kinds}
+
+
+def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
+    """Returns what to score: boxes, and masks if both model and annotations have them.
+
+    Raises:
+        EvaluationError: the annotations' masks are damaged.
+    """
+    if not has_masks:
+        return ["bbox"]
+    if not annotations.has_masks():
+        logger.warning("%s has no masks; only boxes are scored", annotations.path)
+        return ["bbox"]
+    annotations.check_masks()
+    return ["bbox", "segm"]
 
 
 def split_results(results: Iterable[dict[str, Any]], kind: Kind) -> Iterator[dict[str, Any]]:

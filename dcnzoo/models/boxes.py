@@ -26,18 +26,19 @@ def decode_boxes(
     Returns:
         (R, K, 4) boxes.
     """
-    deltas = deltas.reshape(len(boxes), deltas.shape[-1] // 4, 4) * deltas.new_tensor(stds)
+    deltas = deltas.reshape(len(boxes), deltas.shape[-1] // 4, 4) * _row(stds, deltas)
     centre, size = (boxes[:, :2] + boxes[:, 2:]) * 0.5, boxes[:, 2:] - boxes[:, :2]
     new_centre = centre[:, None] + size[:, None] * deltas[..., :2]
     new_size = size[:, None] * deltas[..., 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
     return torch.cat([new_centre - new_size * 0.5, new_centre + new_size * 0.5], dim=-1)
 
 
-def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Clips (…, 4) boxes to an image of (height, width)."""
-    height, width = image_size
-    limit = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limit)
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int] | Tensor) -> Tensor:
+    """Clips (…, 4) boxes to an image of (height, width), or of (…, 4) width, height, width, height."""
+    if isinstance(image_size, tuple):
+        height, width = image_size
+        image_size = _row((width, height, width, height), boxes)
+    return torch.minimum(boxes.clamp(min=0), image_size)
 
 
 def scale_factors(image_size: tuple[int, int], original_size: tuple[int, int]) -> tuple[float, float]:
@@ -48,7 +49,7 @@ def scale_factors(image_size: tuple[int, int], original_size: tuple[int, int]) -
 def to_original_frame(boxes: Tensor, image_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
     """Maps (…, 4) boxes from the resized to the original image, sizes as (height, width)."""
     factor_x, factor_y = scale_factors(image_size, original_size)
-    return boxes / boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+    return boxes / _row((factor_x, factor_y, factor_x, factor_y), boxes)
 
 
 def select_detections(
@@ -85,3 +86,10 @@ def boxes_to_rois(boxes: list[Tensor]) -> Tensor:
     """Stacks the boxes (R_i, 4) of each image of a batch to rois (R, 5): image index, xyxy."""
     indices = [box.new_full((len(box), 1), index) for index, box in enumerate(boxes)]
     return torch.cat([torch.cat(indices), torch.cat(boxes)], dim=1)
+
+
+def _row(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers in the dtype and on the device of a tensor; to a GPU they are not copied, which would wait."""
+    if like.device.type == "cpu":
+        return like.new_tensor(numbers)
+    return torch.cat([like.new_full((1,), number) for number in numbers])

@@ -5,6 +5,7 @@ Shape letters: N images, C channels, R RoIs, K classes, D detections.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -78,9 +79,15 @@ class RoIHead(nn.Module):
         return self._add_masks(features, resized, selected) if self.mask_roi_extractor else selected
 
     def predict_boxes(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: list[Size]
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: Sequence[Size | Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Per image boxes (R, K or 1, 4), resized frame, and scores (R, K)."""
+        """Per image boxes (R, K or 1, 4), resized frame, and scores (R, K).
+
+        Args:
+            features: "p2" … "p5", each (N, C, H, W).
+            proposals: per image (R, 4) boxes, resized frame.
+            image_sizes: of each image, resized frame, in a form that `clip_boxes` knows.
+        """
         raise NotImplementedError
 
     def predict_masks(self, pooled: Tensor, labels: Tensor) -> Tensor:
@@ -114,7 +121,7 @@ class StandardRoIHead(RoIHead):
         self.bbox_head, self.mask_head = bbox_head, mask_head
 
     def predict_boxes(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: list[Size]
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: Sequence[Size | Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image boxes (R, K, 4), resized frame, and scores (R, K)."""
         pooled = self.bbox_roi_extractor(features, boxes_to_rois(proposals))
@@ -149,7 +156,7 @@ class CascadeRoIHead(RoIHead):
         self.bbox_head, self.mask_head = bbox_head, mask_head
 
     def predict_boxes(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: list[Size]
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: Sequence[Size | Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Per image boxes (R, 1, 4), resized frame, and scores (R, K)."""
         counts, boxes, all_logits = [len(proposal) for proposal in proposals], proposals, []

@@ -138,10 +138,7 @@ def _kernels_take(*tensors: Tensor | None) -> bool:
     device = present[0].device
     if any(t.device != device or t.dtype not in KERNEL_DTYPES for t in present):
         return False
-    if device.type == "cuda":  # those kernels know no derivatives
-        trains = torch.is_grad_enabled() and any(t.requires_grad for t in present)
-        return not trains and gpu_problem(device.index) is None
-    return device.type == "cpu"
+    return device.type == "cpu" or (device.type == "cuda" and gpu_problem(device.index) is None)
 
 
 if NATIVE_PROBLEM is None:

@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcnzoo.ops import gpu_grad
 from dcnzoo.ops.derivatives import refuse_second_derivatives
 from dcnzoo.ops.types import Pair
 
 
 def register() -> None:
     """Tells PyTorch the derivatives of torch.ops.dcnzoo.deform_conv2d, which must be loaded."""
+    gpu_grad.register()
     torch.library.register_fake("dcnzoo::deform_conv2d_input_grads", _fake_input_grads)
     torch.library.register_fake("dcnzoo::deform_conv2d_weight_grad", _fake_weight_grad)
-    torch.library.register_autograd("dcnzoo::deform_conv2d", _backward, setup_context=_save_for_backward)
+    for name in ("deform_conv2d", "deform_conv2d_tf32"):
+        torch.library.register_autograd(f"dcnzoo::{name}", _backward, setup_context=_save_for_backward)
     refuse_second_derivatives("deform_conv2d", "deform_conv2d_input_grads", "deform_conv2d_weight_grad")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dcnzoo.ops import reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import gpu_problem
 
@@ -20,6 +21,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         Indices of the kept boxes by descending score, int64.
     """
+    if active_backend()[0] == "reference":
+        return reference.nms(boxes, scores, iou_threshold)
     from torchvision.ops import nms as torchvision_nms
 
     kept: Tensor = torchvision_nms(boxes, scores, iou_threshold)
@@ -39,10 +42,15 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         Indices of the kept boxes by descending score over all groups, int64.
     """
     usual = boxes.device.type == "cpu" and boxes.dtype == scores.dtype == torch.float32
-    native = usual and active_backend()[0] == "native"
-    if native:
+    backend, _ = active_backend()
+    if usual and backend == "native":
         compiled: Tensor = torch.ops.dcnzoo.batched_nms(boxes, scores, groups, iou_threshold)
         return compiled
+    if backend == "reference":
+        members = [(groups == group).nonzero()[:, 0] for group in sorted(set(groups.tolist()))]
+        parts = [index[reference.nms(boxes[index], scores[index], iou_threshold)] for index in members]
+        chosen = torch.cat([groups.new_empty(0), *parts])
+        return chosen[scores[chosen].argsort(descending=True, stable=True)]
     from torchvision.ops import batched_nms as torchvision_batched_nms
 
     kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)

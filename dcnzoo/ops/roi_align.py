@@ -94,7 +94,7 @@ def pool_levels(
     output_size: Pair,
     pool: Callable[[int, Tensor], Tensor],
 ) -> Tensor:
-    """Pools level by level and puts the RoIs back in order.
+    """Pools level by level and puts the RoIs back in order; on a GPU without waiting for the numbers of RoIs.
 
     Args:
         inputs: feature maps (N, C, H, W), one per level.
@@ -106,6 +106,8 @@ def pool_levels(
     Returns:
         (R, C, *output_size) in the order of `rois`.
     """
+    if rois.device.type == "cuda":
+        return pool_levels_in_fixed_shape(inputs, rois, levels, pool)
     (like,) = cast(tuple[Tensor], autocast.lowered(inputs[0]))
     pooled = like.new_zeros(len(rois), like.shape[1], *output_size).contiguous(
         memory_format=torch.channels_last
@@ -117,14 +119,21 @@ def pool_levels(
     return pooled
 
 
+def pool_levels_in_fixed_shape(
+    inputs: Sequence[Tensor], rois: Tensor, levels: Tensor, pool: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """As `pool_levels`: each level pools all RoIs, foreign ones as boxes of zeros, which pool to zeros."""
+    of_level = (torch.where((levels == level)[:, None], rois, 0.0) for level in range(len(inputs)))
+    return sum((pool(level, chosen) for level, chosen in enumerate(of_level)), start=inputs[0].new_zeros(()))
+
+
 def kernels_take_rois(input: Tensor, rois: Tensor, offset: Tensor | None = None) -> bool:
     """Whether the compiled kernels compute with these."""
     tensors = [input, rois] if offset is None else [input, rois, offset]
     if any(t.device != input.device or t.dtype not in KERNEL_DTYPES for t in tensors) or input.numel() == 0:
         return False
-    if input.device.type == "cuda":  # those kernels know no derivatives, float64, or RoIs but in float32
-        simple = input.dtype != torch.float64 and rois.dtype == torch.float32 and not _trains(*tensors)
-        return simple and gpu_problem(input.device.index) is None
+    if input.device.type == "cuda":
+        return gpu_problem(input.device.index) is None
     return input.device.type == "cpu"
 
 

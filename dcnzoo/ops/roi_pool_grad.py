@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops.derivatives import refuse_second_derivatives
+from dcnzoo.ops.gpu_grad import refuse_if_deterministic
 from dcnzoo.ops.types import Pair
 
 
@@ -28,6 +29,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if grad.is_cuda:
+        refuse_if_deterministic("deform_roi_pool")
     grad_input, grad_offset = torch.ops.dcnzoo.roi_pool_grads(grad, *ctx.saved_tensors, *ctx.options)
     by_input, _, by_offset, *_ = ctx.needs_input_grad
     return grad_input if by_input else None, None, grad_offset if by_offset else None, None, None, None

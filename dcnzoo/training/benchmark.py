@@ -199,9 +199,9 @@ class _Step:
 
     def run(self, batch: Batch) -> StageTimes:
         times = StageTimes()
-        lowered = self._precision != "fp32"
+        dtype = PRECISIONS[self._precision]
+        lowered = dtype != torch.float32
         with self._measured(times, "forward"):
-            dtype = PRECISIONS[self._precision] if lowered else None
             with torch.autocast(self._device.type, dtype, enabled=lowered):
                 losses = detection_losses(
                     self._model, batch.images, batch.image_sizes, batch.targets, torch.Generator()

@@ -57,7 +57,7 @@ class LoopSettings:
         accumulate: batches of an optimizer step.
         clip_norm: largest norm of the gradient, None for any.
         roi_samples: regions of an image that a box head learns from, None for as many as published.
-        precision: of the forward pass: "fp32", "fp16" or "bf16"; weights are float32.
+        precision: of the forward pass: "fp32", "tf32", "fp16" or "bf16"; weights are float32.
         seed: of the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         save_every: steps between checkpoints within an epoch.
@@ -216,7 +216,8 @@ class Trainer:
         targets = [_moved(target, self.device) for target in batch.targets]
         position = self.progress.epoch * len(self.loader) + self.progress.batch
         generator = seeded_generator(self.settings.seed, SAMPLING, position, self.processes.rank)
-        dtype, lowered = PRECISIONS[self.settings.precision], self.settings.precision != "fp32"
+        dtype = PRECISIONS[self.settings.precision]
+        lowered = dtype != torch.float32
         with torch.autocast(self.device.type, dtype if lowered else None, enabled=lowered):
             losses: dict[str, Tensor] = self.network(images, batch.image_sizes, targets, generator)
         return {name: loss.float() for name, loss in losses.items()}

@@ -17,8 +17,8 @@ from dcnzoo.build import build_model
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import TrainingError
-from dcnzoo.evaluation.annotations import Annotations, listing, read_annotations
-from dcnzoo.evaluation.results import Kind
+from dcnzoo.evaluation.annotations import listing, read_annotations
+from dcnzoo.evaluation.results import find_kinds
 from dcnzoo.manifest import Architecture, Preprocessing, Record, load_manifest
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import identify, with_sides
@@ -94,7 +94,7 @@ class TrainingOptions:
         save_every: steps between checkpoints.
         log_every: steps between rows of the history.
         tensorboard: whether to write events for TensorBoard.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "tf32", "fp16" or "bf16".
         workers: processes that read images.
         max_pixels: images with more are refused; None leaves Pillow's limit.
         image_timeout: seconds that reading an image may take.
@@ -241,15 +241,8 @@ def read_validation_set(
         return None
     annotations = read_annotations(options.val)
     files = annotations.find_files(options.val_images or options.images)
-    kinds = _kinds(source.architecture.has_masks, annotations)
+    kinds = find_kinds(source.architecture.has_masks, annotations)
     return ValidationSet(annotations, files, kinds, annotations.category_ids(training_set.classes.names))
-
-
-def _kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
-    if not (has_masks and annotations.has_masks()):
-        return ["bbox"]
-    annotations.check_masks()
-    return ["bbox", "segm"]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_nothing_to_do_shows_help_and_is_wrong_usage(dcnzoo: Program) -> None:
     [
         (["lst"], "No such command 'lst'. Did you mean 'list'?"),
         (["predikt", "x.jpg"], "Did you mean 'predict'?"),
-        (["frobnicate"], "There are predict, eval, merge, bench, list, info, download, cache, "),
+        (["frobnicate"], "There are predict, eval, train, merge, bench, list, info, download, cache, "),
         (["--frobnicate"], "No such option"),
         (["list", "--frobnicate"], "No such option"),
         (["list", "a", "b"], "Got unexpected extra argument (b)"),

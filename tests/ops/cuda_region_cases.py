@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from torch import Tensor
 from dcnzoo.ops import reference
 from tests.ops import emulated_gpu
 
-HALF, BFLOAT16, SINGLE = torch.float16, torch.bfloat16, torch.float32
-TOLERANCE = {HALF: 2e-3, BFLOAT16: 1.6e-2, SINGLE: 1e-4}
+HALF, BFLOAT16, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+TOLERANCE = {HALF: 2e-3, BFLOAT16: 1.6e-2, SINGLE: 1e-4, DOUBLE: 1e-12}
 """Largest error of pooling, absolute: the maps have a standard deviation of 1."""
+
+GRAD_TOLERANCE = {HALF: 1e-3, BFLOAT16: 8e-3, SINGLE: 1e-4, DOUBLE: 1e-13}
+"""Largest error of a gradient, relative to its largest number."""
 
 
 def random_rois(count: int, images: int, height: int, width: int) -> Tensor:
@@ -43,6 +47,22 @@ def pooling(
         spatial_scale=0.25,
     )
     return float((found.double() - wanted).abs().max()) / TOLERANCE[dtype]
+
+
+def grads(dtype: torch.dtype, channels: int, deformed: bool, output_size: tuple[int, int] = (3, 5)) -> float:
+    """Largest error of a gradient, relative to its largest number, in tolerances."""
+    torch.manual_seed(0)
+    maps = torch.randn(2, channels, 19, 23, dtype=torch.float64).to(dtype)
+    rois = random_rois(20, 2, 76, 92).double()
+    offset = torch.randn(20, 2, *output_size, dtype=torch.float64).to(dtype) if deformed else None
+    grad = torch.randn(20, channels, *output_size, dtype=torch.float64).to(dtype)
+    options: dict[str, Any] = {"output_size": output_size, "spatial_scale": 0.25}
+    found = emulated_gpu.roi_pool_grads(grad, maps, rois, offset, **options)
+    leaves = [tensor.double().requires_grad_() for tensor in (maps, offset) if tensor is not None]
+    pooled = reference.deform_roi_pool(leaves[0], rois, leaves[1] if deformed else None, **options)
+    wanted = torch.autograd.grad(pooled, leaves, grad.double())
+    pairs = zip([tensor for tensor in found if tensor is not None], wanted, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs) / GRAD_TOLERANCE[dtype]
 
 
 def pyramid() -> float:
@@ -115,7 +135,15 @@ RUNS: dict[str, Callable[[], float]] = {
             (BFLOAT16, 9),
             (SINGLE, 140),
             (SINGLE, 7),
+            (DOUBLE, 5),
         )
+        for deformed in (False, True)
+    },
+    **{
+        f"gradient-{dtype}-{channels}-{'deformed' if deformed else 'rigid'}": partial(
+            grads, dtype, channels, deformed
+        )
+        for dtype, channels in ((DOUBLE, 35), (SINGLE, 64), (HALF, 16), (BFLOAT16, 9))
         for deformed in (False, True)
     },
     "pyramid": pyramid,

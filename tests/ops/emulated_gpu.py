@@ -10,10 +10,12 @@ import ctypes
 import mmap
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +167,15 @@ def _address(tensor: Tensor | None, kept: list[Guarded]) -> int | None:
     return kept[-1].address
 
 
+def _shape(input: Tensor, weight: Tensor, offset: Tensor, *geometry: Sequence[int]) -> Shape:
+    """Of a convolution with this stride, padding and dilation."""
+    images, channels, height, width = input.shape
+    out_channels, group_channels, *kernel = weight.shape
+    groups = channels // group_channels, offset.shape[1] // (2 * kernel[0] * kernel[1])
+    sizes = (channels, height, width, out_channels, *offset.shape[2:])
+    return Shape(images, *sizes, *kernel, *(n for pair in geometry for n in pair), *groups)
+
+
 def deform_conv2d(
     run: Run,
     input: Tensor,
@@ -180,16 +191,10 @@ def deform_conv2d(
     relu: bool = False,
 ) -> tuple[Tensor, Plan]:
     """`dcnzoo.ops.deform_conv2d` on the emulated GPU, and the plan that it followed."""
-    images, channels, height, width = input.shape
-    out_channels, group_channels, *kernel = weight.shape
-    taps = kernel[0] * kernel[1]
-    geometry = (*kernel, *stride, *padding, *dilation)
-    groups = channels // group_channels, offset.shape[1] // (2 * taps)
-    sizes = (channels, height, width, out_channels, *offset.shape[2:])
-    shape = Shape(images, *sizes, *geometry, *groups)
+    shape = _shape(input, weight, offset, stride, padding, dilation)
     found = plan(shape, input.dtype, run)
     last = torch.channels_last
-    output = torch.full((images, out_channels, *offset.shape[2:]), torch.nan, dtype=input.dtype)
+    output = torch.full((len(input), len(weight), *offset.shape[2:]), torch.nan, dtype=input.dtype)
     target = Guarded(output.contiguous(memory_format=last))
     partial = None
     kept: list[Guarded] = []
@@ -212,12 +217,75 @@ def deform_conv2d(
     return target.tensor(), found
 
 
+class _Columns(ctypes.Structure):
+    _fields_ = [
+        ("call", _Call),
+        ("first_pixel", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("columns", "grad_input", "grad_offset", "grad_mask")],
+    ]
+
+
+def _columns_call(
+    kept: list[Guarded],
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    mask_is_logits: bool,
+) -> _Columns:
+    last = input.contiguous(memory_format=torch.channels_last)
+    call = _Call(
+        shape=_shape(input, weight, offset, stride, padding, dilation),
+        input=_address(last, kept),
+        offset=_maps(offset, kept),
+        mask=_maps(mask, kept),
+        element=ELEMENTS[input.dtype],
+        mask_is_logits=mask_is_logits,
+    )
+    return _Columns(call=call)
+
+
+def deform_conv2d_columns(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, *options: Any
+) -> Tensor:
+    """The operator of that name on the emulated GPU."""
+    kept: list[Guarded] = []
+    *others, first_pixel, pixels = options
+    work = _columns_call(kept, input, weight, offset, mask, *others)
+    groups = input.shape[1] // weight.shape[1]
+    target = Guarded(torch.full((groups, pixels, weight[0].numel()), torch.nan, dtype=input.dtype))
+    work.first_pixel, work.pixels, work.columns = first_pixel, pixels, target.address
+    library().run_columns(ctypes.byref(work), 0, 0)
+    return target.tensor()
+
+
+def deform_conv2d_scatter(
+    grad_input: Tensor, grad_offset: Tensor, grad_mask: Tensor | None, columns: Tensor, *options: Any
+) -> None:
+    """The operator of that name on the emulated GPU."""
+    kept: list[Guarded] = []
+    work = _columns_call(kept, *options[:-1])
+    work.first_pixel, work.pixels = options[-1], columns.shape[1]
+    work.columns = _address(columns, kept)
+    for name, grad in (("input", grad_input), ("offset", grad_offset), ("mask", grad_mask)):
+        setattr(work, f"grad_{name}", _address(grad, kept))
+    targets = kept[-2 if grad_mask is None else -3 :]
+    library().run_columns(ctypes.byref(work), 1, 1)
+    for grad, target in zip((grad_input, grad_offset, grad_mask), targets, strict=False):
+        if grad is not None:
+            grad.copy_(target.tensor())
+
+
 class _Level(ctypes.Structure):
     _fields_ = [
         ("input", ctypes.c_void_p),
         ("height", ctypes.c_int32),
         ("width", ctypes.c_int32),
-        ("spatial_scale", ctypes.c_float),
+        ("spatial_scale", ctypes.c_double),
     ]
 
 
@@ -229,9 +297,17 @@ class _RoiPool(ctypes.Structure):
         ("images", ctypes.c_int64),
         ("num_rois", ctypes.c_int64),
         *[(name, ctypes.c_void_p) for name in ("rois", "level_of_roi", "offset")],
-        *[(name, ctypes.c_int32) for name in ("offset_element", "element", "pooled_h", "pooled_w")],
-        ("gamma", ctypes.c_float),
+        *[(name, ctypes.c_int32) for name in ("rois_element", "offset_element", "element")],
+        *[(name, ctypes.c_int32) for name in ("pooled_h", "pooled_w")],
+        ("gamma", ctypes.c_double),
         ("output", ctypes.c_void_p),
+    ]
+
+
+class _RoiPoolGrad(ctypes.Structure):
+    _fields_ = [
+        ("pool", _RoiPool),
+        *[(name, ctypes.c_void_p) for name in ("grad_output", "grad_input", "grad_offset")],
     ]
 
 
@@ -247,6 +323,48 @@ def roi_pool(
 ) -> Tensor:
     """`dcnzoo.ops.deform_roi_pool`, or `roi_align_pyramid`, on the emulated GPU."""
     kept: list[Guarded] = []
+    call = _roi_call(kept, inputs, rois, levels, offset, output_size, spatial_scales, gamma)
+    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
+    target = Guarded(output.contiguous(memory_format=torch.channels_last))
+    call.output = target.address
+    library().run_roi_pool(ctypes.byref(call))
+    return target.tensor()
+
+
+def roi_pool_grads(
+    grad: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    *,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    gamma: float = 0.1,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of input and offset, the former in the type of its sums, on the emulated GPU."""
+    kept: list[Guarded] = []
+    call = _RoiPoolGrad(_roi_call(kept, [input], rois, None, offset, output_size, [spatial_scale], gamma))
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    sums = Guarded(torch.zeros_like(input, dtype=wide, memory_format=torch.channels_last))
+    call.grad_input = sums.address
+    call.grad_output = _address(grad.contiguous(memory_format=torch.channels_last), kept)
+    by_offset = None if offset is None else Guarded(torch.full_like(offset, torch.nan))
+    if by_offset is not None:
+        call.grad_offset = by_offset.address
+    library().run_roi_pool_grad(ctypes.byref(call))
+    return sums.tensor(), None if by_offset is None else by_offset.tensor()
+
+
+def _roi_call(
+    kept: list[Guarded],
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offset: Tensor | None,
+    output_size: tuple[int, int],
+    spatial_scales: list[float],
+    gamma: float,
+) -> _RoiPool:
     call = _RoiPool(
         num_levels=len(inputs),
         channels=inputs[0].shape[1],
@@ -255,6 +373,7 @@ def roi_pool(
         rois=_address(rois, kept),
         level_of_roi=_address(levels, kept),
         offset=_address(offset, kept),
+        rois_element=ELEMENTS[rois.dtype],
         offset_element=0 if offset is None else ELEMENTS[offset.dtype],
         element=ELEMENTS[inputs[0].dtype],
         pooled_h=output_size[0],
@@ -264,11 +383,7 @@ def roi_pool(
     for index, (maps, scale) in enumerate(zip(inputs, spatial_scales, strict=True)):
         last = maps.contiguous(memory_format=torch.channels_last)
         call.levels[index] = _Level(_address(last, kept), *maps.shape[2:], scale)
-    output = torch.full((len(rois), call.channels, *output_size), torch.nan, dtype=inputs[0].dtype)
-    target = Guarded(output.contiguous(memory_format=torch.channels_last))
-    call.output = target.address
-    library().run_roi_pool(ctypes.byref(call))
-    return target.tensor()
+    return call
 
 
 class _Suppression(ctypes.Structure):

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops import cuda_region_cases, emulated_gpu
+from dcnzoo.ops import gpu_grad
+from tests.ops import cuda_grad_cases, cuda_region_cases, emulated_gpu
 from tests.ops.cuda_deform_conv2d_cases import RUNS
 from tests.ops.emulated_gpu import H100, KERNELS, RTX_3090, Choice, Plan, Run, Shape
 
@@ -55,6 +56,29 @@ def test_deform_conv2d_agrees_with_the_reference(
     forced = RUNS[name][2].forced if name in RUNS else None
     if forced is not None:
         assert (reports[name]["kernel"], reports[name]["splits"]) == (KERNELS[forced.kernel], forced.splits)
+
+
+@pytest.fixture(scope="session")
+def grad_reports(emulator: Path) -> tuple[dict[str, Any], str]:
+    return run_program("cuda_grad_cases", emulator)
+
+
+@pytest.mark.parametrize("name", cuda_grad_cases.RUNS)
+def test_gradients_agree_with_those_of_the_reference(
+    name: str, grad_reports: tuple[dict[str, Any], str]
+) -> None:
+    reports, ending = grad_reports
+    assert name in reports, ending
+    assert reports[name]["error"] <= 1
+
+
+def test_gradients_heed_a_wish_for_determinism(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with pytest.raises(RuntimeError, match="no deterministic implementation"):
+        gpu_grad.refuse_if_deterministic("deform_conv2d")
+    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: True)
+    with pytest.warns(UserWarning, match="no deterministic implementation"):
+        gpu_grad.refuse_if_deterministic("deform_conv2d")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.ops import gpu
+from tests.ops import cuda_grad_cases
 from tests.ops.cuda_deform_conv2d_cases import RUNS, SINGLE_TOLERANCE, TOLERANCE, expected
 from tests.ops.deform_conv2d_cases import CASES, Case
 from tests.ops.emulated_gpu import KERNELS
@@ -237,6 +238,71 @@ def test_operator_obeys_the_rules_of_pytorch(name: str) -> None:
     tensors, geometry = on_gpu(SMALL.tensors(SINGLE)), ([1, 1], [1, 1], [1, 1])
     head = [tensors[key] for key in ("input", "weight", "offset", "mask", "bias")]
     torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, (*head, *geometry, None, True, True))
+
+
+@pytest.mark.parametrize("name", cuda_grad_cases.RUNS)
+def test_gradients_agree_with_those_of_the_reference(name: str) -> None:
+    case, dtype = cuda_grad_cases.RUNS[name]
+    case = replace(case, relu=False, bias=False)
+    tensors = case.tensors(dtype)
+    leaves = {key: value.cuda().requires_grad_() for key, value in tensors.items()}
+    output = ops.deform_conv2d(**leaves, **case.options())
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    output.backward(grad.cuda())
+    for key, wanted in cuda_grad_cases.exact_grads(case, tensors, grad).items():
+        found = leaves[key].grad
+        assert found is not None
+        assert found.dtype == dtype
+        difference = (found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+        assert difference <= 2 * cuda_grad_cases.TOLERANCE[dtype]  # sums in another order
+
+
+def test_gradients_of_bias_and_relu() -> None:
+    leaves = {key: value.requires_grad_() for key, value in on_gpu(SMALL.tensors(DOUBLE)).items()}
+    ops.deform_conv2d(**leaves, **SMALL.options()).square().sum().backward()
+    exact = {key: value.requires_grad_() for key, value in SMALL.tensors(DOUBLE).items()}
+    expected(SMALL, exact).square().sum().backward()
+    for key, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad.cpu(), exact[key].grad)  # type: ignore[union-attr]
+
+
+def test_gradients_of_points_and_weight_are_the_same_again() -> None:
+    leaves = {key: value.requires_grad_() for key, value in on_gpu(SMALL.tensors(HALF)).items()}
+    fixed = [value for key, value in leaves.items() if key != "input"]
+    once, again = (
+        torch.autograd.grad(ops.deform_conv2d(**leaves, **SMALL.options()).sum(), fixed) for _ in range(2)
+    )
+    assert all(a.equal(b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.usefixtures("tf32")
+def test_training_with_tf32_has_gradients() -> None:
+    leaves = {key: value.requires_grad_() for key, value in on_gpu(SMALL.tensors(SINGLE)).items()}
+    ops.deform_conv2d(**leaves, **SMALL.options()).sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves.values())
+
+
+def test_operators_for_gradients_refuse_what_would_write_outside() -> None:
+    tensors, geometry = on_gpu(SMALL.tensors(HALF)), ([1, 1], [1, 1], [1, 1], True)
+    call = [tensors[key] for key in ("input", "weight", "offset", "mask")]
+    pixels = tensors["offset"][:, 0].numel()
+    with pytest.raises(RuntimeError, match="no such pixels"):
+        torch.ops.dcnzoo.deform_conv2d_columns(*call, *geometry, 1, pixels)
+    columns = torch.ops.dcnzoo.deform_conv2d_columns(*call, *geometry, 0, pixels)
+    right = [torch.zeros_like(tensors["input"], dtype=SINGLE)]
+    right += [torch.zeros_like(tensors[key]).contiguous() for key in ("offset", "mask")]
+    wrong = [
+        ([right[0].half(), *right[1:]], columns, 0),
+        ([right[0].contiguous(), *right[1:]], columns, 0),
+        ([right[0], right[1][:, 1:], right[2]], columns, 0),
+        ([right[0], right[1], None], columns, 0),
+        (right, columns[..., 1:], 0),
+        (right, columns.float(), 0),
+        (right, columns, 1),
+    ]
+    for grads, given, first in wrong:
+        with pytest.raises(RuntimeError, match="deform_conv2d"):
+            torch.ops.dcnzoo.deform_conv2d_scatter_(*grads, given, *call, *geometry, first)
 
 
 def test_autocast_computes_in_half() -> None:

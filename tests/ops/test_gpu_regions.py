@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.ops import gpu, reference
-from tests.ops.cuda_region_cases import TOLERANCE, random_rois
+from tests.ops.cuda_region_cases import GRAD_TOLERANCE, TOLERANCE, random_rois
 
 pytestmark = pytest.mark.cuda
 
@@ -36,6 +36,32 @@ def test_pooling_agrees_with_the_reference(deformed: bool, channels: int, dtype:
     assert found.dtype == dtype
     wanted = reference.deform_roi_pool(double(maps), double(rois), double(offset), **options)
     assert (found.double().cpu() - wanted).abs().max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", GRAD_TOLERANCE, ids=str)
+@pytest.mark.parametrize("deformed", [False, True])
+def test_gradients_agree_with_those_of_the_reference(deformed: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    maps, rois = torch.randn(2, 40, 19, 23).to(dtype), random_rois(40, 2, 76, 92)
+    inputs = [maps, torch.randn(40, 2, 7, 7).to(dtype)] if deformed else [maps]
+    grad = torch.randn(40, 40, 7, 7).to(dtype)
+    leaves = [tensor.cuda().requires_grad_() for tensor in inputs]
+    options = {"output_size": (7, 7), "spatial_scale": 0.25}
+    pooled = ops.deform_roi_pool(leaves[0], rois.cuda(), leaves[1] if deformed else None, **options)
+    found = torch.autograd.grad(pooled, leaves, grad.cuda())
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    pooled = reference.deform_roi_pool(exact[0], rois.double(), exact[1] if deformed else None, **options)
+    for one, other in zip(found, torch.autograd.grad(pooled, exact, grad.double()), strict=True):
+        assert one.dtype == dtype
+        assert (one.double().cpu() - other).abs().max() <= 2 * GRAD_TOLERANCE[dtype] * other.abs().max()
+
+
+def test_a_pyramid_can_be_trained_on() -> None:
+    maps = [torch.randn(1, 8, 20 >> i, 24 >> i, device="cuda", requires_grad=True) for i in range(3)]
+    rois, levels = random_rois(30, 1, 80, 96).cuda(), torch.randint(3, (30,), device="cuda")
+    scales = [1 / (4 << i) for i in range(3)]
+    ops.roi_align_pyramid(maps, rois, levels, output_size=(7, 7), spatial_scales=scales).sum().backward()
+    assert all(features.grad is not None and features.grad.abs().sum() > 0 for features in maps)
 
 
 def test_pyramid_agrees_with_single_levels() -> None:

@@ -51,6 +51,17 @@ def test_batched_nms_keeps_what_torchvision_keeps(integer: bool, threshold: floa
     assert keep.tolist() == one_group_after_another(boxes, scores, groups, threshold)
 
 
+@pytest.mark.parametrize("backend_in_use", ["reference"], indirect=True)
+@pytest.mark.parametrize("count", [0, 100])
+def test_the_readable_definition_suppresses_the_same(count: int) -> None:
+    torch.manual_seed(3)
+    boxes, scores = random_rois(count, 1, 60, 60)[:, 1:], torch.rand(count)
+    groups = torch.randint(3, (count,))
+    keep = ops.batched_nms(boxes, scores, groups, 0.5)
+    assert keep.tolist() == (one_group_after_another(boxes, scores, groups, 0.5) if count else [])
+    assert ops.nms(boxes, scores, 0.5).tolist() == torchvision_nms(boxes, scores, 0.5).tolist()
+
+
 @NATIVE_ONLY
 def test_batched_nms_treats_not_a_number_as_torchvision_does() -> None:
     torch.manual_seed(2)

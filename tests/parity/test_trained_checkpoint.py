@@ -20,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 import dcnzoo
 from dcnzoo.image import decode_image, make_batch
 from dcnzoo.models.rcnn import Instances
+from dcnzoo.ops import backend
 
 from .matching import match
 
@@ -80,6 +81,21 @@ def test_detections_are_the_reference_ones(bccd: Path, results: Results) -> None
     assert len(pairs) == 87
     assert sum(map(len, pairs.values())) >= 0.995 * len(reference)
     assert abs(len(results) - len(reference)) <= 0.005 * len(reference)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "reference"])
+def test_the_other_backends_detect_the_same(
+    name: str, bccd: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_chosen", (name, "chosen by the test"))
+    predictor = dcnzoo.load(weights=weights, arch=ARCHITECTURE, short_side=240, long_side=320, device="cpu")
+    reference = by_image(json.loads((bccd / "val_reference.bbox.json").read_text()))
+    for image in json.loads((bccd / "val.json").read_text())["images"][:2]:
+        found = as_arrays(predictor(bccd / "images" / image["file_name"]))
+        found["labels"] = found["labels"] + 1  # categories of COCO count from 1
+        expected = reference[image["id"]]
+        assert len(match(expected, found)) >= 0.99 * len(expected["scores"]) > 0
+        assert len(found["scores"]) <= 1.01 * len(expected["scores"])
 
 
 def test_the_twelve_numbers_are_the_reference_ones(bccd: Path, results: Results) -> None:

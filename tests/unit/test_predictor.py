@@ -23,6 +23,7 @@ from dcnzoo.errors import (
     OutOfMemoryError,
     UnknownModelError,
 )
+from dcnzoo.gpu import GpuDetector
 from dcnzoo.manifest import ClassSet, Preprocessing
 from dcnzoo.predictor import find_classes, find_device, prepare_precision, with_sides
 from dcnzoo.results import Detections
@@ -56,6 +57,10 @@ def assert_same(found: Detections, expected: Detections, atol: float = 1e-4) -> 
     assert found.image_size == expected.image_size
     np.testing.assert_allclose(found.scores, expected.scores, atol=atol)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=100 * atol)
+
+
+def raise_out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 class TestResult:
@@ -299,11 +304,47 @@ checkpoints:
         np.testing.assert_allclose(found.scores[0], expected.scores[0], atol=0.1)
 
     @pytest.mark.cuda
-    @pytest.mark.parametrize(("precision", "atol"), [("fp32", 2e-3), ("fp16", 0.05), ("bf16", 0.1)])
+    @pytest.mark.parametrize(
+        ("precision", "atol"), [("fp32", 2e-3), ("tf32", 0.02), ("fp16", 0.05), ("bf16", 0.1)]
+    )
     def test_gpu(self, checkpoint: Path, expected: Detections, precision: str, atol: float) -> None:
         predictor = dcnzoo.load(weights=checkpoint, arch=ARCH, device="cuda", precision=precision, **SIDES)
         found = predictor(PIXELS)
         np.testing.assert_allclose(found.scores[0], expected.scores[0], atol=atol)
+
+    @pytest.mark.cuda
+    def test_cuda_graphs_change_nothing(self, checkpoint: Path) -> None:
+        usual, graphs = (
+            dcnzoo.load(weights=checkpoint, arch=ARCH, device="cuda", cuda_graphs=on, **SIDES)
+            for on in (False, True)
+        )
+        pictures = [PIXELS, PIXELS[::-1], PIXELS[:, ::-1], PIXELS]  # without a graph, captured, replayed
+        for picture in pictures:
+            wanted, found = usual(picture.copy()), graphs(picture.copy())
+            np.testing.assert_array_equal(found.labels, wanted.labels)
+            np.testing.assert_allclose(found.boxes, wanted.boxes, atol=0.01)
+
+    def test_what_a_gpu_runs_finds_the_same(
+        self, predictor: dcnzoo.Predictor, expected: Detections, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu = GpuDetector(
+            predictor.model,
+            predictor.preprocessing,
+            len(predictor.class_names),
+            torch.float32,
+            torch.device("cpu"),
+        )
+        monkeypatch.setattr(predictor, "_gpu", gpu)
+        assert predictor.overlaps
+        assert predictor.network is gpu.network
+        found = predictor(PIXELS)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+        assert found.image_size == expected.image_size
+        monkeypatch.setattr(gpu, "begin", raise_out_of_memory)
+        with pytest.raises(OutOfMemoryError, match="the image does not fit"):
+            predictor(PIXELS)
 
     @pytest.mark.parametrize(
         "error",
@@ -372,7 +413,11 @@ class TestDevice:
 
     @pytest.mark.parametrize(
         ("precision", "error", "message"),
-        [("fp16", DeviceError, "fp16 needs a GPU"), ("int8", ValueError, "expected a precision out of fp32")],
+        [
+            ("fp16", DeviceError, "fp16 needs a GPU"),
+            ("tf32", DeviceError, "tf32 needs a GPU"),
+            ("int8", ValueError, "expected a precision out of fp32"),
+        ],
     )
     def test_precision_is_checked_before_anything_is_loaded(
         self, precision: str, error: type[Exception], message: str
@@ -381,16 +426,35 @@ class TestDevice:
             dcnzoo.load(weights="missing.pth", arch=ARCH, device="cpu", precision=precision)
 
 
+@pytest.fixture
+def usual_switches() -> Iterator[None]:
+    """PyTorch's switches for TensorFloat-32 as they are by default, before and after."""
+
+    def reset() -> None:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    reset()
+    yield
+    reset()
+
+
 @pytest.mark.parametrize(
-    ("precision", "device", "kept"),
-    [("fp32", "cuda", False), ("fp16", "cuda", True), ("bf16", "cuda", True), ("fp32", "cpu", True)],
+    ("precision", "device", "convolutions", "products"),
+    [
+        ("fp32", "cuda", False, False),
+        ("tf32", "cuda", True, True),
+        ("fp16", "cuda", True, False),
+        ("bf16", "cuda", True, False),
+        ("fp32", "cpu", True, False),
+    ],
 )
 def test_fp32_on_a_gpu_is_float32(
-    precision: str, device: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+    precision: str, device: str, convolutions: bool, products: bool, usual_switches: None
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     prepare_precision(precision, torch.device(device))
-    assert torch.backends.cudnn.allow_tf32 == kept
+    assert torch.backends.cudnn.allow_tf32 == convolutions
+    assert torch.backends.cuda.matmul.allow_tf32 == products
 
 
 @pytest.mark.parametrize(

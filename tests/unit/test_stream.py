@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -83,8 +84,14 @@ class FakePredictor:
         self.results: list[weakref.ref[Detections]] = []
 
     preprocessing = Preprocessing(short_side=8, long_side=8)
+    overlaps = False
 
-    def predict_prepared(self, prepared: list[PreparedImage], **_options: object) -> list[Detections]:
+    def begin_prepared(
+        self, prepared: list[PreparedImage], **_options: object
+    ) -> Callable[[], list[Detections]]:
+        return partial(self.predict, prepared)
+
+    def predict(self, prepared: list[PreparedImage]) -> list[Detections]:
         self.batches.append(len(prepared))
         found = [self.find(image.original_size) for image in prepared]
         self.results += map(weakref.ref, found)
@@ -101,6 +108,31 @@ class FakePredictor:
     @property
     def alive(self) -> int:
         return sum(result() is not None for result in self.results)
+
+
+class FakeGpu(FakePredictor):
+    """Computes a batch while the caller goes on; notes what is begun and finished, by width."""
+
+    overlaps = True
+
+    def __init__(self, room: int = 99) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        self.room = room
+
+    def begin_prepared(
+        self, prepared: list[PreparedImage], **_options: object
+    ) -> Callable[[], list[Detections]]:
+        if len(prepared) > self.room:
+            raise OutOfMemoryError("too large")
+        width = prepared[0].original_size[1]
+        self.log.append(f"begin {width}")
+
+        def finish() -> list[Detections]:
+            self.log.append(f"finish {width}")
+            return self.predict(prepared)
+
+        return finish
 
 
 class Recorder(Writer):
@@ -301,17 +333,64 @@ class TestShare:
         assert len(listings) == 1
 
 
+class TestOverlap:
+    """A GPU computes the next batch while the CPU writes the last one."""
+
+    @pytest.fixture
+    def sources(self, tmp_path: Path) -> list[ImageSource]:
+        """Five images, 1 to 5 pixels wide; the fourth is empty."""
+        paths = [save(tmp_path / "in" / f"{n}.png", noise(4, n)) for n in range(1, 6)]
+        paths[3].write_bytes(b"")
+        return [ImageSource(str(path), PurePosixPath(path.name)) for path in paths]
+
+    def test_the_next_batch_is_begun_before_one_is_written(
+        self, tmp_path: Path, sources: list[ImageSource]
+    ) -> None:
+        predictor = FakeGpu()
+        recorder = Recorder(predictor)
+        with stream(tmp_path, predictor, recorder) as (run, tally):
+            run.run(sources)
+        assert predictor.log == [
+            *("begin 1", "begin 2", "finish 1", "begin 3", "finish 2"),
+            *("begin 5", "finish 3", "finish 5"),
+        ]
+        assert recorder.names == ["1.png", "2.png", "3.png", "5.png"]
+        assert (tally.images, tally.failures) == (4, 1)
+
+    def test_strict_stops_with_all_written_that_was_begun(
+        self, tmp_path: Path, sources: list[ImageSource]
+    ) -> None:
+        predictor = FakeGpu()
+        recorder = Recorder(predictor)
+        with (
+            stream(tmp_path, predictor, recorder, strict=True) as (run, _),
+            pytest.raises(ImageReadError),
+        ):
+            run.run(sources)
+        assert recorder.names == ["1.png", "2.png", "3.png"]
+
+    def test_a_batch_that_is_too_large_keeps_its_turn(
+        self, tmp_path: Path, sources: list[ImageSource]
+    ) -> None:
+        predictor = FakeGpu(room=1)
+        recorder = Recorder(predictor)
+        with stream(tmp_path, predictor, recorder, batch_size=3) as (run, _):
+            run.run(sources)
+        assert recorder.names == ["1.png", "2.png", "3.png", "5.png"]
+        assert predictor.freed == 3
+
+
 class TestOutOfMemory:
     class Small(FakePredictor):
         """Has room for so many images at once, and for none whose original is 9 pixels wide."""
 
         room = 1
 
-        def predict_prepared(self, prepared: list[PreparedImage], **options: object) -> list[Detections]:
+        def predict(self, prepared: list[PreparedImage]) -> list[Detections]:
             if len(prepared) > self.room or any(image.original_size[1] == 9 for image in prepared):
                 self.batches.append(-len(prepared))
                 raise OutOfMemoryError("too large")
-            return super().predict_prepared(prepared, **options)
+            return super().predict(prepared)
 
     @pytest.fixture
     def sources(self, tmp_path: Path) -> list[ImageSource]:

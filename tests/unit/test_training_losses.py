@@ -30,7 +30,8 @@ def target(objects: Tensor, labels: tuple[int, ...], masks: Tensor | None = None
 
 
 def batch(recipe: Recipe, sizes: list[tuple[int, int]], targets: list[Target]) -> losses._Batch:
-    return losses._Batch(nn.Identity(), recipe, sizes, targets, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return losses._Batch(nn.Identity(), recipe, sizes, targets, generator, losses.ROI_SAMPLING)
 
 
 def finest_level(logit: float, size: int = 16) -> losses.Outputs:

@@ -25,6 +25,7 @@ int64_t blocks();
 void barrier();
 void warp_barrier();
 uint32_t vote(bool value);
+const double* gather(double value);  // what the lanes of the warp give
 void check_aligned(const void* address, size_t bytes);
 void note_read(const void* address, size_t bytes);
 void note_write(void* address, size_t bytes);
@@ -82,6 +83,23 @@ inline void sync_block() { emulated::barrier(); }
 inline void sync_warp() { emulated::warp_barrier(); }
 
 inline uint32_t vote(bool value) { return emulated::vote(value); }
+template <class T>
+T sum_over_warp(T value) {
+  const double* values = emulated::gather(static_cast<double>(value));
+  T sums[32];
+  std::copy(values, values + 32, sums);
+  for (int distance = 16; distance > 0; distance /= 2) {
+    for (int lane = 0; lane < distance; ++lane) sums[lane] += sums[lane + distance];
+  }
+  return sums[0];
+}
+
+template <class T>
+void add_atomically(T* address, T value) {
+  emulated::check_aligned(address, sizeof(T));
+  *address += value;
+}
+
 inline int lowest_bit(uint64_t bits) { return __builtin_ctzll(bits); }
 
 template <class T>
@@ -115,6 +133,7 @@ inline void copy_async(Chunk* shared, const void* global, bool valid) { emulated
 inline void wait_for_copies() { emulated::finish_copies(); }
 
 inline float product(float a, float b) { return a * b; }
+inline double product(double a, double b) { return a * b; }
 inline float round_down(float value) { return std::floor(value); }
 inline double round_down(double value) { return std::floor(value); }
 inline float exponential(float value) { return std::exp(value); }

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,6 +43,7 @@ struct Warp {
   int waiting = 0, running = 0;
   uint32_t votes = 0, result = 0;
   Operands operands[lanes];
+  double given[lanes] = {}, gathered[lanes] = {};
 };
 
 enum class State { ready, at_barrier, at_warp, done };
@@ -113,6 +115,16 @@ class Block {
       all.result = all.votes, all.votes = 0;
     });
     return warp.result;
+  }
+
+  const double* gather(double value) {
+    Warp& warp = warps_[current_ / lanes];
+    warp.given[current_ % lanes] = value;
+    wait_for_warp([](Warp& all) {
+      if (all.running != lanes) fail("a sum over a warp with threads missing");
+      std::copy(all.given, all.given + lanes, all.gathered);
+    });
+    return warp.gathered;
   }
 
   Operands& own_operands() { return warps_[current_ / lanes].operands[current_ % lanes]; }
@@ -269,6 +281,7 @@ void warp_barrier() {
 }
 
 uint32_t vote(bool value) { return Block::active->vote(value); }
+const double* gather(double value) { return Block::active->gather(value); }
 
 void check_aligned(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("an address is not aligned");

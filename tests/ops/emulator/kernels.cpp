@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on an emulated GPU, for ctypes.
 #include <algorithm>
 
+#include "deform_conv2d_columns.h"
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
 #include "emulator.h"
@@ -40,17 +41,28 @@ void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   emulated::launch(3, reduce_threads, 0, seed, [&](char*) { reduce_splits<T>(call, plan.tiling.splits); });
 }
 
+template <class T>
+void run_columns(const DeformConv2dColumns& work, bool scatter, unsigned seed) {
+  emulated::launch(3, column_threads, 0, seed, [&](char*) {
+    const ColumnWarp<T> warp(work);
+    scatter ? warp.scatter() : warp.sample();
+  });
+}
+
+template <class Warp, class Call>
+void launch_bins(const Call& call, const RoiPool& pool) {
+  const int64_t blocks = ceil_div(pool.num_rois * pool.pooled_h * pool.pooled_w, roi_bins);
+  emulated::launch(blocks, roi_threads, 0, 0, [&](char*) { Warp(call).run(); });
+}
+
 template <class Factors>
 void pool(const RoiPool& call) {
   using T = typename Factors::Storage;
-  const int64_t blocks = ceil_div(call.num_rois * call.pooled_h * call.pooled_w, roi_bins);
-  emulated::launch(blocks, roi_threads, 0, 0, [&](char*) {
-    if (call.channels % ChunkLoad<Factors>::elements == 0) {
-      RoiWarp<T, ChunkLoad<Factors>>(call).run();
-    } else {
-      RoiWarp<T, ScalarLoad<T>>(call).run();
-    }
-  });
+  if (call.channels % ChunkLoad<Factors>::elements == 0) {
+    launch_bins<RoiWarp<T, ChunkLoad<Factors>>>(call, call);
+  } else {
+    launch_bins<RoiWarp<T, ScalarLoad<T>>>(call, call);
+  }
 }
 
 }  // namespace
@@ -74,11 +86,30 @@ void run_deform_conv2d(const DeformConv2d* call, const Plan* plan, unsigned seed
   }
 }
 
+void run_columns(const DeformConv2dColumns* work, int scatter, unsigned seed) {
+  switch (work->call.element) {
+    case Element::float16: return run_columns<Half>(*work, scatter != 0, seed);
+    case Element::bfloat16: return run_columns<Bfloat16>(*work, scatter != 0, seed);
+    case Element::float32: return run_columns<float>(*work, scatter != 0, seed);
+    default: return run_columns<double>(*work, scatter != 0, seed);
+  }
+}
+
 void run_roi_pool(const RoiPool* call) {
   switch (call->element) {
     case Element::float16: return pool<HalfFactors>(*call);
     case Element::bfloat16: return pool<Bfloat16Factors>(*call);
-    default: return pool<Tf32Factors>(*call);
+    case Element::float32: return pool<Tf32Factors>(*call);
+    default: return launch_bins<RoiWarp<double, ScalarLoad<double>>>(*call, *call);
+  }
+}
+
+void run_roi_pool_grad(const RoiPoolGrad* call) {
+  switch (call->pool.element) {
+    case Element::float16: return launch_bins<RoiGradWarp<Half>>(*call, call->pool);
+    case Element::bfloat16: return launch_bins<RoiGradWarp<Bfloat16>>(*call, call->pool);
+    case Element::float32: return launch_bins<RoiGradWarp<float>>(*call, call->pool);
+    default: return launch_bins<RoiGradWarp<double>>(*call, call->pool);
   }
 }
 

@@ -1,0 +1,148 @@
+"""Compares the operators on a GPU with the readable reference, gradients too; needs PyTorch and nothing else.
+
+A part of the tests marked `cuda`, for machines without pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dcnzoo import ops
+from dcnzoo.ops import reference
+from dcnzoo.ops.gpu import gpu_problem
+from tests.ops import cuda_deform_conv2d_cases as convolutions
+from tests.ops import cuda_grad_cases as grads
+from tests.ops import cuda_region_cases as regions
+from tests.ops.emulated_gpu import KERNELS, Run
+
+
+def convolution(name: str) -> float:
+    """Error of the forward pass, in tolerances."""
+    case, dtype, run = convolutions.RUNS[name]
+    tensors = case.tensors(dtype)
+    with prepared(run):
+        found = ops.deform_conv2d(**{key: t.cuda() for key, t in tensors.items()}, **case.options())
+    wanted = convolutions.expected(case, tensors)
+    error = (found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+    single = convolutions.SINGLE_TOLERANCE[run.allow_tf32]
+    return float(error) / (single if dtype == torch.float32 else convolutions.TOLERANCE[dtype])
+
+
+class prepared:  # noqa: N801
+    """Asks for the kernel and precision of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if self._run.allow_tf32 else "ieee"
+        if self._run.forced is not None:
+            forced = self._run.forced
+            os.environ["DCNZOO_CUDA_KERNEL"] = f"{KERNELS[forced.kernel]}/{forced.splits}"
+
+    def __exit__(self, *_: object) -> None:
+        os.environ.pop("DCNZOO_CUDA_KERNEL", None)
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def convolution_grads(name: str) -> float:
+    """Error of the gradients, in twice their tolerances: sums come in another order."""
+    case, dtype = grads.RUNS[name]
+    case = replace(case, relu=False, bias=False)
+    tensors = case.tensors(dtype)
+    leaves = {key: value.cuda().requires_grad_() for key, value in tensors.items()}
+    output = ops.deform_conv2d(**leaves, **case.options())
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    output.backward(grad.cuda())
+    exact = grads.exact_grads(case, tensors, grad)
+    return max(relative(leaves[key].grad, value) for key, value in exact.items()) / (
+        2 * grads.TOLERANCE[dtype]
+    )
+
+
+def relative(found: Tensor | None, wanted: Tensor) -> float:
+    """Largest difference relative to the largest number."""
+    if found is None:
+        return torch.inf
+    return float((found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3))
+
+
+def pooling(dtype: torch.dtype, deformed: bool) -> float:
+    """Error of RoI pooling and its gradients, in tolerances."""
+    torch.manual_seed(0)
+    maps, rois = torch.randn(2, 40, 19, 23).to(dtype), regions.random_rois(40, 2, 76, 92)
+    inputs = [maps, torch.randn(40, 2, 7, 7).to(dtype)] if deformed else [maps]
+    options = {"output_size": (7, 7), "spatial_scale": 0.25}
+    leaves = [tensor.cuda().requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    found = ops.deform_roi_pool(leaves[0], rois.cuda(), leaves[1] if deformed else None, **options)
+    wanted = reference.deform_roi_pool(exact[0], rois.double(), exact[1] if deformed else None, **options)
+    error = float((found.double().cpu() - wanted).abs().max()) / regions.TOLERANCE[dtype]
+    grad = torch.randn(wanted.shape).to(dtype)
+    pairs = zip(
+        torch.autograd.grad(found, leaves, grad.cuda()),
+        torch.autograd.grad(wanted, exact, grad.double()),
+        strict=True,
+    )
+    return max(error, *(relative(*pair) / (2 * regions.GRAD_TOLERANCE[dtype]) for pair in pairs))
+
+
+def suppression(boxes_per_set: int) -> float:
+    """Boxes about which GPU and CPU disagree."""
+    torch.manual_seed(0)
+    counts = torch.tensor([boxes_per_set, boxes_per_set // 2, 0])
+    boxes = regions.random_rois(3 * boxes_per_set, 1, 300, 300)[:, 1:].reshape(3, boxes_per_set, 4)
+    found = ops.nms_sorted(boxes.cuda(), counts.cuda(), 0.5)
+    return float((found.cpu() != ops.nms_sorted(boxes, counts, 0.5)).sum())
+
+
+def comparisons() -> Iterator[tuple[str, Callable[[], float]]]:
+    """Names, and what gives an error of at most 1."""
+    for name in convolutions.RUNS:
+        yield f"convolution {name}", partial(convolution, name)
+    for name in grads.RUNS:
+        yield f"gradients {name}", partial(convolution_grads, name)
+    for dtype in regions.GRAD_TOLERANCE:
+        for deformed in (False, True):
+            yield f"pooling {dtype} {'deformed' if deformed else 'rigid'}", partial(pooling, dtype, deformed)
+    for count in (1, 64, 300, 1000, 5000):
+        yield f"suppression {count}", partial(suppression, count)
+
+
+def main() -> int:
+    """Runs the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="Write the errors here too.")
+    path = parser.parse_args().json
+    problem = gpu_problem()
+    if problem is not None:
+        raise SystemExit(problem)
+    errors: dict[str, float | str] = {}
+    for name, compare in comparisons():
+        try:
+            errors[name] = compare()
+        except Exception as error:  # the next comparison may say more
+            errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+    wrong = {name: error for name, error in errors.items() if isinstance(error, str) or not error <= 1}
+    for name, error in wrong.items():
+        print(f"{name}: {error}")
+    print(f"{len(errors) - len(wrong)} of {len(errors)} comparisons right")
+    if path is not None:
+        path.write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Runs the derivatives for GPUs, kernels emulated, and compares with those of the reference in float64.
+
+Run as a program, it prints a line of JSON per run; see `emulated_gpu` for why it is one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dcnzoo.ops import gpu_grad
+from tests.ops import emulated_gpu
+from tests.ops.cuda_deform_conv2d_cases import BFLOAT16, DOUBLE, HALF, SINGLE, expected
+from tests.ops.deform_conv2d_cases import CASES, Case
+
+NAMES = ("input", "offset", "weight", "mask")
+TOLERANCE = {HALF: 1e-3, BFLOAT16: 8e-3, SINGLE: 2e-6, DOUBLE: 1e-14}
+"""Largest error of a gradient, relative to its largest number, by dtype."""
+
+GROUPS = Case(2, 24, 36, (5, 6), groups=6, deform_groups=4, mask=True, stride=(2, 1))
+"""Weight groups that share deformable groups, and the other way round."""
+
+RUNS: dict[str, tuple[Case, torch.dtype]] = {
+    **{
+        f"{name}-{dtype}": (CASES[name], dtype)
+        for name, dtypes in {
+            "one_pixel": (DOUBLE,),
+            "smaller_than_the_kernel": (DOUBLE,),
+            "odd_everything": (DOUBLE, SINGLE, HALF, BFLOAT16),
+            "dense": (SINGLE, HALF),
+            "deformable_groups_of_odd_width": (SINGLE,),
+            "depthwise": (DOUBLE,),
+            "groups_across_deformable_groups": (DOUBLE,),
+            "far_offsets": (DOUBLE,),
+        }.items()
+        for dtype in dtypes
+    },
+    **{f"groups-{dtype}": (GROUPS, dtype) for dtype in (DOUBLE, BFLOAT16)},
+}
+
+
+def exact_grads(case: Case, tensors: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """Gradients that autograd finds for the reference in float64."""
+    leaves = {name: value.double().requires_grad_() for name, value in tensors.items()}
+    output = expected(case, leaves)
+    names = [name for name in NAMES if name in leaves]
+    found = torch.autograd.grad(output, [leaves[name] for name in names], grad.double())
+    return dict(zip(names, found, strict=True))
+
+
+def error(case: Case, dtype: torch.dtype) -> float:
+    """Largest error of a gradient, in tolerances; output pixels in several pieces."""
+    tensors, options = case.tensors(dtype), case.options()
+    tensors.pop("bias", None)
+    plain = replace(case, relu=False, bias=False)
+    output = torch.empty(len(tensors["input"]), case.out_channels, *tensors["offset"].shape[2:])
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    geometry = [options[name] for name in ("stride", "padding", "dilation")]
+    call = (
+        grad,
+        *(tensors.get(name) for name in ("input", "weight", "offset", "mask")),
+        *geometry,
+        case.mask,
+    )
+    columns = tensors["weight"][0].numel() * case.groups * tensors["weight"].element_size()
+    gpu_grad.COLUMN_BYTES = 50 * columns  # pixels at a time
+    found = dict(zip(("input", "offset", "mask"), gpu_grad.input_grads(*call), strict=True))
+    found["weight"] = gpu_grad.weight_grad(*call)
+    worst = 0.0
+    for name, wanted in exact_grads(plain, tensors, grad).items():
+        assert found[name].dtype == tensors[name].dtype
+        difference = (found[name].double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
+        worst = max(worst, float(difference))
+    return worst / TOLERANCE[dtype]
+
+
+def main() -> None:
+    """Runs all, or those named."""
+    torch.set_num_threads(1)
+    torch.library.impl("dcnzoo::deform_conv2d_columns", "CPU", emulated_gpu.deform_conv2d_columns)
+    torch.library.impl("dcnzoo::deform_conv2d_scatter_", "CPU", emulated_gpu.deform_conv2d_scatter)
+    for name, (case, dtype) in RUNS.items():
+        if len(sys.argv) == 1 or name in sys.argv:
+            print(json.dumps({"name": name, "error": error(case, dtype)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
