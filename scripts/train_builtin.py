@@ -37,7 +37,10 @@ RECIPE = {
     "--clip-norm": 10,
     "--roi-samples": 32,
 }
-ROUNDS = ({"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0},)
+ROUNDS = (
+    {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0},
+    {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1},
+)
 """Each begins with the weights of the one before and a high learning rate (arXiv:1608.03983)."""
 
 
