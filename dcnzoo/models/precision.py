@@ -16,6 +16,8 @@ and the linear layers. docs/performance.md says what each choice gave.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -50,9 +52,11 @@ def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
         module.register_forward_pre_hook(_take_any_input)
     for module in backbone.modules():
         if isinstance(module, FoldedBasicBlock):
-            module.conv2.register_forward_hook(_put_out_float32)
-        elif isinstance(module, FoldedBottleneck) and module.downsample is not None:
-            module.downsample.register_forward_hook(_put_out_float32)
+            module.conv2.register_forward_hook(partial(_put_out, torch.float32))
+        elif isinstance(module, FoldedBottleneck):
+            module.conv2.register_forward_hook(partial(_put_out, module.conv3.weight.dtype))
+            if module.downsample is not None:
+                module.downsample.register_forward_hook(partial(_put_out, torch.float32))
     return model
 
 
@@ -95,5 +99,5 @@ def _take_any_input(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].to(weight.dtype),)
 
 
-def _put_out_float32(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output.float()
+def _put_out(dtype: torch.dtype, _module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.to(dtype)
