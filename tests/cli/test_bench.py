@@ -291,7 +291,7 @@ class TestErrors:
             (["--weights", "a.pth"], "give --arch and --weights"),
             (["--weights", "random"], "give --arch and --weights"),
             (["--model", DCONV, "--url-base", "nowhere"], "--url-base"),
-            (["--model", "mask*", "--weights", "a.pth"], "is for one model, and --model names 5"),
+            (["--model", "mask*_coco", "--weights", "a.pth"], "is for one model, and --model names 5"),
             (["--model", DCONV, "--image-size", "480"], "'480' is no HEIGHTxWIDTH"),
             (["--model", DCONV, "--image-size", "0x480"], "'0x480' is no HEIGHTxWIDTH"),
             (["--model", DCONV, "--image-size", "00x480"], "'00x480' is no HEIGHTxWIDTH"),

@@ -205,8 +205,10 @@ class TestProblems:
         assert not OUT.exists()
 
     def test_a_loss_that_is_no_number(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        def spoilt(*arguments: Any, losses: Any = dcnzoo.training.loop.detection_losses) -> dict[str, Tensor]:
-            found = losses(*arguments)
+        detection_losses = dcnzoo.training.loop.detection_losses
+
+        def spoilt(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+            found = detection_losses(*arguments, **options)
             calls.append(1)
             return found | {"loss_cls": found["loss_cls"] * (float("nan") if len(calls) == 2 else 1)}
 
