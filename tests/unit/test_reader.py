@@ -31,7 +31,21 @@ def readers(request: pytest.FixtureRequest) -> Iterator[ImageReaders]:
 
 
 def children() -> list[int]:
-    """Processes that this one has started and not yet waited for."""
+    """Processes that this one has started and not yet waited for, since the test began."""
+    return [pid for pid in all_children() if pid not in OTHERS]
+
+
+OTHERS = set[int]()
+
+
+@pytest.fixture(autouse=True)
+def only_own_children() -> None:
+    """Leaves out processes that other tests have started."""
+    OTHERS.clear()
+    OTHERS.update(all_children())
+
+
+def all_children() -> list[int]:
     started = list[str]()
     for thread in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
