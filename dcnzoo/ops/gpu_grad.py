@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dcnzoo.ops.types import Pair
+from dcnzoo.ops.types import Pair, wide_dtype
 
 COLUMN_BYTES = 128 << 20
 """Most memory that columns take."""
@@ -49,7 +49,7 @@ def input_grads(
     """
     refuse_if_deterministic("deform_conv2d")
     images, channels, height, width = input.shape
-    sums = torch.zeros((images, height, width, channels), dtype=_sum_dtype(input), device=input.device)
+    sums = torch.zeros((images, height, width, channels), dtype=wide_dtype(input.dtype), device=input.device)
     grad_input = sums.permute(0, 3, 1, 2)
     grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
     grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
@@ -74,7 +74,7 @@ def weight_grad(
 ) -> Tensor:
     """Gradient of the weight, given that of the output, (N, O, Ho, Wo)."""
     rows, matrix = _rows(grad.to(input.dtype), input, weight), _matrix(input, weight)
-    sums = torch.zeros_like(matrix, dtype=_sum_dtype(input))
+    sums = torch.zeros_like(matrix, dtype=wide_dtype(input.dtype))
     call = (input, weight, offset, mask, stride, padding, dilation, mask_is_logits)
     for begin, end in _pieces(rows, matrix):
         columns = torch.ops.dcnzoo.deform_conv2d_columns(*call, begin, end - begin)
@@ -96,10 +96,6 @@ def refuse_if_deterministic(operator: str) -> None:
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, stacklevel=2)
-
-
-def _sum_dtype(input: Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def _rows(grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
