@@ -21,7 +21,7 @@ from torch import nn
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.manifest import Architecture, load_manifest
-from dcnzoo.memory import is_out_of_memory
+from dcnzoo.memory import raised_as_memory_error
 from dcnzoo.models.fixed_shape import FixedShapeRCNN
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import Predictor, load
@@ -190,15 +190,11 @@ def measure(case: Case, settings: Settings) -> Result:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    try:
+    with raised_as_memory_error():
         predictor = load_predictor(case, settings)
         with StageClock(predictor.network, predictor.device) as clock:
             list(_run_batches(predictor, clock, settings.images, case.batch_size, settings.warmup))
             batches = list(_run_batches(predictor, clock, settings.images, case.batch_size, settings.repeats))
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError(str(error).partition("\n")[0]) from error
-        raise
     return _summarise(case, batches, clock.input_size, predictor.device)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 OUT_OF_MEMORY_WORDS = (
@@ -26,3 +29,18 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
     return known or told or is_out_of_memory(error.__cause__)
+
+
+@contextmanager
+def raised_as_memory_error() -> Iterator[None]:
+    """Gives all ways in which memory runs out one exception.
+
+    Raises:
+        MemoryError: with the first line of what was said.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error).partition("\n")[0]) from error
+        raise

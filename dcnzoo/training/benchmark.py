@@ -21,7 +21,7 @@ from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory
 from dcnzoo.image import make_batch
 from dcnzoo.manifest import Preprocessing
-from dcnzoo.memory import is_out_of_memory
+from dcnzoo.memory import raised_as_memory_error
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops import active_backend
 from dcnzoo.predictor import PRECISIONS, find_device
@@ -93,7 +93,7 @@ def measure_steps(case: Case, settings: Settings) -> StepResult:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    try:
+    with raised_as_memory_error():
         device = find_device(case.device)
         model, preprocessing = _model(case, settings, device)
         batches = cycle(list(_batches(case, settings, preprocessing, model.has_masks, device)))
@@ -101,10 +101,6 @@ def measure_steps(case: Case, settings: Settings) -> StepResult:
         for batch in islice(batches, settings.warmup):
             step.run(batch)
         times = [step.run(batch) for batch in islice(batches, settings.repeats)]
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise MemoryError(str(error).partition("\n")[0]) from error
-        raise
     total = Spread.of([sum(each.values()) for each in times])
     height, width = next(batches).images.shape[-2:]
     return StepResult(
