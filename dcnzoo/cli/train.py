@@ -62,6 +62,7 @@ class Options:
     short_sides: tuple[int, ...]
     long_side: int | None
     flip: float
+    vertical_flip: float
     seed: int
     evaluate_every: int
     save_every: int
@@ -229,7 +230,15 @@ class Options:
     metavar="X",
     default=0.5,
     show_default=True,
-    help="Share of mirrored images.",
+    help="Share of images whose left and right are exchanged.",
+)
+@click.option(
+    "--vertical-flip",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    default=0,
+    show_default=True,
+    help="Share of images whose top and bottom are, such as 0.5 where there is no up and down.",
 )
 @click.option(
     "--seed",

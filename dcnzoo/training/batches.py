@@ -47,6 +47,20 @@ class Batch(NamedTuple):
     names: list[str]
 
 
+class Variation(NamedTuple):
+    """What is done to a picture.
+
+    Attributes:
+        short_side: to resize it to.
+        flip: whether left and right are exchanged.
+        vertical_flip: whether top and bottom are.
+    """
+
+    short_side: int
+    flip: bool = False
+    vertical_flip: bool = False
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How pictures are varied.
@@ -54,15 +68,19 @@ class Augmentation:
     Attributes:
         short_sides: one of these is drawn for each image and epoch.
         flip: probability of a horizontal flip.
+        vertical_flip: of a vertical one, for pictures that have no up and down.
     """
 
     short_sides: tuple[int, ...] = (800,)
     flip: float = 0.5
+    vertical_flip: float = 0.0
 
-    def draw(self, seed: int, epoch: int, index: int) -> tuple[int, bool]:
-        """Returns the short side and whether to flip, for an image in an epoch."""
+    def draw(self, seed: int, epoch: int, index: int) -> Variation:
+        """Returns what to do to an image in an epoch."""
         random = np.random.default_rng([seed, epoch, index])
-        return self.short_sides[random.integers(len(self.short_sides))], bool(random.random() < self.flip)
+        short_side = self.short_sides[random.integers(len(self.short_sides))]
+        horizontally, vertically = random.random(2)
+        return Variation(short_side, bool(horizontally < self.flip), bool(vertically < self.vertical_flip))
 
 
 @dataclass(frozen=True)
@@ -185,11 +203,11 @@ class BatchLoader:
 
     def _sample(self, epoch: int, index: int) -> Sample:
         image, settings = self._images[index], self._settings
-        short_side, flip = settings.augmentation.draw(settings.seed, epoch, index)
-        prepared = self._readers.read(str(image.file), short_side).prepared
+        variation = settings.augmentation.draw(settings.seed, epoch, index)
+        prepared = self._readers.read(str(image.file), variation.short_side).prepared
         if prepared.original_size != image.image_size:
             raise TrainingError(f"{image.file} has changed while training went on; start again")
-        return Sample(image, prepared, flip, settings.masks)
+        return Sample(image, prepared, variation, settings.masks)
 
 
 @dataclass(frozen=True)
@@ -199,21 +217,23 @@ class Sample:
     Attributes:
         image: what is in it, original frame.
         prepared: its pixels, resized.
-        flip: whether left and right are exchanged.
+        variation: what is done to it.
         masks: whether masks are wanted.
     """
 
     image: TrainingImage
     prepared: PreparedImage
-    flip: bool
+    variation: Variation
     masks: bool
 
     def pixels(self) -> PreparedImage:
         """Returns the pixels as the model shall see them."""
-        if not self.flip:
-            return self.prepared
-        mirrored = np.ascontiguousarray(self.prepared.pixels[:, ::-1])
-        return PreparedImage(mirrored, self.prepared.original_size)
+        pixels = self.prepared.pixels
+        if self.variation.flip:
+            pixels = pixels[:, ::-1]
+        if self.variation.vertical_flip:
+            pixels = pixels[::-1]
+        return PreparedImage(np.ascontiguousarray(pixels), self.prepared.original_size)
 
     def target(self, padded_size: tuple[int, int]) -> Target:
         """Returns what is in the image, in its resized frame; masks are of the padded size."""
@@ -229,8 +249,10 @@ class Sample:
         scaled = boxes * np.array([w / width, h / height] * 2, np.float32)
         scaled[:, 0::2] = scaled[:, 0::2].clip(0, w)
         scaled[:, 1::2] = scaled[:, 1::2].clip(0, h)
-        if self.flip:
+        if self.variation.flip:
             scaled[:, 0::2] = w - scaled[:, 2::-2]
+        if self.variation.vertical_flip:
+            scaled[:, 1::2] = h - scaled[:, 3::-2]
         return scaled
 
     def _moved_masks(self, padded_size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -238,8 +260,10 @@ class Sample:
         (height, width), (h, w) = self.image.image_size, self.prepared.pixels.shape[:2]
         masks = np.zeros((len(self.image.labels), *padded_size), np.bool_)
         rows, columns = _nearest(height, h), _nearest(width, w)
-        if self.flip:
+        if self.variation.flip:
             columns = columns[::-1]
+        if self.variation.vertical_flip:
+            rows = rows[::-1]
         for mask, segmentation in zip(masks, self.image.segmentations, strict=True):
             decoded: NDArray[Any] = coco_mask.decode(to_rle(segmentation, self.image.image_size))
             mask[:h, :w] = decoded[rows[:, None], columns]

@@ -114,8 +114,10 @@ def make_optimizer(
     """
     listed = [{**group, "lr": learning_rate * group["scale"]} for group in groups]
     if name == "sgd":
-        return torch.optim.SGD(listed, learning_rate, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(listed, learning_rate, weight_decay=weight_decay)
+        return torch.optim.SGD(
+            listed, learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
+        )
+    return torch.optim.AdamW(listed, learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

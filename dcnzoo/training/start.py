@@ -88,7 +88,8 @@ class TrainingOptions:
         frozen_stages: stages of the backbone that stay as they are.
         short_sides: to resize images to, one drawn for each; none for the model's own.
         long_side: limit of the long side.
-        flip: share of mirrored images.
+        flip: share of images with left and right exchanged.
+        vertical_flip: share of images with top and bottom exchanged.
         seed: of all that is random.
         evaluate_every: epochs between evaluations.
         save_every: steps between checkpoints.
@@ -130,6 +131,7 @@ class TrainingOptions:
     short_sides: tuple[int, ...] = ()
     long_side: int | None = None
     flip: float = 0.5
+    vertical_flip: float = 0.0
     seed: int = 0
     evaluate_every: int = 1
     save_every: int = 1000
@@ -334,7 +336,7 @@ def _make_loader(
     settings = LoadSettings(
         options.batch_size,
         identity.preprocessing,
-        Augmentation(_short_sides(options, identity), options.flip),
+        Augmentation(_short_sides(options, identity), options.flip, options.vertical_flip),
         masks=identity.architecture.has_masks,
         seed=options.seed,
         workers=options.workers,
@@ -454,7 +456,8 @@ def effective_lines(
     evaluated = f"{count} images, every {options.evaluate_every} epochs" if count else "none"
     yield f"validation set: {evaluated}"
     sides = listing(_short_sides(options, identity))
-    yield f"input: short side {sides}, long side {identity.preprocessing.long_side}, flip {options.flip:g}"
+    flips = f"flip {options.flip:g}, vertical flip {options.vertical_flip:g}"
+    yield f"input: short side {sides}, long side {identity.preprocessing.long_side}, {flips}"
     images = options.batch_size * options.accumulate * processes.count
     factors = f"{processes.count} processes x {options.accumulate} batches x {options.batch_size}"
     total = f"{schedule.total_steps} in {schedule.epochs} epochs"

@@ -113,7 +113,7 @@ class TestRun:
         code, _, err = train(*more.split(), "--short-side", "32,48", arch=MASK_ARCH)
         assert code == 0, err
         for line in (
-            "input: short side 32, 48, long side 64, flip 1",
+            "input: short side 32, 48, long side 64, flip 1, vertical flip 0",
             "steps: 1 per epoch, 1 in 1 epochs, 6 images each (1 processes x 3 batches x 2)",
             "learning rate: 0.01, cosine",
             "optimizer: adamw, weight decay 0, clipped to 1",

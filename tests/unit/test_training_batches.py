@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -92,23 +92,23 @@ def test_an_interruption_changes_nothing(training_set: TrainingSet) -> None:
 
 
 def test_augmentation_varies_with_image_and_epoch() -> None:
-    augmentation = Augmentation((1, 2, 3, 4))
-    drawn = {augmentation.draw(7, epoch, index) for epoch in range(10) for index in range(10)}
-    assert drawn == {(side, flip) for side in (1, 2, 3, 4) for flip in (False, True)}
+    augmentation = Augmentation((1, 2, 3, 4), 0.5, 0.5)
+    drawn = {augmentation.draw(7, epoch, index) for epoch in range(10) for index in range(20)}
+    assert drawn == set(product((1, 2, 3, 4), (False, True), (False, True)))
     assert augmentation.draw(7, 2, 5) == augmentation.draw(7, 2, 5)
 
 
-@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("flips", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("short_side", [48, 96, 30])
 def test_objects_stay_where_they_are_in_the_picture(
-    training_set: TrainingSet, short_side: int, flip: float
+    training_set: TrainingSet, short_side: int, flips: tuple[float, float]
 ) -> None:
     """The rectangles are brighter than anything else: picture, boxes and masks must agree."""
     long_side = short_side * WIDTH // HEIGHT
     found = batches(
         training_set,
         preprocessing=Preprocessing(short_side, long_side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        augmentation=Augmentation((short_side,), flip),
+        augmentation=Augmentation((short_side,), *flips),
     )
     for batch in found:
         assert batch.images.shape[-2:] == (-(-short_side // 32) * 32, -(-long_side // 32) * 32)
@@ -125,14 +125,21 @@ def test_objects_stay_where_they_are_in_the_picture(
                 assert (red > blue) == (label == 0)
 
 
-def test_boxes_are_mirrored_exactly(training_set: TrainingSet) -> None:
+@pytest.mark.parametrize(
+    ("flips", "low", "high", "size"), [((1.0, 0.0), 0, 2, WIDTH), ((0.0, 1.0), 1, 3, HEIGHT)]
+)
+def test_boxes_are_mirrored_exactly(
+    training_set: TrainingSet, flips: tuple[float, float], low: int, high: int, size: int
+) -> None:
     straight, mirrored = (
         {name: target for batch in found for name, target in zip(batch.names, batch.targets, strict=True)}
-        for found in (batches(training_set, augmentation=Augmentation((48,), flip)) for flip in (0.0, 1.0))
+        for found in (
+            batches(training_set, augmentation=Augmentation((48,), *each)) for each in ((0.0, 0.0), flips)
+        )
     )
     for name, target in straight.items():
         boxes = target.boxes.clone()
-        boxes[:, [0, 2]] = WIDTH - boxes[:, [2, 0]]
+        boxes[:, [low, high]] = size - boxes[:, [high, low]]
         assert torch.equal(mirrored[name].boxes, boxes)
 
 
