@@ -10,12 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -57,28 +55,6 @@ class prepared:  # noqa: N801
         torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
-def convolution_grads(name: str) -> float:
-    """Error of the gradients, in twice their tolerances: sums come in another order."""
-    case, dtype = grads.RUNS[name]
-    case = replace(case, relu=False, bias=False)
-    tensors = case.tensors(dtype)
-    leaves = {key: value.cuda().requires_grad_() for key, value in tensors.items()}
-    output = ops.deform_conv2d(**leaves, **case.options())
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    output.backward(grad.cuda())
-    exact = grads.exact_grads(case, tensors, grad)
-    return max(relative(leaves[key].grad, value) for key, value in exact.items()) / (
-        2 * grads.TOLERANCE[dtype]
-    )
-
-
-def relative(found: Tensor | None, wanted: Tensor) -> float:
-    """Largest difference relative to the largest number."""
-    if found is None:
-        return torch.inf
-    return float((found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3))
-
-
 def pooling(dtype: torch.dtype, deformed: bool) -> float:
     """Error of RoI pooling and its gradients, in tolerances."""
     torch.manual_seed(0)
@@ -96,7 +72,10 @@ def pooling(dtype: torch.dtype, deformed: bool) -> float:
         torch.autograd.grad(wanted, exact, grad.double()),
         strict=True,
     )
-    return max(error, *(relative(*pair) / (2 * regions.GRAD_TOLERANCE[dtype]) for pair in pairs))
+    return max(
+        error,
+        *(grads.relative(one.cpu(), other) / (2 * regions.GRAD_TOLERANCE[dtype]) for one, other in pairs),
+    )
 
 
 def suppression(boxes_per_set: int) -> float:
@@ -113,7 +92,7 @@ def comparisons() -> Iterator[tuple[str, Callable[[], float]]]:
     for name in convolutions.RUNS:
         yield f"convolution {name}", partial(convolution, name)
     for name in grads.RUNS:
-        yield f"gradients {name}", partial(convolution_grads, name)
+        yield f"gradients {name}", partial(grads.error_on_gpu, name)
     for dtype in regions.GRAD_TOLERANCE:
         for deformed in (False, True):
             yield f"pooling {dtype} {'deformed' if deformed else 'rigid'}", partial(pooling, dtype, deformed)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo import __version__
-from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, check_run, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
@@ -66,6 +66,7 @@ class InferenceOptions:
         """
         from dcnzoo.safe_copy import is_safetensors
 
+        check_run(model=self.model, arch=self.arch, resume=self.resume, overwrite=self.overwrite)
         if self.model is None and self.weights is None:
             raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
         if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
@@ -73,12 +74,8 @@ class InferenceOptions:
                 "--weights needs --arch, the architecture that the file was trained with,"
                 " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
             )
-        if self.model is not None and self.arch is not None:
-            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.short_side and self.long_side and self.short_side > self.long_side:
             raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
-        if self.resume and self.overwrite:
-            raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
 
     def note(self, program: str) -> dict[str, Any]:
         """Returns what is noted about the run: program, version and options, in JSON types."""

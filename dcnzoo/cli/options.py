@@ -32,6 +32,18 @@ def several(
     return convert
 
 
+def check_run(*, model: str | None, arch: str | None, resume: bool, overwrite: bool) -> None:
+    """Checks options that every command with a model and a folder for its results has.
+
+    Raises:
+        click.UsageError: they do not go together.
+    """
+    if model is not None and arch is not None:
+        raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
+    if resume and overwrite:
+        raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
+
+
 def url_base_option(command: Command) -> Command:
     """Adds `--url-base`, for commands that may download a checkpoint."""
     return click.option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.inference import FREE, machine_options, model_options, own_device, run_note
-from dcnzoo.cli.options import FILE, POSITIVE, several
+from dcnzoo.cli.options import FILE, POSITIVE, check_run, several
 from dcnzoo.writers.folder import OutputFolder, output_errors
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Options:
         Raises:
             click.UsageError: they do not go together.
         """
+        check_run(model=self.model, arch=self.arch, resume=self.resume, overwrite=self.overwrite)
         self._check_model()
         if self.val is None and self.val_images is not None:
             raise click.UsageError("--val-images are the images of --val; give both or none.")
@@ -95,16 +96,12 @@ class Options:
             raise click.UsageError("--milestones belong to --decay step; cosine has none.")
         if self.milestones and max(self.milestones) >= self.epochs:
             raise click.UsageError(f"--milestones must lie before the end, after {self.epochs} epochs.")
-        if self.resume and self.overwrite:
-            raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise click.UsageError("--tensorboard needs TensorBoard; `pip install tensorboard` does it.")
 
     def _check_model(self) -> None:
         from dcnzoo.safe_copy import is_safetensors
 
-        if self.model is not None and self.arch is not None:
-            raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.from_scratch and self.weights is not None:
             raise click.UsageError("--from-scratch starts without weights; leave --weights out, or it.")
         if self.model is not None:

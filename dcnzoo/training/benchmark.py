@@ -30,7 +30,7 @@ from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
 from dcnzoo.training.batches import Batch
 from dcnzoo.training.initialise import learning_rate_multiplier, load_for_training, prepare_for_training
-from dcnzoo.training.losses import detection_losses
+from dcnzoo.training.losses import LossNetwork
 from dcnzoo.training.schedule import make_optimizer, parameter_groups
 from dcnzoo.training.start import TrainingOptions, find_source
 from dcnzoo.training.targets import Target
@@ -189,24 +189,19 @@ class _Step:
     """
 
     def __init__(self, model: RCNN, precision: str, device: torch.device) -> None:
-        self._model, self._precision, self._device = model, precision, device
+        self._network, self._device = LossNetwork(model, dtype=PRECISIONS[precision]), device
         groups = parameter_groups(model, learning_rate_multiplier)
         self._optimizer = make_optimizer("sgd", groups, learning_rate=LEARNING_RATE)
 
     def run(self, batch: Batch) -> StageTimes:
         times = StageTimes()
-        dtype = PRECISIONS[self._precision]
-        lowered = dtype != torch.float32
         with self._measured(times, "forward"):
-            with torch.autocast(self._device.type, dtype, enabled=lowered):
-                losses = detection_losses(
-                    self._model, batch.images, batch.image_sizes, batch.targets, torch.Generator()
-                )
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            losses = self._network(batch.images, batch.image_sizes, batch.targets, torch.Generator())
+            total = torch.stack(list(losses.values())).sum()
         with self._measured(times, "backward"):
             total.backward()  # type: ignore[no-untyped-call]
         with self._measured(times, "optimizer"):
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), math.inf)
+            torch.nn.utils.clip_grad_norm_(self._network.parameters(), math.inf)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         return times

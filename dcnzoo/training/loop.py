@@ -36,7 +36,7 @@ from dcnzoo.training.checkpoint import (
 )
 from dcnzoo.training.ema import ModelEMA
 from dcnzoo.training.history import write_picture, write_table
-from dcnzoo.training.losses import detection_losses
+from dcnzoo.training.losses import LossNetwork
 from dcnzoo.training.reporter import Reporter
 from dcnzoo.training.schedule import Schedule, set_learning_rate
 from dcnzoo.training.targets import Target
@@ -72,26 +72,6 @@ class LoopSettings:
     evaluate_every: int = 1
     save_every: int = 1000
     log_every: int = 50
-
-
-class LossNetwork(nn.Module):
-    """A detector whose forward gives the losses, as DistributedDataParallel needs it."""
-
-    def __init__(self, model: RCNN, roi_samples: int | None) -> None:
-        super().__init__()
-        self.model, self.roi_samples = model, roi_samples
-
-    def forward(
-        self,
-        images: Tensor,
-        image_sizes: list[tuple[int, int]],
-        targets: list[Target],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Returns the losses of a batch, as `detection_losses` does."""
-        return detection_losses(
-            self.model, images, image_sizes, targets, generator, roi_samples=self.roi_samples
-        )
 
 
 class Trainer:
@@ -137,7 +117,7 @@ class Trainer:
         self.progress = Progress()
         if saved is not None:
             self._restore(saved)
-        self.network: nn.Module = LossNetwork(model, settings.roi_samples)
+        self.network: nn.Module = LossNetwork(model, settings.roi_samples, PRECISIONS[settings.precision])
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 
@@ -216,11 +196,8 @@ class Trainer:
         targets = [_moved(target, self.device) for target in batch.targets]
         position = self.progress.epoch * len(self.loader) + self.progress.batch
         generator = seeded_generator(self.settings.seed, SAMPLING, position, self.processes.rank)
-        dtype = PRECISIONS[self.settings.precision]
-        lowered = dtype != torch.float32
-        with torch.autocast(self.device.type, dtype if lowered else None, enabled=lowered):
-            losses: dict[str, Tensor] = self.network(images, batch.image_sizes, targets, generator)
-        return {name: loss.float() for name, loss in losses.items()}
+        losses: dict[str, Tensor] = self.network(images, batch.image_sizes, targets, generator)
+        return losses
 
     def _step(self, batch: Batch) -> None:
         progress = self.progress

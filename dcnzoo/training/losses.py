@@ -84,6 +84,37 @@ def recipe_of(model: RCNN) -> Recipe:
     return MASK if model.has_masks else FASTER
 
 
+class LossNetwork(nn.Module):
+    """A detector whose forward gives the losses, as DistributedDataParallel needs it.
+
+    Args:
+        model: prepared for training.
+        roi_samples: regions of an image that a box head learns from, None for as many as published.
+        dtype: of the forward pass, where autocast lowers it; weights and losses are float32.
+    """
+
+    def __init__(
+        self, model: RCNN, roi_samples: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.model, self.roi_samples, self.dtype = model, roi_samples, dtype
+
+    def forward(
+        self,
+        images: Tensor,
+        image_sizes: list[Size],
+        targets: list[Target],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Returns the losses of a batch, as `detection_losses` does."""
+        lowered = self.dtype != torch.float32
+        with torch.autocast(images.device.type, self.dtype if lowered else None, enabled=lowered):
+            losses = detection_losses(
+                self.model, images, image_sizes, targets, generator, roi_samples=self.roi_samples
+            )
+        return {name: loss.float() for name, loss in losses.items()}
+
+
 @dataclass(frozen=True)
 class _Batch:
     """What the losses of a batch are computed from, besides what the network says."""

@@ -462,7 +462,10 @@ def effective_lines(
     factors = f"{processes.count} processes x {options.accumulate} batches x {options.batch_size}"
     total = f"{schedule.total_steps} in {schedule.epochs} epochs"
     yield f"steps: {schedule.steps_per_epoch} per epoch, {total}, {images} images each ({factors})"
-    fall = f"a tenth after epochs {listing(schedule.milestones)}" if schedule.decay == "step" else "cosine"
+    if schedule.decay == "step":
+        fall = f"a tenth after epochs {listing(schedule.milestones)}" if schedule.milestones else "constant"
+    else:
+        fall = schedule.decay
     yield f"learning rate: {schedule.learning_rate:.4g}, {fall}, warm-up of {schedule.warmup_steps} steps"
     momentum = f"momentum {options.momentum:g}, " if options.optimizer == "sgd" else ""
     clip = "not clipped" if options.clip_norm is None else f"clipped to {options.clip_norm:g}"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import dcnzoo.training.loop
+import dcnzoo.training.losses
 from dcnzoo.build import build_model
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.manifest import Architecture
@@ -205,7 +205,7 @@ class TestProblems:
         assert not OUT.exists()
 
     def test_a_loss_that_is_no_number(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-        detection_losses = dcnzoo.training.loop.detection_losses
+        detection_losses = dcnzoo.training.losses.detection_losses
 
         def spoilt(*arguments: Any, **options: Any) -> dict[str, Tensor]:
             found = detection_losses(*arguments, **options)
@@ -213,7 +213,7 @@ class TestProblems:
             return found | {"loss_cls": found["loss_cls"] * (float("nan") if len(calls) == 2 else 1)}
 
         calls: list[int] = []
-        monkeypatch.setattr(dcnzoo.training.loop, "detection_losses", spoilt)
+        monkeypatch.setattr(dcnzoo.training.losses, "detection_losses", spoilt)
         code, _, err = train("--save-every", 1)
         assert code == 1
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]

@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from dcnzoo.writers import read_journal
+from tests.e2e.life import Life, Server, serving
 from tests.pictures import noise, save
 from tests.random_detector import CLASSES, MASK_ARCH, write_random_checkpoint
 from tests.waiting import wait_until
@@ -32,47 +33,11 @@ COMMIT_OFTEN = "import dcnzoo.writers.shard as shard; shard.COMMIT_SECONDS = 0.0
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"
 
 
-class Life:
-    """A process of the program, from its start to its end; leaving the context kills it if need be."""
-
-    def __init__(self, answers: IO[str]) -> None:
-        self._answers = answers
-        self._code: int | None = None
-        self.pid = self._answer("process")
-
-    def end(self) -> int:
-        """Waits for the process and gives its exit code."""
-        if self._code is None:
-            self._code = self._answer("ended")
-        return self._code
-
-    def _answer(self, kind: str) -> int:
-        answered, number = self._answers.readline().split()
-        assert answered == kind
-        return int(number)
-
-    def __enter__(self) -> Life:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._code is None:
-            self.send(signal.SIGKILL)
-            self.end()
-
-    def send(self, signum: signal.Signals) -> None:
-        os.kill(self.pid, signum)
-
-    def readers(self) -> list[int]:
-        """Processes that read images for it."""
-        threads = Path(f"/proc/{self.pid}/task").iterdir()
-        return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
-
-
 class Room(NamedTuple):
     """A folder with images, annotations and a model; and what starts processes there."""
 
     path: Path
-    server: subprocess.Popen[str]
+    server: Server
 
     def run(self, command: str, out: str, *options: str, setup: str = COMMIT_OFTEN) -> int:
         """Runs the program to its end and gives its exit code."""
@@ -91,12 +56,7 @@ class Room(NamedTuple):
             SIDES[1],
         ]
         arguments = [*command.split(), *model, "--device", "cpu", "--quiet", "--workers", "0", "--out", out]
-        assert self.server.stdin
-        assert self.server.stdout
-        life = {"arguments": [*arguments, *options], "setup": setup}
-        self.server.stdin.write(json.dumps(life) + "\n")
-        self.server.stdin.flush()
-        return Life(self.server.stdout)
+        return self.server.start([*arguments, *options], setup)
 
     def done(self, out: str) -> int:
         """Images that count."""
@@ -120,15 +80,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
     content = {"images": images, "categories": categories, "annotations": objects}
     (path / "annotations.json").write_text(json.dumps(content))
-    command = [sys.executable, "-m", "tests.e2e.lives", str(path / "masks.pth"), MASK_ARCH, *SIDES]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=path, env=environment, stdin=pipe, stdout=pipe, text=True) as server:
-        assert server.stdout
-        assert server.stdout.readline() == "ready\n"
+    with serving(path, str(path / "masks.pth"), MASK_ARCH, *SIDES) as server:
         yield Room(path, server)
-        assert server.stdin
-        server.stdin.close()
 
 
 @pytest.fixture(scope="module")

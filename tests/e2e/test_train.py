@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,19 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.test_crashes import Life
+from tests.e2e.life import ENVIRONMENT, Life, Server, serving
 from tests.training_room import MASK_ARCH, furnish, options
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
-# One thread per process: sums of floats depend on how threads share them.
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-}
 LONG = ["--epochs", "2", "--save-every", "1", "--log-every", "1", "--ema", "0.9", "--workers", "1"]
 STEPS = 4
 PATIENCE = 300
@@ -36,16 +27,12 @@ PATIENCE = 300
 class Room:
     """A folder to train in, and what starts processes there."""
 
-    def __init__(self, path: Path, server: subprocess.Popen[str]) -> None:
+    def __init__(self, path: Path, server: Server) -> None:
         self.path, self.server = path, server
 
     def start(self, out: str, *more: str) -> Life:
         arguments = [*options(self.path, MASK_ARCH), *LONG, "--out", out, *more]
-        assert self.server.stdin
-        assert self.server.stdout
-        self.server.stdin.write(json.dumps({"arguments": arguments, "setup": ""}) + "\n")
-        self.server.stdin.flush()
-        return Life(self.server.stdout)
+        return self.server.start(arguments)
 
     def run(self, out: str, *more: str) -> int:
         with self.start(out, *more) as life:
@@ -64,14 +51,8 @@ class Room:
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     path = furnish(tmp_path_factory.mktemp("room"), images=4)
-    command = [sys.executable, "-m", "tests.e2e.lives"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=path, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True) as server:
-        assert server.stdout
-        assert server.stdout.readline() == "ready\n"
+    with serving(path) as server:
         yield Room(path, server)
-        assert server.stdin
-        server.stdin.close()
 
 
 @pytest.fixture(scope="module")

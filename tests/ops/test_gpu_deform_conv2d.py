@@ -242,19 +242,7 @@ def test_operator_obeys_the_rules_of_pytorch(name: str) -> None:
 
 @pytest.mark.parametrize("name", cuda_grad_cases.RUNS)
 def test_gradients_agree_with_those_of_the_reference(name: str) -> None:
-    case, dtype = cuda_grad_cases.RUNS[name]
-    case = replace(case, relu=False, bias=False)
-    tensors = case.tensors(dtype)
-    leaves = {key: value.cuda().requires_grad_() for key, value in tensors.items()}
-    output = ops.deform_conv2d(**leaves, **case.options())
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    output.backward(grad.cuda())
-    for key, wanted in cuda_grad_cases.exact_grads(case, tensors, grad).items():
-        found = leaves[key].grad
-        assert found is not None
-        assert found.dtype == dtype
-        difference = (found.double().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-3)
-        assert difference <= 2 * cuda_grad_cases.TOLERANCE[dtype]  # sums in another order
+    assert cuda_grad_cases.error_on_gpu(name) <= 1
 
 
 def test_gradients_of_bias_and_relu() -> None:
