@@ -56,6 +56,7 @@ class Options:
     warmup: int | None
     clip_norm: float | None
     roi_samples: int | None
+    mask_samples: int | None
     ema: float | None
     norm: str | None
     frozen_stages: int | None
@@ -194,6 +195,12 @@ class Options:
     type=click.IntRange(min=4),
     metavar="N",
     help="Regions of an image that a box head learns from, a quarter of them objects.  [default: 512]",
+)
+@click.option(
+    "--mask-samples",
+    type=POSITIVE,
+    metavar="N",
+    help="Of these objects, how many a mask head learns from at most.  [default: all]",
 )
 @click.option(
     "--ema",

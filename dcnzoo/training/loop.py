@@ -57,6 +57,7 @@ class LoopSettings:
         accumulate: batches of an optimizer step.
         clip_norm: largest norm of the gradient, None for any.
         roi_samples: regions of an image that a box head learns from, None for as many as published.
+        mask_samples: regions of an image that a mask head learns from, None for as many as published.
         precision: of the forward pass: "fp32", "tf32", "fp16" or "bf16"; weights are float32.
         seed: of the run.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -67,6 +68,7 @@ class LoopSettings:
     accumulate: int = 1
     clip_norm: float | None = None
     roi_samples: int | None = None
+    mask_samples: int | None = None
     precision: str = "fp32"
     seed: int = 0
     evaluate_every: int = 1
@@ -117,7 +119,8 @@ class Trainer:
         self.progress = Progress()
         if saved is not None:
             self._restore(saved)
-        self.network: nn.Module = LossNetwork(model, settings.roi_samples, PRECISIONS[settings.precision])
+        dtype = PRECISIONS[settings.precision]
+        self.network: nn.Module = LossNetwork(model, settings.roi_samples, settings.mask_samples, dtype)
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 

@@ -30,6 +30,7 @@ from dcnzoo.training.targets import (
     mask_targets,
     sample,
     sample_rois,
+    some_positive,
 )
 
 Size = tuple[int, int]
@@ -90,14 +91,20 @@ class LossNetwork(nn.Module):
     Args:
         model: prepared for training.
         roi_samples: regions of an image that a box head learns from, None for as many as published.
+        mask_samples: regions of an image that a mask head learns from, None for as many as published.
         dtype: of the forward pass, where autocast lowers it; weights and losses are float32.
     """
 
     def __init__(
-        self, model: RCNN, roi_samples: int | None = None, dtype: torch.dtype = torch.float32
+        self,
+        model: RCNN,
+        roi_samples: int | None = None,
+        mask_samples: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.model, self.roi_samples, self.dtype = model, roi_samples, dtype
+        self.model, self.dtype = model, dtype
+        self.samples = {"roi_samples": roi_samples, "mask_samples": mask_samples}
 
     def forward(
         self,
@@ -109,9 +116,7 @@ class LossNetwork(nn.Module):
         """Returns the losses of a batch, as `detection_losses` does."""
         lowered = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype if lowered else None, enabled=lowered):
-            losses = detection_losses(
-                self.model, images, image_sizes, targets, generator, roi_samples=self.roi_samples
-            )
+            losses = detection_losses(self.model, images, image_sizes, targets, generator, **self.samples)
         return {name: loss.float() for name, loss in losses.items()}
 
 
@@ -125,6 +130,7 @@ class _Batch:
     targets: list[Target]
     generator: torch.Generator
     roi_sampling: Sampling
+    mask_samples: int | None
 
 
 def detection_losses(
@@ -135,6 +141,7 @@ def detection_losses(
     generator: torch.Generator,
     *,
     roi_samples: int | None = None,
+    mask_samples: int | None = None,
 ) -> dict[str, Tensor]:
     """Computes the losses of a batch, weighted: their sum is what to minimise.
 
@@ -145,7 +152,8 @@ def detection_losses(
         targets: what is in each image; with masks for a detector with masks.
         generator: on the CPU; draws the samples.
         roi_samples: regions of an image that a box head learns from, None for 512 as published; a quarter at
-            most are objects, and the mask head learns from those.
+            most are objects.
+        mask_samples: how many of those a mask head learns from at most, None for all as published.
 
     Returns:
         Scalars under the reference's names: loss_rpn_cls, loss_rpn_bbox, loss_cls, loss_bbox, loss_mask; in
@@ -161,7 +169,7 @@ def detection_losses(
     if model.has_masks and any(target.masks is None for target in targets):
         raise ValueError("a detector with masks needs the masks of every target")
     roi_sampling = ROI_SAMPLING if roi_samples is None else replace(ROI_SAMPLING, num_samples=roi_samples)
-    batch = _Batch(model, recipe_of(model), image_sizes, targets, generator, roi_sampling)
+    batch = _Batch(model, recipe_of(model), image_sizes, targets, generator, roi_sampling, mask_samples)
     features = model.neck(model.backbone(images))
     outputs = {name: model.rpn_head.predict(feature) for name, feature in features.items()}
     losses = _rpn_losses(batch, outputs)
@@ -236,9 +244,10 @@ def _roi_losses(batch: _Batch, features: Features, proposals: list[Tensor]) -> d
         found = _box_head_losses(batch, samples, logits, deltas, box_head.stds)
         found["loss_cls"] = found["loss_cls"] + _touch(roi_head.bbox_roi_extractor)
         if roi_head.mask_roi_extractor is not None and mask_head is not None:
-            positive = boxes_to_rois([each.positive_boxes for each in samples])
+            masked = [some_positive(each, batch.mask_samples, batch.generator) for each in samples]
+            positive = boxes_to_rois([each.boxes for each in masked])
             mask_logits = mask_head(roi_head.mask_roi_extractor(features, positive))
-            found["loss_mask"] = _mask_loss(batch, samples, mask_logits)
+            found["loss_mask"] = _mask_loss(batch, masked, mask_logits)
         prefix = f"s{stage}." if len(recipe.stages) > 1 else ""
         losses |= {prefix + name: recipe.weights[stage] * loss for name, loss in found.items()}
         if stage + 1 < len(recipe.stages):

@@ -83,6 +83,7 @@ class TrainingOptions:
         warmup: steps in which it rises.
         clip_norm: largest norm of the gradient.
         roi_samples: regions of an image that a box head learns from.
+        mask_samples: regions of an image that a mask head learns from.
         ema: decay of the average of the weights; None for no average.
         norm: what becomes of batch norm's statistics.
         frozen_stages: stages of the backbone that stay as they are.
@@ -125,6 +126,7 @@ class TrainingOptions:
     warmup: int | None = None
     clip_norm: float | None = None
     roi_samples: int | None = None
+    mask_samples: int | None = None
     ema: float | None = None
     norm: Norm | None = None
     frozen_stages: int | None = None

@@ -197,6 +197,20 @@ def sample_rois(
     return RoISample(boxes[chosen], assigned[positive], chosen < len(own))
 
 
+def some_positive(found: RoISample, most: int | None, generator: torch.Generator) -> RoISample:
+    """Draws some of the positive regions, or takes all.
+
+    Args:
+        found: what `sample_rois` gave.
+        most: how many at most; None for all.
+        generator: on the CPU.
+    """
+    chosen = torch.arange(len(found.objects), device=found.objects.device)
+    if most is not None:
+        chosen = _choose(chosen, most, generator)
+    return RoISample(found.boxes[chosen], found.objects[chosen], found.is_object[chosen])
+
+
 def encode_boxes(
     boxes: Tensor, objects: Tensor, stds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
 ) -> Tensor:

@@ -13,7 +13,8 @@ from dcnzoo.training.targets import Target
 
 
 @pytest.mark.parametrize(("roi_samples", "regions"), [(8, 8), (24, 24), (None, 512)])
-def test_heads_see_as_many_regions(roi_samples: int | None, regions: int) -> None:
+@pytest.mark.parametrize("mask_samples", [None, 1, 2, 1000])
+def test_heads_see_as_many_regions(roi_samples: int | None, regions: int, mask_samples: int | None) -> None:
     model = build_model(Architecture.parse("mask_rcnn_r18w16_fpn16_fc32"), num_classes=2)
     generator = torch.Generator().manual_seed(0)
     initialise_weights(model, generator)
@@ -27,6 +28,8 @@ def test_heads_see_as_many_regions(roi_samples: int | None, regions: int) -> Non
     roi_head.bbox_head.register_forward_hook(lambda _, inputs, __: seen.update(box=len(inputs[0])))
     roi_head.mask_head.register_forward_hook(lambda _, inputs, __: seen.update(mask=len(inputs[0])))
     images = torch.randn(1, 3, 128, 128, generator=generator)
-    detection_losses(model, images, [(128, 128)], [target], generator, roi_samples=roi_samples)
+    detection_losses(
+        model, images, [(128, 128)], [target], generator, roi_samples=roi_samples, mask_samples=mask_samples
+    )
     assert seen["box"] == regions
-    assert 2 <= seen["mask"] <= regions // 4
+    assert min(2, mask_samples or 2) <= seen["mask"] <= min(regions // 4, mask_samples or regions)
