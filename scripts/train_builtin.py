@@ -35,11 +35,20 @@ RECIPE = {
     "--decay": "cosine",
     "--warmup": 100,
     "--clip-norm": 10,
-    "--roi-samples": 32,
 }
+FEW_SAMPLES = {"--roi-samples": 32}
+MANY_SAMPLES = {"--roi-samples": 128, "--mask-samples": 4}
 ROUNDS = (
-    {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0},
-    {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1},
+    {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0, **FEW_SAMPLES},
+    {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1, **FEW_SAMPLES},
+    {
+        "--epochs": 14,
+        "--learning-rate": 0.001,
+        "--seed": 2,
+        **MANY_SAMPLES,
+        "--ema": 0.999,
+        "--vertical-flip": 0.5,
+    },
 )
 """Each begins with the weights of the one before and a high learning rate (arXiv:1608.03983)."""
 

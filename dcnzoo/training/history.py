@@ -137,11 +137,11 @@ class _Chart:
 
 
 def round_up(value: float) -> float:
-    """Returns the end of an axis that a value fits on: 1, 2 or 5 times a power of ten."""
+    """Returns the end of an axis that a value fits on and whose fifths are short numbers."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value)
+    return next(factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value)
 
 
 def describe(row: Row) -> Iterator[str]:
