@@ -28,7 +28,11 @@ WEIGHTS = CHECKOUT / "dcnzoo" / "weights" / f"{NAME}.safetensors"
 PROCESSES = 2
 """That share the work; each has a batch of its own, and batch norm the statistics of that."""
 
-TRAIN, TEST = {"count": 4000, "seed": 1}, {"count": 500, "seed": 2}
+SETS = {
+    "train": {"count": 4000, "seed": 1},
+    "more": {"count": 4000, "seed": 4},
+    "test": {"count": 500, "seed": 2},
+}
 RECIPE = {
     "--batch-size": 4,
     "--optimizer": "adamw",
@@ -37,20 +41,15 @@ RECIPE = {
     "--clip-norm": 10,
 }
 FEW_SAMPLES = {"--roi-samples": 32}
-MANY_SAMPLES = {"--roi-samples": 128, "--mask-samples": 4}
-ROUNDS = (
-    {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0, **FEW_SAMPLES},
-    {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1, **FEW_SAMPLES},
-    {
-        "--epochs": 14,
-        "--learning-rate": 0.001,
-        "--seed": 2,
-        **MANY_SAMPLES,
-        "--ema": 0.999,
-        "--vertical-flip": 0.5,
-    },
+MANY_SAMPLES = {"--roi-samples": 128, "--mask-samples": 4, "--ema": 0.999, "--vertical-flip": 0.5}
+ROUNDS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("train", {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0, **FEW_SAMPLES}),
+    ("train", {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1, **FEW_SAMPLES}),
+    ("train", {"--epochs": 14, "--learning-rate": 0.001, "--seed": 2, **MANY_SAMPLES}),
+    ("more", {"--epochs": 8, "--learning-rate": 0.0006, "--seed": 3, **MANY_SAMPLES}),
 )
-"""Each begins with the weights of the one before and a high learning rate (arXiv:1608.03983)."""
+"""Sets of pictures and options. A round begins with the weights of the one before and a high learning rate
+(arXiv:1608.03983)."""
 
 
 def main() -> None:
@@ -62,9 +61,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    for folder, what in ((out / "train", TRAIN), (out / "test", TEST)):
-        if not (folder / "annotations.json").is_file():
-            write_set(folder, **what)
+    for name, what in SETS.items():
+        if not (out / name / "annotations.json").is_file():
+            write_set(out / name, **what)
     for number in range(len(ROUNDS)):
         train(out, number, resume=arguments.resume)
     store(weights_of(out, len(ROUNDS) - 1))
@@ -72,13 +71,14 @@ def main() -> None:
 
 
 def train(out: Path, number: int, *, resume: bool) -> None:
-    """Trains a round on the pictures in `out`/train."""
+    """Trains a round."""
+    name, chosen = ROUNDS[number]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", PROCESSES]
-    data = ["--train", out / "train" / "annotations.json", "--images", out / "train" / "images", "--strict"]
+    data = ["--train", out / name / "annotations.json", "--images", out / name / "images", "--strict"]
     start: list[object] = ["--from-scratch"]
     if number > 0:
         start = ["--weights", weights_of(out, number - 1), "--norm", "trainable", "--frozen-stages", -1]
-    options = [word for pair in (RECIPE | ROUNDS[number]).items() for word in pair]
+    options = [word for pair in (RECIPE | chosen).items() for word in pair]
     folder = ["--out", weights_of(out, number).parent, "--resume" if resume else "--overwrite"]
     python(*several, "-m", "dcnzoo", "train", "--model", NAME, *start, *data, *options, *folder)
 
