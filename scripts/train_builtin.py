@@ -28,11 +28,7 @@ WEIGHTS = CHECKOUT / "dcnzoo" / "weights" / f"{NAME}.safetensors"
 PROCESSES = 2
 """That share the work; each has a batch of its own, and batch norm the statistics of that."""
 
-SETS = {
-    "train": {"count": 4000, "seed": 1},
-    "more": {"count": 4000, "seed": 4},
-    "test": {"count": 500, "seed": 2},
-}
+SETS = {"train": {"count": 4000, "seed": 1}, "test": {"count": 500, "seed": 2}}
 RECIPE = {
     "--batch-size": 4,
     "--optimizer": "adamw",
@@ -42,14 +38,12 @@ RECIPE = {
 }
 FEW_SAMPLES = {"--roi-samples": 32}
 MANY_SAMPLES = {"--roi-samples": 128, "--mask-samples": 4, "--ema": 0.999, "--vertical-flip": 0.5}
-ROUNDS: tuple[tuple[str, dict[str, float]], ...] = (
-    ("train", {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0, **FEW_SAMPLES}),
-    ("train", {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1, **FEW_SAMPLES}),
-    ("train", {"--epochs": 14, "--learning-rate": 0.001, "--seed": 2, **MANY_SAMPLES}),
-    ("more", {"--epochs": 8, "--learning-rate": 0.0006, "--seed": 3, **MANY_SAMPLES}),
+ROUNDS: tuple[dict[str, float], ...] = (
+    {"--epochs": 6, "--learning-rate": 0.0015, "--seed": 0, **FEW_SAMPLES},
+    {"--epochs": 2, "--learning-rate": 0.0008, "--seed": 1, **FEW_SAMPLES},
+    {"--epochs": 14, "--learning-rate": 0.001, "--seed": 2, **MANY_SAMPLES},
 )
-"""Sets of pictures and options. A round begins with the weights of the one before and a high learning rate
-(arXiv:1608.03983)."""
+"""Each begins with the weights of the one before and a high learning rate (arXiv:1608.03983)."""
 
 
 def main() -> None:
@@ -71,14 +65,13 @@ def main() -> None:
 
 
 def train(out: Path, number: int, *, resume: bool) -> None:
-    """Trains a round."""
-    name, chosen = ROUNDS[number]
+    """Trains a round on the pictures in `out`/train."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", PROCESSES]
-    data = ["--train", out / name / "annotations.json", "--images", out / name / "images", "--strict"]
+    data = ["--train", out / "train" / "annotations.json", "--images", out / "train" / "images", "--strict"]
     start: list[object] = ["--from-scratch"]
     if number > 0:
         start = ["--weights", weights_of(out, number - 1), "--norm", "trainable", "--frozen-stages", -1]
-    options = [word for pair in (RECIPE | chosen).items() for word in pair]
+    options = [word for pair in (RECIPE | ROUNDS[number]).items() for word in pair]
     folder = ["--out", weights_of(out, number).parent, "--resume" if resume else "--overwrite"]
     python(*several, "-m", "dcnzoo", "train", "--model", NAME, *start, *data, *options, *folder)
 

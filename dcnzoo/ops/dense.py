@@ -1,4 +1,4 @@
-"""Dense layers for inference on a CPU: convolution and matrix product with packed weights and fused ReLU.
+"""Dense layers on a CPU: convolution and matrix product with packed weights and fused ReLU.
 
 Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the
 latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does. The results
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcnzoo.ops import conv_grad
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 
 
@@ -42,7 +43,16 @@ def conv3x3(
     if packed_weight is not None and _kernels_take(input):
         output: Tensor = torch.ops.dcnzoo.conv3x3(input, packed_weight, bias, weight.shape[0], relu)
         return output
+    if conv_grad.is_faster(input, weight):
+        return _activate(conv_grad.conv3x3(input, weight, bias, _learning_conv3x3), relu)
     return _activate(F.conv2d(input, weight, bias, padding=1), relu)
+
+
+@torch.no_grad()
+def _learning_conv3x3(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`conv3x3` with a weight that will be another one next time."""
+    packed_weight = pack_conv3x3_weight(weight.contiguous()) if _kernels_take(input) else None
+    return conv3x3(input, weight, bias, packed_weight=packed_weight)
 
 
 def conv1x1(
