@@ -130,7 +130,7 @@ class _Batch:
     targets: list[Target]
     generator: torch.Generator
     roi_sampling: Sampling
-    mask_samples: int | None
+    mask_samples: int | None = None
 
 
 def detection_losses(
