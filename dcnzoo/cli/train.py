@@ -27,6 +27,7 @@ CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": [
 
 _NOT_NEGATIVE = click.FloatRange(min=0)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+_SHARE = click.FloatRange(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +231,7 @@ class Options:
 @click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels.")
 @click.option(
     "--flip",
-    type=click.FloatRange(0, 1),
+    type=_SHARE,
     metavar="X",
     default=0.5,
     show_default=True,
@@ -238,7 +239,7 @@ class Options:
 )
 @click.option(
     "--vertical-flip",
-    type=click.FloatRange(0, 1),
+    type=_SHARE,
     metavar="X",
     default=0,
     show_default=True,

@@ -28,7 +28,8 @@ Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def is_faster(input: Tensor, weight: Tensor) -> bool:
     """Whether `conv3x3` is what to call: there will be a gradient of the weight, and it is large."""
-    pixels = input.numel() // max(input.shape[1], 1)
+    images, channels, height, width = input.shape
+    pixels = images * height * width
     return (
         input.device.type == "cpu"
         and input.dtype == weight.dtype
@@ -36,7 +37,7 @@ def is_faster(input: Tensor, weight: Tensor) -> bool:
         and weight.requires_grad
         and torch.is_grad_enabled()
         and pixels >= LEAST_PIXELS
-        and pixels * weight.shape[0] * weight.shape[1] >= LEAST_PRODUCTS
+        and pixels * channels * weight.shape[0] >= LEAST_PRODUCTS
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )

@@ -1,7 +1,8 @@
 """Dense layers on a CPU: convolution and matrix product with packed weights and fused ReLU.
 
 Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the
-latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does. The results
+latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does, but for large
+`conv3x3` that learn, whose derivatives are those of `conv_grad`. The results
 agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
 deviations of the output at most, and 1e-6 in the mean.
 
@@ -51,8 +52,7 @@ def conv3x3(
 @torch.no_grad()
 def _learning_conv3x3(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`conv3x3` with a weight that will be another one next time."""
-    packed_weight = pack_conv3x3_weight(weight.contiguous()) if _kernels_take(input) else None
-    return conv3x3(input, weight, bias, packed_weight=packed_weight)
+    return conv3x3(input, weight, bias, packed_weight=pack_conv3x3_weight(weight))
 
 
 def conv1x1(

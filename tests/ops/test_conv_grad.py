@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_weight
 
 from dcnzoo.ops import conv_grad, dense
 
-SIZE = (2, 6, 5, 7)
+SIZES = ((2, 6, 5, 7), (4, 6, 3, 3), (4,))
 
 
 @pytest.fixture
@@ -22,11 +22,10 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_grad, "LEAST_PIXELS", 0)
 
 
-def leaves(*, channels: int = 6, out_channels: int = 4, bias: bool = True) -> list[Tensor | None]:
+def leaves() -> list[Tensor]:
+    """Input, weight and bias."""
     torch.manual_seed(0)
-    sizes = [(SIZE[0], channels, *SIZE[2:]), (out_channels, channels, 3, 3), (out_channels,)]
-    made: list[Tensor | None] = [torch.randn(*size, dtype=torch.float64).requires_grad_() for size in sizes]
-    return made if bias else [*made[:2], None]
+    return [torch.randn(*size, dtype=torch.float64).requires_grad_() for size in SIZES]
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,8 +41,7 @@ def test_weight_grad_of_any_size(sizes: tuple[int, int, int, int, int], channels
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("bias", [False, True])
 def test_all_gradients(bias: bool) -> None:
-    tensors = leaves(bias=bias)
-    given = [tensor for tensor in tensors if tensor is not None]
+    given = leaves() if bias else leaves()[:2]
     assert conv_grad.is_faster(given[0], given[1])
     assert torch.autograd.gradcheck(lambda *values: dense.conv3x3(*values, relu=True), given)
     found, expected = dense.conv3x3(*given), F.conv2d(*given, padding=1)
@@ -70,7 +68,7 @@ def test_large_ones_in_float32(backend: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("always")
 def test_only_what_is_wanted() -> None:
-    input, weight, bias = (tensor.detach() for tensor in leaves() if tensor is not None)
+    input, weight, bias = (tensor.detach() for tensor in leaves())
     assert not conv_grad.is_faster(input, weight)
     weight.requires_grad_()
     dense.conv3x3(input, weight, bias).sum().backward()
@@ -83,7 +81,7 @@ def test_only_what_is_wanted() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_autocast_and_compilation_are_pytorchs() -> None:
-    input, weight, bias = (tensor.detach().float() for tensor in leaves() if tensor is not None)
+    input, weight, bias = (tensor.detach().float() for tensor in leaves())
     weight.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         found = dense.conv3x3(input, weight, bias)
@@ -92,6 +90,6 @@ def test_autocast_and_compilation_are_pytorchs() -> None:
 
 
 def test_small_convolutions_are_pytorchs() -> None:
-    input, weight, bias = (tensor for tensor in leaves() if tensor is not None)
+    input, weight, bias = leaves()
     assert not conv_grad.is_faster(input, weight)
     assert "ConvolutionBackward" in type(dense.conv3x3(input, weight, bias).grad_fn).__name__
