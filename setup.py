@@ -193,6 +193,10 @@ def native_build() -> dict[str, Any]:
                 self.add_cpu_kernels(extension)
             else:
                 extension.extra_objects += cuda_objects(nvcc, Path(self.build_temp, "cuda"))
+            made = Path(self.get_ext_fullpath(extension.name))
+            objects = [Path(each).stat().st_mtime for each in extension.extra_objects]
+            # setuptools knows nothing of the kernels
+            self.force = bool(self.force) or (made.exists() and max(objects) > made.stat().st_mtime)
             super().build_extension(extension)
 
         def add_cpu_kernels(self, extension: Any) -> None:

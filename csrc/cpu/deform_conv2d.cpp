@@ -57,6 +57,8 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& of
                   "deform_conv2d: offset does not fit");
   STD_TORCH_CHECK(shape.height > 0 && shape.width > 0, "deform_conv2d: empty map");
   STD_TORCH_CHECK(shape.height * shape.width <= INT32_MAX, "deform_conv2d: the map has more than 2^31 pixels");
+  STD_TORCH_CHECK(input.scalar_type() == ScalarType::Double || std::max(shape.height, shape.width) <= 1 << 24,
+                  "deform_conv2d: a side of the map exceeds 2^24 pixels, which float32 cannot tell apart");
   if (mask) check_mask(*mask, shape);
   return shape;
 }

@@ -173,7 +173,9 @@ Tensor paste_masks(const Tensor& probs, const Tensor& boxes, const std::vector<i
                   "paste_masks: probs must have 3 dimensions and more than one cell along each axis");
   STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(0) == probs.size(0) && boxes.size(1) == 4,
                   "paste_masks: boxes must be (D, 4), one for each map");
-  STD_TORCH_CHECK(image_size.at(0) > 0 && image_size.at(1) > 0, "paste_masks: image_size must be positive");
+  STD_TORCH_CHECK(image_size.at(0) > 0 && image_size.at(1) > 0 && image_size.at(0) <= 1 << 24 &&
+                      image_size.at(1) <= 1 << 24,
+                  "paste_masks: the sides of the image must be positive, and at most 2^24 pixels");
   const Tensor maps = torch::stable::contiguous(probs), corners = torch::stable::contiguous(boxes);
   const Masks masks{static_cast<const float*>(maps.const_data_ptr()),
                     static_cast<const float*>(corners.const_data_ptr()),

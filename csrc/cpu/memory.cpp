@@ -101,7 +101,9 @@ int64_t element_size(ScalarType type) {
 std::optional<Tensor> from_arena(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                                  ScalarType type) {
   int64_t bytes = element_size(type);
-  for (const int64_t size : sizes) bytes *= size;
+  for (const int64_t size : sizes) {
+    if (__builtin_mul_overflow(bytes, size, &bytes)) return std::nullopt;  // PyTorch will say that it is too much
+  }
   void* const memory = bytes < smallest ? nullptr : Arena::get().take(static_cast<size_t>(bytes));
   if (memory == nullptr) return std::nullopt;
   return torch::stable::from_blob(memory, sizes, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), type,

@@ -10,17 +10,13 @@
 #include <numeric>
 #include <vector>
 
+#include "../threshold.h"
+
 namespace dcnzoo::cpu {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Largest float that is not above a threshold: a float exceeds one if and only if it exceeds the other.
-float round_down(double threshold) {
-  const float nearest = static_cast<float>(threshold);
-  return static_cast<double>(nearest) > threshold ? std::nextafter(nearest, -INFINITY) : nearest;
-}
 
 // Boxes of one group by descending score, a coordinate per array.
 struct Group {

@@ -34,6 +34,7 @@ struct RoiAxis {
 
 template <class T>
 int64_t round_up_to_int(T value) {
+  if (!(value > 0)) return 0;  // a RoI may end at minus infinity
   const int64_t whole = static_cast<int64_t>(value);
   return whole + (static_cast<T>(whole) < value);
 }

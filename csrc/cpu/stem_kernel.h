@@ -96,7 +96,9 @@ class StemBand {
 
   // NaN wins, as in PyTorch.
   DCNZOO_INLINE void maximum(const float* values, float* output) const {
-    for (int64_t c = 0; c < call_.out_channels; ++c) output[c] = values[c] <= output[c] ? output[c] : values[c];
+    for (int64_t c = 0; c < call_.out_channels; ++c) {
+      output[c] = values[c] > output[c] || values[c] != values[c] ? values[c] : output[c];
+    }
   }
 
   const Stem& call_;

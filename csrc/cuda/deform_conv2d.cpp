@@ -8,7 +8,7 @@
 namespace dcnzoo::cuda {
 namespace {
 
-constexpr int64_t largest_side = int64_t{1} << 30, largest_size = INT32_MAX;
+constexpr int64_t largest_side = int64_t{1} << 24, largest_size = INT32_MAX;  // a float tells such pixels apart
 
 int32_t size32(int64_t size, int64_t limit, const char* name) {
   STD_TORCH_CHECK(size > 0 && size <= limit, "deform_conv2d: ", name, " is empty or too large");
@@ -119,7 +119,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
   call.mask_is_logits = mask_is_logits;
   call.relu = relu;
   const std::optional<Choice> forced = forced_choice();
-  const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, device.gpu(), forced ? &*forced : nullptr);
+  const Gpu gpu = device.gpu();
+  const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, gpu, forced ? &*forced : nullptr);
   STD_TORCH_CHECK(!forced || plan.kernel == forced->kernel, "deform_conv2d: the kernel that DCNZOO_CUDA_KERNEL names "
                   "cannot compute this");
   std::optional<Tensor> partial;
@@ -128,7 +129,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
                                    std::nullopt, input.device());
     call.partial = static_cast<float*>(partial->mutable_data_ptr());
   }
-  check_cuda(run_deform_conv2d(call, plan, device.stream()));
+  check_cuda(run_deform_conv2d(call, plan, gpu, device.stream()));
   return output;
 }
 

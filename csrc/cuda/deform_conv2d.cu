@@ -82,11 +82,13 @@ Plan plan_deform_conv2d(const ConvShape& shape, Element element, bool allow_tf32
   return Planner(shape, element, allow_tf32, gpu).choose(forced);
 }
 
-int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream) {
+int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, const Gpu& gpu, Stream stream) {
   if (plan.blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   const KernelFunction function = kernel_function(call, plan);
+  // The limit is the function's, not the launch's: if it were less than the most, another thread could lower it
+  // between this line and the launch.
   cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(function),
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, gpu.shared_bytes);
   if (error != cudaSuccess) return error;
   function<<<static_cast<unsigned>(plan.blocks), plan.threads, plan.shared_bytes, stream>>>(call, plan.tiling);
   error = cudaGetLastError();

@@ -153,7 +153,7 @@ struct Suppression {
 
 // Each of these returns a cudaError_t.
 int query_gpu(int device, Gpu& gpu);
-int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, Stream stream);
+int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, const Gpu& gpu, Stream stream);
 int sample_columns(const DeformConv2dColumns& work, Stream stream);
 int scatter_columns(const DeformConv2dColumns& work, Stream stream);
 int run_roi_pool(const RoiPool& call, Stream stream);

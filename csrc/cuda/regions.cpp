@@ -1,6 +1,7 @@
 // Binds RoI pooling and suppression of the CUDA kernels to PyTorch tensors.
 #include <tuple>
 
+#include "../threshold.h"
 #include "binding.h"
 
 namespace dcnzoo::cuda {
@@ -146,7 +147,7 @@ Tensor nms_sorted(const Tensor& boxes, const Tensor& counts, double iou_threshol
   call.counts = int64_data(numbers, device, "nms_sorted: counts");
   call.problems = boxes.size(0);
   call.num_boxes = static_cast<int32_t>(boxes.size(1));
-  call.iou_threshold = static_cast<float>(iou_threshold);
+  call.iou_threshold = round_down(iou_threshold);
   call.kept = static_cast<bool*>(kept.mutable_data_ptr());
   if (kept.numel() > 0) check_cuda(run_suppression(call, device.stream()));
   return kept;

@@ -212,7 +212,10 @@ def test_operator_refuses_what_would_read_outside() -> None:
     operator = torch.ops.dcnzoo.deform_conv2d
     tensors, geometry = SMALL.tensors(torch.float32), ([1, 1], [1, 1], [1, 1])
     image, weight, offset = (tensors[name] for name in ("input", "weight", "offset"))
+    row = torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 2**24 + 1)  # float32 cannot tell its last two pixels apart
+    wide = [1, 2**23], [0, 0], [1, 1]
     wrong = [
+        (row, torch.ones(1, 1, 1, 1), torch.zeros(1, 2, 1, 3), None, None, *wide),
         (image, weight, offset[..., 1:], None, None, *geometry),
         (image, weight, offset, offset, None, *geometry),
         (image, weight, offset, None, torch.zeros(5), *geometry),

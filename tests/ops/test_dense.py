@@ -131,6 +131,16 @@ def test_numbers_that_are_none_reach_the_output(bad: float) -> None:
     assert not found[0, :, 1:4, 1:4].isfinite().all()
 
 
+def test_stem_keeps_what_is_no_number() -> None:
+    """PyTorch's pooling keeps NaN; so a broken image does not look like a good one."""
+    x, weight = random(1, 3, 32, 32), random(64, 3, 7, 7)
+    x[0, 1, 10, 12] = float("nan")
+    expected = F.max_pool2d(F.conv2d(x, weight, stride=2, padding=3).relu(), 3, stride=2, padding=1)
+    found = dense.stem(x, weight, None, packed_weight=dense.pack_stem_weight(weight))
+    assert expected.isnan().any()
+    assert torch.equal(found.isnan(), expected.isnan())
+
+
 def test_no_images_give_no_outputs() -> None:
     x, weight, point = random(0, 16, 5, 7), random(24, 16, 3, 3), random(24, 16, 1, 1)
     found = dense.conv3x3(x, weight, packed_weight=dense.pack_conv3x3_weight(weight))
