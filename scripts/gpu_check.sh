@@ -12,5 +12,5 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 DCNZOO_REQUIRE_CUDA=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 DCNZOO_REQUIRE_CUDA=1
 "$PYTHON" scripts/gpu_check.py "$@"

@@ -7,9 +7,9 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 from dcnzoo.download import checkpoint_path, fetch, is_offline, mirrored
 from dcnzoo.errors import ChecksumError, DcnzooError, DownloadError, ImageReadError
@@ -18,6 +18,9 @@ from dcnzoo.sources import read_image
 from dcnzoo.transfer import Patience
 from tests.http_server import Server, content, in_turn, resumable, serving, status
 from tests.unit.test_download import DATA, OTHER, files_in, record_of
+
+if TYPE_CHECKING:
+    import trustme
 
 HASTY = Patience(retries=3, timeout=5, first_delay=0.01)
 SETTINGS = (
@@ -169,6 +172,8 @@ def test_proxy_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatc
 class TestCertificates:
     @pytest.fixture
     def authority(self) -> trustme.CA:
+        import trustme  # here, for the tests that need a GPU run where it may not be installed
+
         return trustme.CA()
 
     @pytest.fixture
