@@ -9,6 +9,7 @@ that are sure to be at hand, as an attack would, is refused.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import pickle
 import pickletools
@@ -25,8 +26,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dcnzoo.errors import CheckpointError
-from dcnzoo.safe_copy import Description, is_safetensors, read_safe_copy
+from dcnzoo.download import sha256_of
+from dcnzoo.errors import CheckpointError, UnknownModelError
+from dcnzoo.manifest import Architecture, parse_preprocessing
+from dcnzoo.safe_copy import Description, is_safetensors, parse_classes, read_safe_copy
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Checkpoint:
         state_dict: tensors under their published names, floating ones usually in float32, on the CPU.
         classes: class names that the file states, None where it states none.
         meta: what else the file says about itself (framework version, epoch …).
-        description: what a safe copy says about itself, None for every other file.
+        description: what a file that this package wrote says about itself, None for every other.
     """
 
     path: Path
@@ -89,6 +92,7 @@ def load_checkpoint(path: str | Path, *, widen: bool = True) -> Checkpoint:
         raise CheckpointError(str(path), "holds no tensors; expected a state dict or {'state_dict': …}")
     meta = content.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
+    description = description or _own_description(path, meta)
     classes = description.classes.names if description else _class_names(meta)
     return Checkpoint(path, tensors, classes, meta, description)
 
@@ -97,6 +101,23 @@ def _published_name(name: str) -> str:
     """The one place that maps names: parallel wrappers, and the older name of deformable offsets."""
     name = name.removeprefix("module.")
     return re.sub(r"\.conv2_offset\.", ".conv2.conv_offset.", name)
+
+
+def _own_description(path: Path, meta: dict[str, Any]) -> Description | None:
+    """What `dcnzoo train` has written about a checkpoint, None for those of other programs."""
+    if "dcnzoo_version" not in meta:
+        return None
+    try:
+        return Description(
+            Architecture.parse(str(meta["arch"])),
+            parse_classes(list(meta["CLASSES"]), list(meta["category_ids"])),
+            parse_preprocessing(json.loads(json.dumps(meta["preprocessing"]))),  # tuples become lists
+            path.name,
+            sha256_of(path),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError, UnknownModelError) as error:
+        problem = f"has a description that makes no sense ({type(error).__name__}: {error})"
+        raise CheckpointError(str(path), problem) from error
 
 
 def _class_names(meta: dict[str, Any]) -> tuple[str, ...] | None:

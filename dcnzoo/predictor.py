@@ -29,7 +29,6 @@ from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import active_backend, paste_masks
 from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.results import Detections, find_labels
-from dcnzoo.safe_copy import is_safetensors
 from dcnzoo.sources import read_image
 from dcnzoo.times import StageTimes
 
@@ -299,7 +298,8 @@ class Predictor:
     ) -> list[Detections]:
         with times.measure("preprocess"):
             batch = collate(prepared, self.preprocessing)
-        with times.measure("inference"), torch.inference_mode():
+        as_loaded = torch.autocast(self.device.type, enabled=False)  # `precision` has decided
+        with times.measure("inference"), torch.inference_mode(), as_loaded:
             images = batch.images.to(self.device, self._image_dtype)
             found = self.model(
                 images,
@@ -386,7 +386,8 @@ def load(
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint of your own, as a file or loaded, in place of the published one.
-        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where no `name` gives it.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where neither `name` nor
+            the file gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16".
@@ -406,9 +407,8 @@ def load(
         DeviceError: the device or precision is not available.
         ValueError: arguments that do not go together.
     """
-    nameless = weights is not None and (arch is not None or _is_described(weights))
-    if (name is None and not nameless) or (name is not None and arch is not None):
-        raise ValueError("expected a name (with or without weights), or weights and arch")
+    if (name is None and weights is None) or (name is not None and arch is not None):
+        raise ValueError("expected a name (with or without weights), or weights (with or without arch)")
     torch_device = find_device(device)
     prepare_precision(precision, torch_device)
     known = load_manifest(manifest)
@@ -417,18 +417,11 @@ def load(
     chosen = weights if weights is not None or record is None else fetch(record, url_base=url_base)
     checkpoint = chosen if isinstance(chosen, Checkpoint) else load_checkpoint(str(chosen))
     architecture, classes, preprocessing = identify(
-        checkpoint, record, architecture, known.class_sets.values()
+        checkpoint, record, architecture, known.class_sets.values(), replaces=weights is not None
     )
     preprocessing = with_sides(preprocessing, short_side, long_side)
     model = load_model(architecture, checkpoint)
     return Predictor(model, preprocessing, classes, torch_device, precision, cuda_graphs)
-
-
-def _is_described(weights: str | Path | Checkpoint) -> bool:
-    """Whether a checkpoint says itself what it is; of a file that is not read yet, its kind tells."""
-    if isinstance(weights, Checkpoint):
-        return weights.description is not None
-    return is_safetensors(Path(weights))
 
 
 def identify(
@@ -436,6 +429,8 @@ def identify(
     record: Record | None,
     architecture: Architecture | None,
     known: Iterable[ClassSet],
+    *,
+    replaces: bool = False,
 ) -> tuple[Architecture, ClassSet, Preprocessing]:
     """Finds what has to be known to use a checkpoint's tensors.
 
@@ -444,6 +439,8 @@ def identify(
         record: the manifest's record, which comes before that.
         architecture: comes before the checkpoint's own.
         known: class sets that give the category ids to equal names.
+        replaces: whether the checkpoint takes the place of the record's own file; then the input that it
+            describes comes before the record's.
 
     Returns:
         Structure, classes and input of the model.
@@ -456,9 +453,12 @@ def identify(
     said = record or checkpoint.description
     architecture = architecture or (said.architecture if said else None)
     if architecture is None:
-        raise CheckpointError(str(checkpoint.path), "does not name its architecture; give it with --arch")
+        example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
+        problem = f"does not name its architecture; give it with --arch, such as {example}"
+        raise CheckpointError(str(checkpoint.path), problem)
     classes = find_classes(checkpoint, said.classes if said else None, known)
-    return architecture, classes, said.preprocessing if said else Preprocessing()
+    trained = (checkpoint.description if replaces else None) or said
+    return architecture, classes, trained.preprocessing if trained else Preprocessing()
 
 
 @contextmanager

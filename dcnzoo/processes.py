@@ -52,12 +52,10 @@ class Processes:
     Attributes:
         rank: its number, 0 to count - 1; 0 for the one that reports.
         count: how many there are.
-        local_rank: its number on this machine.
     """
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +84,7 @@ class Processes:
 
 @contextmanager
 def find_processes(backend: str = "gloo") -> Iterator[Processes]:
-    """Joins the processes that RANK, WORLD_SIZE and LOCAL_RANK tell of; without these there is just one.
+    """Joins the processes that RANK and WORLD_SIZE tell of; without these there is just one.
 
     Args:
         backend: of torch.distributed. For a few small objects gloo is enough, with and without GPUs.
@@ -99,7 +97,7 @@ def find_processes(backend: str = "gloo") -> Iterator[Processes]:
 
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Processes(int(os.environ["RANK"]), count, int(os.environ.get("LOCAL_RANK", "0")))
+        yield Processes(int(os.environ["RANK"]), count)
     finally:
         torch.distributed.destroy_process_group()
 

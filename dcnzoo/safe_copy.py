@@ -27,7 +27,7 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Description:
-    """What a safe copy says about itself.
+    """What a safe copy, or a checkpoint that `dcnzoo train` wrote, says about itself.
 
     Attributes:
         architecture: structure that the tensors fill.
@@ -145,14 +145,19 @@ def _metadata(description: Description) -> dict[str, str]:
 def _parse(metadata: Mapping[str, str]) -> Description:
     return Description(
         Architecture.parse(metadata["architecture"]),
-        _parse_classes(json.loads(metadata["classes"]), json.loads(metadata["category_ids"])),
+        parse_classes(json.loads(metadata["classes"]), json.loads(metadata["category_ids"])),
         parse_preprocessing(json.loads(metadata["preprocessing"])),
         metadata["origin"],
         metadata["sha256"],
     )
 
 
-def _parse_classes(names: object, ids: object) -> ClassSet:
+def parse_classes(names: object, ids: object) -> ClassSet:
+    """Reads classes as a description states them: a list of names, and one of category ids.
+
+    Raises:
+        ValueError: they are no such lists.
+    """
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("classes: expected a list of names")
     if not (isinstance(ids, list) and all(type(each) is int for each in ids) and len(ids) == len(names)):

@@ -20,7 +20,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 @click.command()
 @click.argument("source", metavar="NAME|FILE")
 @click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="NAME", help="Architecture of FILE.")
+@click.option("--arch", metavar="NAME", help="Architecture of FILE, if FILE does not say.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @url_base_option
 @click.pass_obj
@@ -68,17 +68,10 @@ def _find_record(manifest: Manifest, source: str) -> Record | None:
 
 
 def _check_arch(source: str, record: Record | None, arch: str | None) -> None:
-    """Checks that the architecture is stated, and only once.
+    """Checks that the architecture is stated only once.
 
     Raises:
-        click.UsageError: it is not.
+        click.UsageError: it is stated twice.
     """
-    from dcnzoo.safe_copy import is_safetensors
-
     if record and arch:
         raise click.UsageError(f"{source} has an architecture of its own; give --arch only with a file.")
-    if not (record or arch or is_safetensors(Path(source))):
-        raise click.UsageError(
-            "A file needs --arch, the architecture that it was trained with,"
-            " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
-        )

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo import __version__
-from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, check_run, url_base_option
+from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, Number, check_run, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
     from dcnzoo.processes import Share
 
 DEFAULT_WORKERS = min(4, os.cpu_count() or 1)
+DAY = 86400
+"""Seconds."""
 
 FREE = (
     "version",
@@ -64,15 +66,10 @@ class InferenceOptions:
         Raises:
             click.UsageError: they do not go together.
         """
-        from dcnzoo.safe_copy import is_safetensors
-
         check_run(model=self.model, arch=self.arch, resume=self.resume, overwrite=self.overwrite)
         if self.model is None and self.weights is None:
-            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights and --arch.")
-        if self.model is None and self.arch is None and not (self.weights and is_safetensors(self.weights)):
             raise click.UsageError(
-                "--weights needs --arch, the architecture that the file was trained with,"
-                " such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
+                "Name a --model (`dcnzoo list` shows them), or give --weights, with --arch if need be."
             )
         if self.short_side and self.long_side and self.short_side > self.long_side:
             raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
@@ -103,7 +100,9 @@ def run_note(program: str, options: dict[str, Any]) -> dict[str, Any]:
 _MODEL_OPTIONS = (
     click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
     click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
-    click.option("--arch", metavar="NAME", help="Architecture of --weights; a safe copy knows its own."),
+    click.option(
+        "--arch", metavar="NAME", help="Architecture of --weights; files that dcnzoo wrote know their own."
+    ),
 )
 
 _INPUT_OPTIONS = (
@@ -120,15 +119,31 @@ _INPUT_OPTIONS = (
         show_default=True,
         help="Images per forward pass.",
     ),
-    click.option("--short-side", type=POSITIVE, metavar="N", help="Resize to this short side, pixels."),
-    click.option("--long-side", type=POSITIVE, metavar="N", help="Limit of the long side, pixels."),
+    click.option(
+        "--short-side",
+        type=POSITIVE,
+        metavar="N",
+        help="Resize to this short side, pixels.  [default: as trained]",
+    ),
+    click.option(
+        "--long-side",
+        type=POSITIVE,
+        metavar="N",
+        help="Limit of the long side, pixels.  [default: as trained]",
+    ),
 )
 
 _MACHINE_OPTIONS = (
     click.option(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
     ),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="Numbers to compute with; tf32 and fp16 need a GPU.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(min=0),
@@ -146,11 +161,11 @@ _MACHINE_OPTIONS = (
     ),
     click.option(
         "--image-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(0, DAY, min_open=True),
         metavar="SECONDS",
         default=60,
         show_default=True,
-        help="Give an image up that takes longer to read; only with --workers.",
+        help="Give an image up that takes longer to read; not with --workers 0.",
     ),
     click.option("--resume", is_flag=True, help="Go on where an earlier run into DIR stopped."),
     click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in DIR."),

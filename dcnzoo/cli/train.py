@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.inference import FREE, machine_options, model_options, own_device, run_note
-from dcnzoo.cli.options import FILE, POSITIVE, check_run, several
-from dcnzoo.writers.folder import OutputFolder, output_errors
+from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
+from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
@@ -25,9 +26,9 @@ PROGRAM = "dcnzoo train"
 PROBLEMS = "problems.txt"
 CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": ["frozen", "trainable"]}
 
-_NOT_NEGATIVE = click.FloatRange(min=0)
-_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
-_SHARE = click.FloatRange(0, 1)
+_NOT_NEGATIVE = Number(min=0)
+_ABOVE_ZERO = Number(min=0, min_open=True)
+_SHARE = Number(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,6 @@ class Options:
             raise click.UsageError("--tensorboard needs TensorBoard; `pip install tensorboard` does it.")
 
     def _check_model(self) -> None:
-        from dcnzoo.safe_copy import is_safetensors
-
         if self.from_scratch and self.weights is not None:
             raise click.UsageError("--from-scratch starts without weights; leave --weights out, or it.")
         if self.model is not None:
@@ -113,7 +112,7 @@ class Options:
                 "Name a --model whose published weights to start from (`dcnzoo list` shows them), or give"
                 " --arch and --weights, or --arch and --from-scratch."
             )
-        if self.arch is None and not (self.weights and is_safetensors(self.weights)):
+        if self.arch is None and self.from_scratch:
             raise click.UsageError(
                 "Give --arch, the architecture to train, such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
             )
@@ -158,7 +157,13 @@ class Options:
 @click.option(
     "--accumulate", type=POSITIVE, metavar="N", default=1, show_default=True, help="Forward passes per step."
 )
-@click.option("--optimizer", type=click.Choice(CHOICES["optimizer"]), default="sgd", show_default=True)
+@click.option(
+    "--optimizer",
+    type=click.Choice(CHOICES["optimizer"]),
+    default="sgd",
+    show_default=True,
+    help="What makes the steps.",
+)
 @click.option(
     "--learning-rate",
     type=_ABOVE_ZERO,
@@ -167,14 +172,20 @@ class Options:
 )
 @click.option(
     "--momentum",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     metavar="X",
     default=0.9,
     show_default=True,
-    help="Of sgd.",
+    help="Share of a step that the next one keeps, with sgd.",
 )
 @click.option("--weight-decay", type=_NOT_NEGATIVE, metavar="X", help="[default: 0.0001; adamw: 0.05]")
-@click.option("--decay", type=click.Choice(CHOICES["decay"]), default="step", show_default=True)
+@click.option(
+    "--decay",
+    type=click.Choice(CHOICES["decay"]),
+    default="step",
+    show_default=True,
+    help="How the learning rate falls: to a tenth after each milestone, or along a cosine to 0.",
+)
 @click.option(
     "--milestones",
     metavar="N,N",
@@ -195,7 +206,8 @@ class Options:
     "--roi-samples",
     type=click.IntRange(min=4),
     metavar="N",
-    help="Regions of an image that a box head learns from, a quarter of them objects.  [default: 512]",
+    help="Regions of an image that a box head learns from, at most a quarter of them objects."
+    "  [default: 512]",
 )
 @click.option(
     "--mask-samples",
@@ -205,7 +217,7 @@ class Options:
 )
 @click.option(
     "--ema",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     metavar="X",
     help="Average the weights with this decay, such as 0.999.",
 )
@@ -243,7 +255,7 @@ class Options:
     metavar="X",
     default=0,
     show_default=True,
-    help="Share of images whose top and bottom are, such as 0.5 where there is no up and down.",
+    help="Share of images whose top and bottom are exchanged: 0.5 where there is no up and down.",
 )
 @click.option(
     "--seed",
@@ -251,18 +263,32 @@ class Options:
     metavar="N",
     default=0,
     show_default=True,
-    help="Of all that is random.",
+    help="Seed of all that is random.",
 )
-@click.option("--evaluate-every", type=POSITIVE, metavar="N", default=1, show_default=True, help="Epochs.")
+@click.option(
+    "--evaluate-every",
+    type=POSITIVE,
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Epochs between evaluations; the last one is always evaluated.",
+)
 @click.option(
     "--save-every",
     type=POSITIVE,
     metavar="N",
     default=1000,
     show_default=True,
-    help="Steps, and after every epoch.",
+    help="Steps between checkpoints; there is one after every epoch anyway.",
 )
-@click.option("--log-every", type=POSITIVE, metavar="N", default=50, show_default=True, help="Steps.")
+@click.option(
+    "--log-every",
+    type=POSITIVE,
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="Steps between rows of metrics.csv.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard, too.")
 @machine_options
 @click.pass_obj
@@ -297,13 +323,18 @@ def run(options: Options, manifest: Path | None) -> None:
 
 def open_folder(options: Options, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
+    from dcnzoo.download import sha256_of
     from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES
     from dcnzoo.training.history import CURVES, METRICS
     from dcnzoo.training.reporter import TENSORBOARD
     from dcnzoo.training.validation import FOLDER
 
     products = [LAST, BEST, *SAFE_COPIES.values(), METRICS, CURVES, PROBLEMS, TENSORBOARD, FOLDER]
-    note = {**run_note(PROGRAM, dataclasses.asdict(options)), "processes": processes.count}
+    note = {
+        **run_note(PROGRAM, dataclasses.asdict(options)),
+        "processes": processes.count,
+        "sha256_of_train": sha256_of(options.train) if options.train.is_file() else None,
+    }
     return OutputFolder(
         options.out,
         products,
@@ -333,12 +364,12 @@ def _train(
     start.check_problems(training_set, options.strict)
     validation_set = start.read_validation_set(chosen, source, training_set)
     prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
-    with start.exclusive(options.out, processes.is_first):
+    with exclusive(options.out, processes.is_first):
         if processes.is_first:
             folder.start()
             with output_errors(options.out):
                 lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
-                (options.out / PROBLEMS).write_text(lines, encoding="utf-8")
+                write_whole(options.out / PROBLEMS, lines)
         if processes.is_first and not options.quiet:
             for line in start.effective_lines(
                 chosen, prepared, training_set, validation_set, processes, device
@@ -346,5 +377,5 @@ def _train(
                 click.echo(line, err=True)
         processes.wait()
         progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
-    if processes.is_first:
+    if processes.is_first and not options.quiet:
         click.echo(start.summary(options.out, progress))

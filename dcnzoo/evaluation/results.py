@@ -14,6 +14,7 @@ from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.json_file import Entry, entries, read_json
 from dcnzoo.evaluation.segmentation import check_rle, to_rle
 from dcnzoo.writers.growing import json_elements, json_list
+from dcnzoo.writers.whole import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def split_results(results: Iterable[dict[str, Any]], kind: Kind) -> Iterator[dic
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """Writes a COCO result file, one result per line."""
     layout = json_list(path.name)
-    with path.open("w", encoding="ascii", newline="\n") as file:
+    with replacing(path) as part, part.open("w", encoding="ascii", newline="\n") as file:
         file.write(layout.head)
         for number, (_, group) in enumerate(groupby(results, key=lambda result: result["image_id"])):
             file.write((layout.separator if number else "") + json_elements(list(group)))

@@ -21,8 +21,8 @@ from dcnzoo.download import sha256_of
 from dcnzoo.errors import CheckpointError, OutputError
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
 from dcnzoo.safe_copy import Description, write_safe_copy
-from dcnzoo.writers.base import PARTIAL
 from dcnzoo.writers.folder import output_errors
+from dcnzoo.writers.whole import replacing
 
 LAST, BEST = "last.pth", "best.pth"
 SAFE_COPIES = {LAST: "last.safetensors", BEST: "best.safetensors"}
@@ -176,15 +176,10 @@ def save_safe_copy(folder: Path, name: str, identity: Identity, weights: Mapping
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(f"{path.name}{PARTIAL}")
-    with output_errors(path):
+    with output_errors(path), replacing(path) as part, part.open("wb") as file:
         try:
-            with part.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            torch.save(content, file)
         except RuntimeError as error:  # PyTorch's writer hides that the disk is full
             raise OutputError(f"cannot write {path}: {error}".partition("\n")[0]) from error
-        finally:
-            part.unlink(missing_ok=True)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,7 +1,7 @@
 """COCO-format training sets: what is in them, and what is wrong with them.
 
 Mistakes of annotators are common and must neither pass unseen nor end a night's run in its third hour: every
-annotation and every image is looked at before training starts.
+annotation, and the head of every image's file, is looked at before training starts.
 
 Shapes: G objects and I crowds of an image, H and W its size before it is resized.
 """
@@ -240,11 +240,13 @@ class _Checker:
         if area <= 0 or min(box[2:]) < 1:
             raise _FaultyError(Fault.EMPTY, f"{entry.name} ({box[2]:g}x{box[3]:g})")
         inside = self._cut(entry.name, box, self.sizes[image_id])
-        is_crowd = bool(entry.fields.get("iscrowd"))
+        is_crowd = entry.fields.get("iscrowd", 0)
+        if is_crowd not in (0, 1):
+            raise entry.fail(f"has iscrowd {is_crowd!r}, expected 0 or 1")
         segmentation = entry.fields.get("segmentation")
         if self.masks and not is_crowd and (why := _mask_problem(segmentation, self.sizes[image_id])):
             raise _FaultyError(Fault.BAD_MASK, f"{entry.name} ({why})")
-        return _Object(image_id, self.label_of[category], inside, is_crowd, segmentation)
+        return _Object(image_id, self.label_of[category], inside, bool(is_crowd), segmentation)
 
     def _cut(self, name: str, box: Sequence[float], size: tuple[int, int]) -> Box:
         """Returns the part (xyxy) of a box (x, y, width, height) that is in the image."""
@@ -283,18 +285,30 @@ def _find_images(
             problems.append(Problem(Fault.MISSING_IMAGE, f"{name} ({why})"))
             continue
         file = folder / image.file_name
-        try:
-            size = upright_size(file)
-        except Exception as error:  # Pillow lets almost any exception through on broken data
-            why = getattr(error, "strerror", None) or type(error).__name__
-            problems.append(Problem(Fault.MISSING_IMAGE, f"{name} ({why})"))
-            continue
-        if image.image_size not in (None, size):
-            said = image.image_size or size
-            details = f"{name} ({said[1]}x{said[0]} annotated, is {size[1]}x{size[0]})"
-            problems.append(Problem(Fault.OTHER_SIZE, details))
-            continue
-        yield image, file, size
+        found = _size_or_fault(image, file)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            yield image, file, found
+
+
+def image_fault(image: AnnotatedImage, file: Path) -> Problem | None:
+    """Says what is wrong with an image as far as the head of its file tells, None if nothing is."""
+    found = _size_or_fault(image, file)
+    return found if isinstance(found, Problem) else None
+
+
+def _size_or_fault(image: AnnotatedImage, file: Path) -> tuple[int, int] | Problem:
+    try:
+        size = upright_size(file)
+    except Exception as error:  # Pillow lets almost any exception through on broken data
+        why = getattr(error, "strerror", None) or type(error).__name__
+        return Problem(Fault.MISSING_IMAGE, f"{image.file_name} ({why})")
+    if image.image_size not in (None, size):
+        said = image.image_size or size
+        details = f"{image.file_name} ({said[1]}x{said[0]} annotated, is {size[1]}x{size[0]})"
+        return Problem(Fault.OTHER_SIZE, details)
+    return size
 
 
 def upright_size(file: Path) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dcnzoo.annotate import BLACK, WHITE, Colour, class_colour
 from dcnzoo.evaluation.curves import GREY, LEGEND, MARGIN, OVERSAMPLING, PANEL, TEXT
-from dcnzoo.writers.base import PARTIAL
-from dcnzoo.writers.folder import output_errors, write_whole
+from dcnzoo.writers.folder import output_errors
+from dcnzoo.writers.whole import replacing, write_whole
 
 METRICS, CURVES = "metrics.csv", "curves.png"
 
@@ -59,10 +59,8 @@ def write_picture(folder: Path, rows: Sequence[Row]) -> None:
     losses = curves_of(rows, lambda name: name.startswith(("loss", "s0", "s1", "s2")))
     scores = curves_of(rows, lambda name: name.endswith(("_AP", "_AP50")))
     picture = draw_charts([("losses", losses), ("AP on the validation set", scores)])
-    part = folder / f"{CURVES}{PARTIAL}"
-    with output_errors(folder):
+    with output_errors(folder), replacing(folder / CURVES) as part:
         picture.save(part, "PNG")
-        part.replace(folder / CURVES)
 
 
 def curves_of(rows: Sequence[Row], wanted: Callable[[str], bool]) -> list[Curve]:

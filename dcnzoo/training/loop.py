@@ -177,6 +177,8 @@ class Trainer:
         )
         self._log()
         self._save()
+        if self.processes.is_first:
+            write_picture(self.out, progress.history)
 
     def _learn(self, batch: Batch) -> None:
         """Adds the gradient of a batch, and makes a step if it was the last one of it."""
@@ -288,10 +290,12 @@ class Trainer:
         return self.model.state_dict() if self.ema is None else self.ema.state
 
     def _share_statistics(self) -> None:
-        """Gives all processes the first one's batch statistics; each has gathered its own."""
+        """Gives all processes the first one's batch statistics and their average; each has its own."""
         if self.processes.count > 1:
-            for buffer in self.model.buffers():
+            for name, buffer in self.model.named_buffers():
                 torch.distributed.broadcast(buffer, 0)
+                if self.ema is not None:
+                    torch.distributed.broadcast(self.ema.state[name], 0)
 
     def _save(self) -> None:
         self._share_statistics()

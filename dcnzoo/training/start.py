@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +19,11 @@ from dcnzoo.manifest import Architecture, Preprocessing, Record, load_manifest
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import identify, with_sides
 from dcnzoo.processes import Processes
+from dcnzoo.reader import pixel_limit
 from dcnzoo.stream import StreamSettings
 from dcnzoo.training.batches import Augmentation, BatchLoader, LoadSettings
 from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES, Identity, Progress, Saved, load_last
-from dcnzoo.training.dataset import TrainingSet, read_training_set
+from dcnzoo.training.dataset import TrainingSet, image_fault, read_training_set
 from dcnzoo.training.ema import ModelEMA
 from dcnzoo.training.initialise import (
     LoadReport,
@@ -50,7 +47,6 @@ from dcnzoo.training.schedule import (
     parameter_groups,
 )
 from dcnzoo.training.validation import ValidationSet, Validator
-from dcnzoo.writers.folder import output_errors
 
 INITIALISATION = 0
 """Tells the random numbers of fresh weights from all others."""
@@ -184,7 +180,8 @@ def find_source(options: TrainingOptions, manifest: Path | None) -> Source:
             state = {f"backbone.{name}": tensor for name, tensor in checkpoint.state_dict.items()}
             source = Source(*_said(record, architecture), (), state, f"backbone {path}")
         else:
-            found = identify(checkpoint, record, architecture, known.class_sets.values())
+            replaces = options.weights is not None
+            found = identify(checkpoint, record, architecture, known.class_sets.values(), replaces=replaces)
             source = Source(found[0], found[2], found[1].names, checkpoint.state_dict, str(path))
     sides = max(options.short_sides, default=None), options.long_side
     return Source(**{**vars(source), "preprocessing": with_sides(source.preprocessing, *sides)})
@@ -212,13 +209,14 @@ def read_training_data(options: TrainingOptions, source: Source) -> TrainingSet:
         EvaluationError: it is no annotation file.
         TrainingError: nothing is left to train with.
     """
-    return read_training_set(
-        options.train,
-        options.images,
-        masks=source.architecture.has_masks,
-        keep_empty=options.keep_empty,
-        class_order=source.class_names,
-    )
+    with pixel_limit(options.max_pixels):
+        return read_training_set(
+            options.train,
+            options.images,
+            masks=source.architecture.has_masks,
+            keep_empty=options.keep_empty,
+            class_order=source.class_names,
+        )
 
 
 def check_problems(training_set: TrainingSet, strict: bool) -> None:
@@ -239,12 +237,22 @@ def read_validation_set(
     """Reads and checks the set to evaluate with, None without one.
 
     Raises:
-        EvaluationError: it cannot be evaluated with.
+        EvaluationError: it cannot be evaluated with, or some of its images cannot.
     """
     if options.val is None:
         return None
     annotations = read_annotations(options.val)
     files = annotations.find_files(options.val_images or options.images)
+    with pixel_limit(options.max_pixels):
+        faults = [
+            fault
+            for image, file in zip(annotations.images, files, strict=True)
+            if (fault := image_fault(image, file))
+        ]
+    if faults:
+        raise annotations.error(
+            f"{len(faults)} of its images cannot be used: {listing([fault.where for fault in faults])}"
+        )
     kinds = find_kinds(source.architecture.has_masks, annotations)
     return ValidationSet(annotations, files, kinds, annotations.category_ids(training_set.classes.names))
 
@@ -479,7 +487,7 @@ def effective_lines(
     yield f"device: {device}{threads}, {options.precision}, seed {options.seed}"
     if prepared.saved is not None:
         done = prepared.saved.progress
-        yield f"resumed after {done.step} steps, in epoch {done.epoch + 1}"
+        yield f"resumed after {done.step} steps, in epoch {min(done.epoch + 1, options.epochs)}"
 
 
 def report_lines(report: LoadReport) -> Iterator[str]:
@@ -492,34 +500,6 @@ def report_lines(report: LoadReport) -> Iterator[str]:
     ):
         if names:
             yield f"weights: {len(names)} {what}: {listing(names)}"
-
-
-@contextmanager
-def exclusive(folder: Path, wanted: bool) -> Iterator[None]:
-    """Keeps other runs out of an output folder, which is made if it is missing.
-
-    Args:
-        folder: of the results.
-        wanted: whether to do so; of several processes, the first one does.
-
-    Raises:
-        OutputError: another run is there.
-    """
-    if not wanted:
-        yield
-        return
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with output_errors(folder):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OSError(errno.EBUSY, "another process is training there", str(folder)) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def summary(out: Path, progress: Progress) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dcnzoo.sources import ImageSource
 from dcnzoo.writers.growing import GrowingFile, Layout
+from dcnzoo.writers.whole import PARTIAL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from dcnzoo.results import Detections
 
 logger = logging.getLogger(__name__)
-
-PARTIAL = ".part"
-"""Name of a file that is being written."""
 
 
 @dataclass(frozen=True)

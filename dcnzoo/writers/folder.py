@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,8 +15,8 @@ from typing import Any
 
 from dcnzoo.errors import OutputError
 from dcnzoo.sources import is_url
-from dcnzoo.writers.base import PARTIAL
 from dcnzoo.writers.journal import JOURNAL, Progress, read_journal
+from dcnzoo.writers.whole import write_whole
 
 RUN_FILE = "run.json"
 """Says which run made the results; its presence makes them replaceable."""
@@ -75,9 +78,8 @@ class OutputFolder:
             return
         note = read_note(self.path)
         if note is None or note.get("program") != self.note["program"]:
-            raise OutputError(
-                f"{self.path} holds {names}, which no run of dcnzoo has made; choose another --out"
-            )
+            who = f"`{note['program']}` has" if note and note.get("program") else "no run of dcnzoo has"
+            raise OutputError(f"{self.path} holds {names}, which {who} made; choose another --out")
         if self.resume:
             if _STARTING not in note:
                 self._check_options(note)
@@ -157,13 +159,6 @@ def write_note(path: Path, note: dict[str, Any]) -> None:
     write_whole(path / RUN_FILE, f"{json.dumps(note, indent=2)}\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is, whenever the process is killed, the old one or the new one."""
-    partial = path.with_name(f"{path.name}{PARTIAL}")
-    partial.write_text(text, encoding="ascii")
-    partial.replace(path)
-
-
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the block into an `OutputError` about its file, or else about `path`."""
@@ -174,6 +169,34 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write to {error.filename or path}: {reason}; choose another --out"
         ) from error
+
+
+@contextmanager
+def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keeps other runs out of an output folder, which is made if it is missing.
+
+    Args:
+        folder: of the results.
+        wanted: whether to do so; of several processes, the first one does.
+
+    Raises:
+        OutputError: another run is there.
+    """
+    if not wanted:
+        yield
+        return
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with output_errors(folder):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OSError(errno.EBUSY, "another process is writing results there", str(folder)) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcnzoo.writers.whole import replacing
+
 BLOCK = 2**20
 """Bytes that are copied at once."""
 
@@ -120,10 +122,10 @@ def join_files(layout: Layout, parts: Iterable[tuple[Path, int]], out: Path) -> 
     Args:
         layout: of all of them.
         parts: folder of each file, and its size without the tail.
-        out: folder of the new file.
+        out: folder of the new file, which gets its name when it is complete.
     """
     start = len(layout.head.encode())
-    with (out / layout.name).open("xb") as joined:
+    with replacing(out / layout.name) as path, path.open("wb") as joined:
         joined.write(layout.head.encode())
         for folder, size in parts:
             if size > start:

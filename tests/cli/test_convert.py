@@ -121,7 +121,6 @@ def test_architecture_that_does_not_fit(dcnzoo: Program, weights: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["epoch_12.pth", "x.safetensors"], 2, "A file needs --arch"),
         (["pets", "x.safetensors", "--arch", ARCH], 2, "give --arch only with a file"),
         (["pest", "x.safetensors"], 1, "did you mean pets?"),
         (["missing.pth", "x.safetensors", "--arch", ARCH], 1, "checkpoint missing.pth: No such file"),
@@ -147,14 +146,22 @@ def test_wrong_usage(
     assert message in outcome.err
 
 
-def test_safetensors_of_another_program_needs_arch(
-    dcnzoo: Program, weights: Path, image: Path, tmp_path: Path
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_file_of_another_program_needs_arch(
+    dcnzoo: Program, weights: Path, image: Path, tmp_path: Path, suffix: str
 ) -> None:
     from safetensors.torch import save_file
 
-    bare = tmp_path / "bare.safetensors"
-    save_file(torch.load(weights, weights_only=True)["state_dict"], bare)
+    bare = tmp_path / f"bare{suffix}"
+    state_dict = torch.load(weights, weights_only=True)["state_dict"]
+    if suffix == ".pth":
+        torch.save(state_dict, bare)
+    else:
+        save_file(state_dict, bare)
     code, _, err = dcnzoo("predict", image, "--out", tmp_path / "a", *QUICK, "--weights", bare)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "does not name its architecture; give it with --arch, such as --arch faster_rcnn_r50" in err
+    code, _, err = dcnzoo("convert", bare, tmp_path / "copy.safetensors")
     assert (code, err.count("\n")) == (1, 1)
     assert "does not name its architecture; give it with --arch" in err
     detections(dcnzoo, image, tmp_path / "b", "--weights", bare, "--arch", MASK_ARCH, *SMALL)

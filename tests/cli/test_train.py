@@ -242,6 +242,21 @@ class TestProblems:
         assert words in err
         assert not OUT.exists()
 
+    def test_images_of_the_validation_set_are_looked_at_first(self, train: Train, room: Path) -> None:
+        annotations = content(2)[0]
+        annotations["images"][0]["width"] += 1
+        write(room / "val.json", annotations)
+        (room / "images" / "1.png").write_bytes(b"no picture")
+        code, _, err = train()
+        assert code == 1
+        assert "2 of its images cannot be used: 0.png (65x48 annotated, is 64x48), 1.png (" in err
+        assert not OUT.exists()
+
+    def test_images_above_the_limit_are_left_out(self, train: Train) -> None:
+        code, _, err = train("--max-pixels", 1000)
+        assert code == 1
+        assert "4 images that are missing or cannot be read" in err
+
     def test_a_validation_set_of_other_things(self, train: Train, room: Path) -> None:
         annotations = content(2)[0]
         annotations["categories"][0]["name"] = "cat"
@@ -255,7 +270,7 @@ class TestProblems:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--weights own.pth", "Give --arch"),
+        ("--from-scratch", "Give --arch"),
         ("", "Name a --model whose published weights"),
         ("--model x --arch y", "--model has an architecture of its own"),
         ("--arch y --from-scratch --weights own.pth", "--from-scratch starts without weights"),
@@ -297,8 +312,28 @@ def test_earlier_results_are_safe(train: Train) -> None:
     assert (OUT / "last.pth").read_bytes() == before
     again = train("--resume")
     assert again.code == 0
-    assert "resumed after 2 steps, in epoch 2" in again.err
-    assert train("--overwrite", "--quiet").code == 0
+    assert "resumed after 2 steps, in epoch 1" in again.err
+    assert train("--overwrite", "--quiet") == (0, "", "")
+
+
+def test_a_run_goes_on_with_its_own_set_only(train: Train, room: Path) -> None:
+    assert train("--quiet").code == 0
+    before = files(OUT)
+    annotations = content(4)[0]
+    annotations["categories"][0]["name"] = "cat"
+    write(room / "train.json", annotations)
+    code, _, err = train("--resume")
+    assert code == 1
+    assert "was started with sha256_of_train" in err
+    assert files(OUT) == before
+
+
+def test_curves_without_validation(dcnzoo: Program, room: Path) -> None:
+    arguments = options(room)
+    place = arguments.index("--val")
+    assert dcnzoo(*arguments[:place], *arguments[place + 2 :], "--epochs", 1).code == 0
+    assert (OUT / "curves.png").stat().st_size > 0
+    assert not (OUT / "best.pth").exists()
 
 
 def test_two_runs_in_one_folder(train: Train) -> None:
@@ -312,5 +347,5 @@ def test_two_runs_in_one_folder(train: Train) -> None:
     finally:
         os.close(descriptor)
     assert code == 1
-    assert "another process is training there" in err
+    assert "another process is writing results there" in err
     assert {path: path.read_bytes() for path in OUT.iterdir() if path.is_file()} == before

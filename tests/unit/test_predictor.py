@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import dcnzoo
-from dcnzoo.checkpoint import Checkpoint
+from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.errors import (
     CheckpointError,
     ChecksumError,
@@ -24,9 +24,10 @@ from dcnzoo.errors import (
     UnknownModelError,
 )
 from dcnzoo.gpu import GpuDetector
-from dcnzoo.manifest import ClassSet, Preprocessing
+from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
 from dcnzoo.predictor import find_classes, find_device, prepare_precision, with_sides
 from dcnzoo.results import Detections
+from dcnzoo.safe_copy import Description, write_safe_copy
 from dcnzoo.times import StageTimes
 from tests.http_server import content, serving
 from tests.pictures import noise, patches, save
@@ -279,22 +280,46 @@ checkpoints:
         predictor = dcnzoo.load("mine", weights=checkpoint, manifest=manifest, device="cpu", long_side=70)
         assert (predictor.preprocessing.short_side, predictor.preprocessing.long_side) == (32, 70)
 
+    def test_own_weights_that_describe_themselves(self, checkpoint: Path, tmp_path: Path) -> None:
+        """Their input comes before that of the checkpoint which they replace; its category ids stay."""
+        own = tmp_path / "own.safetensors"
+        manifest = self.manifest(tmp_path, checkpoint, '"00000000"')
+        sizes = Preprocessing(short_side=40, long_side=50)
+        described = Description(Architecture.parse(ARCH), ClassSet(tuple(CLASSES), (1, 2, 3)), sizes, "", "")
+        write_safe_copy(own, load_checkpoint(checkpoint).state_dict, described)
+        predictor = dcnzoo.load("mine", weights=own, manifest=manifest, device="cpu")
+        assert (predictor.preprocessing.short_side, predictor.preprocessing.long_side) == (40, 50)
+        assert predictor.category_ids == (7, 9, 11)
+
     def test_another_architecture(self, checkpoint: Path) -> None:
         with pytest.raises(CheckpointError, match=r"does not fit mask_rcnn_r50_fpn.*missing"):
             dcnzoo.load(weights=checkpoint, arch=MASK_ARCH)
 
     @pytest.mark.parametrize(
         "arguments",
-        [{}, {"weights": "a.pth"}, {"arch": ARCH}, {"name": "mine", "arch": ARCH, "weights": "a.pth"}],
+        [
+            {},
+            {"arch": ARCH},
+            {"name": "mine", "arch": ARCH},
+            {"name": "mine", "arch": ARCH, "weights": "a.pth"},
+        ],
     )
     def test_arguments_that_do_not_go_together(self, arguments: dict[str, str]) -> None:
-        with pytest.raises(ValueError, match=r"expected a name .* or weights and arch"):
+        with pytest.raises(ValueError, match=r"expected a name .* or weights"):
             dcnzoo.load(**arguments)
 
     @pytest.mark.parametrize("arguments", [{"name": "nothing"}, {"arch": "nothing", "weights": "a.pth"}])
     def test_unknown_name(self, arguments: dict[str, str]) -> None:
         with pytest.raises(UnknownModelError, match=r"unknown (model|architecture) 'nothing'"):
             dcnzoo.load(**arguments)
+
+    def test_autocast_around_it_changes_nothing(
+        self, predictor: dcnzoo.Predictor, expected: Detections
+    ) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = predictor(PIXELS)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
 
     def test_bf16_is_near_fp32(self, checkpoint: Path, expected: Detections) -> None:
         predictor = dcnzoo.load(weights=checkpoint, arch=ARCH, device="cpu", precision="bf16", **SIDES)

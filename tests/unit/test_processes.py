@@ -29,7 +29,7 @@ def test_every_item_is_done_once_in_its_own_batch(items: int, count: int, batch_
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with find_processes() as processes:
-        assert processes == Processes(rank=0, count=1, local_rank=0)
+        assert processes == Processes(rank=0, count=1)
         assert processes.is_first
         assert processes.gather("a") == ["a"]
         assert processes.share == Share()

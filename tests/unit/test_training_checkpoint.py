@@ -116,14 +116,34 @@ class TestBest:
         assert content["meta"]["bbox_AP"] == 0.5
         assert_equal(content["state_dict"], weights)
 
-    def test_it_loads_with_its_architecture(self, tmp_path: Path) -> None:
-        predictor = dcnzoo.load(weights=tmp_path / BEST, arch=ARCH, device="cpu")
-        assert predictor.class_names == ("brick", "tile")
-
-    def test_the_safe_copy_needs_no_more(self, tmp_path: Path) -> None:
-        predictor = dcnzoo.load(weights=tmp_path / SAFE_COPIES[BEST], device="cpu")
+    @pytest.mark.parametrize("name", [BEST, SAFE_COPIES[BEST]])
+    @pytest.mark.parametrize("arch", [None, ARCH])
+    def test_it_says_all_that_is_needed(self, tmp_path: Path, name: str, arch: str | None) -> None:
+        predictor = dcnzoo.load(weights=tmp_path / name, arch=arch, device="cpu")
         assert (predictor.class_names, predictor.category_ids) == (("brick", "tile"), (3, 8))
         assert predictor.preprocessing == Preprocessing(48, 64)
+
+    def test_both_files_say_the_same(self, tmp_path: Path) -> None:
+        found, copy = (load_checkpoint(tmp_path / name).description for name in (BEST, SAFE_COPIES[BEST]))
+        assert found is not None
+        assert found == copy
+
+    @pytest.mark.parametrize(
+        "meta",
+        [
+            {"arch": "resnet"},
+            {"CLASSES": 7},
+            {"CLASSES": ("brick", 8)},
+            {"category_ids": (3,)},
+            {"preprocessing": {"short_side": 0}},
+            {"preprocessing": torch.zeros(1)},
+        ],
+    )
+    def test_nonsense_is_refused(self, tmp_path: Path, meta: dict[str, object]) -> None:
+        content = torch.load(tmp_path / BEST, weights_only=True)
+        torch.save({**content, "meta": {**content["meta"], **meta}}, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match="has a description that makes no sense"):
+            load_checkpoint(tmp_path / "other.pth")
 
 
 ROWS = [

@@ -70,6 +70,7 @@ BROKEN: list[tuple[Fault, str, Callable[[Content], object]]] = [
     (Fault.MALFORMED, "annotation 1 has bbox", lambda c: first(c).update(bbox=[1, 2, -3, 4])),
     (Fault.MALFORMED, "annotation 1 has bbox", lambda c: first(c).update(bbox=[1, 2, float("nan"), 4])),
     (Fault.MALFORMED, "annotation 1 has image_id", lambda c: first(c).update(image_id="0")),
+    (Fault.MALFORMED, "annotation 1 has iscrowd '0'", lambda c: first(c).update(iscrowd="0")),
     (Fault.UNKNOWN_IMAGE, "annotation 1 (image 77)", lambda c: first(c).update(image_id=77)),
     (Fault.UNKNOWN_CATEGORY, "annotation 1 (category 4)", lambda c: first(c).update(category_id=4)),
     (Fault.OUTSIDE, "annotation 1", lambda c: first(c).update(bbox=[WIDTH, 0, 5, 5])),
