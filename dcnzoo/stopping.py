@@ -6,11 +6,16 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+REPEATED = 1.0
+"""Seconds after the first signal in which others say the same: torchrun forwards to its processes what a
+scheduler has sent to all of them."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -84,13 +89,15 @@ class StopSignals:
 
 
 def _end_at_second(received: socket.socket) -> None:
-    """Ends the process at the second signal.
+    """Ends the process at the second signal, unless it is the first one over again.
 
     Python calls a handler when the main thread comes to it, which may be seconds later while an operator
     runs; this thread learns of a signal at once.
     """
-    stops = (byte for byte in iter(lambda: received.recv(1), b"") if byte[0] in SIGNALS)
+    stops = (byte[0] for byte in iter(lambda: received.recv(1), b"") if byte[0] in SIGNALS)
     if next(stops, None):
-        os.write(2, b"stopping after the images in hand; once more stops at once\n")
-    if again := next(stops, None):
-        os._exit(128 + again[0])
+        os.write(2, b"stopping after the work in hand; once more stops at once\n")
+    first = time.monotonic()
+    for signum in stops:
+        if time.monotonic() - first > REPEATED:
+            os._exit(128 + signum)

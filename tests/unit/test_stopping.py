@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dcnzoo.stopping import SIGNALS, StopSignals
+from dcnzoo.stopping import REPEATED, SIGNALS, StopSignals
 
 PROGRAM = """
 import sys, time
@@ -86,11 +86,21 @@ def test_the_work_in_hand_is_finished(signum: signal.Signals) -> None:
 def test_a_second_signal_stops_at_once(signum: signal.Signals) -> None:
     with running(IN_HAND_FOR_LONG) as process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        time.sleep(REPEATED + 0.2)
         assert process.poll() is None
         process.send_signal(signum)
         out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (128 + signum, "")
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_repetition_is_no_second_signal(signum: signal.Signals) -> None:
+    with running(IN_HAND) as process:
+        process.send_signal(signum)
+        time.sleep(0.2)
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + signum, f"work done\nstopped by {signum.name}\n")
 
 
 def test_the_handlers_are_put_back() -> None:
