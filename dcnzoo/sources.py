@@ -221,12 +221,15 @@ def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
 def _name_of_path(path: Path) -> PurePosixPath:
     """Names a listed path relative to the working directory, or in full below it if it lies elsewhere."""
     absolute = Path(os.path.normpath(path.absolute()))
-    if absolute.is_relative_to(Path.cwd()):
+    if absolute.is_relative_to(Path.cwd()) and absolute != Path.cwd():
         return PurePosixPath(absolute.relative_to(Path.cwd()))
     return PurePosixPath(absolute.relative_to(absolute.anchor))
 
 
 def _name_of_url(url: str) -> PurePosixPath:
     """Names an address by the last part of its path, without characters that mean something in a path."""
-    last = unquote(urlsplit(url).path.rstrip("/").rsplit("/", 1)[-1])
+    try:
+        last = unquote(urlsplit(url).path.rstrip("/").rsplit("/", 1)[-1])
+    except ValueError:  # half an IPv6 address; reading it will say so
+        last = ""
     return PurePosixPath(re.sub(r"[^\w.-]", "_", last, flags=re.ASCII)[-100:].strip(".") or "image")

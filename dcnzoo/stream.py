@@ -226,6 +226,8 @@ class ImageStream:
             stem = self._stems.find(source) if self._stems else None
             if self.settings.share.holds(self._list(source), self.settings.batch_size):
                 yield NamedImage(source, image_id, stem)
+            else:
+                self.progress(1)  # others do it
 
     def _list(self, source: ImageSource) -> int:
         """Notes that an image is listed, and returns how many were before it."""

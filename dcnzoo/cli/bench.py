@@ -17,6 +17,7 @@ import click
 from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text, step_lines, step_row
 from dcnzoo.cli.list import match_records
 from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, several, split, url_base_option
+from dcnzoo.errors import DcnzooError
 from dcnzoo.sources import find_images
 from dcnzoo.writers.folder import output_errors
 
@@ -74,10 +75,7 @@ class Options:
         Raises:
             click.UsageError: they do not go together.
         """
-        from dcnzoo.safe_copy import is_safetensors
-
-        described = self.own_weights is not None and is_safetensors(self.own_weights)
-        if not self.models and self.arch is None and not described:
+        if not self.models and self.arch is None and self.own_weights is None:
             raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --arch and --weights.")
         if self.models and self.arch is not None:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
@@ -164,9 +162,16 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     callback=several(POSITIVE),
     help="Images per forward pass; several with commas.",
 )
-@click.option("--threads", type=POSITIVE, metavar="N", help="Of the CPU.  [default: PyTorch's choice]")
 @click.option(
-    "--warmup", type=click.IntRange(min=0), metavar="N", default=2, show_default=True, help="Batches before."
+    "--threads", type=POSITIVE, metavar="N", help="Threads on the CPU.  [default: PyTorch's choice]"
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Batches before those that count.",
 )
 @click.option(
     "--repeats", type=POSITIVE, metavar="N", default=10, show_default=True, help="Batches that are measured."
@@ -199,7 +204,7 @@ def run(options: Options, manifest: Path | None) -> int:
     """Measures as the options say, and reports.
 
     Returns:
-        Exit code: 1 if something did not fit into the memory even with a batch of one.
+        Exit code: 1 if something failed, or did not fit into the memory even with a batch of one.
     """
     from dcnzoo.benchmark import measure_apart
 
@@ -207,24 +212,25 @@ def run(options: Options, manifest: Path | None) -> int:
     if options.train:
         from dcnzoo.training.benchmark import compare_apart
 
-        pairs, notes = _measure(options, manifest, cases, compare_apart)
+        pairs, notes, failed = _measure(options, manifest, cases, compare_apart)
         report_training(options, [result for pair in pairs for result in pair], notes)
         done = [pair[0].case for pair in pairs]
     else:
-        results, notes = _measure(options, manifest, cases, measure_apart)
+        results, notes, failed = _measure(options, manifest, cases, measure_apart)
         report(options, results, notes, manifest)
         done = [result.case for result in results]
     measured = {dataclasses.replace(case, batch_size=1) for case in done}
-    return 0 if measured == {dataclasses.replace(case, batch_size=1) for case in cases} else 1
+    missed = measured != {dataclasses.replace(case, batch_size=1) for case in cases}
+    return 1 if failed or missed else 0
 
 
 def _measure(
     options: Options, manifest: Path | None, cases: Sequence[Case], measure: Callable[[Case, Settings], R]
-) -> tuple[list[R], list[str]]:
+) -> tuple[list[R], list[str], bool]:
     """Measures cases.
 
     Returns:
-        The results, and what there is to note about them.
+        The results, what there is to note about them, and whether an error came after them.
     """
     from dcnzoo.benchmark import Settings, run_cases
 
@@ -250,7 +256,15 @@ def _measure(
             manifest,
             options.cuda_graphs,
         )
-        return list(run_cases(cases, measure_case, notify)), notes
+        results: list[R] = []
+        try:
+            results.extend(run_cases(cases, measure_case, notify))
+        except DcnzooError as error:
+            if not results:
+                raise
+            notify(f"{error}; nothing was measured after that")
+            return results, notes, True
+        return results, notes, False
 
 
 def find_cases(options: Options, manifest: Path | None) -> list[Case]:

@@ -17,18 +17,27 @@ if TYPE_CHECKING:
 @click.option("--all", "everything", is_flag=True, help="Every checkpoint of the manifest.")
 @url_base_option
 @click.pass_obj
-def download(settings: Settings, names: tuple[str, ...], everything: bool, url_base: str | None) -> None:
+def download(settings: Settings, names: tuple[str, ...], everything: bool, url_base: str | None) -> int:
     """Download checkpoints, verify them, and print where they lie.
 
     They are kept under DCNZOO_HOME, by default in the user's cache folder. A download that was interrupted
     goes on where it stopped.
     """
     from dcnzoo.download import fetch
+    from dcnzoo.errors import DcnzooError
     from dcnzoo.manifest import load_manifest
 
     if bool(names) == everything:
         raise click.UsageError("Name one or more checkpoints, or give --all.")
     manifest = load_manifest(settings.manifest)
     records = manifest.match() if everything else [manifest.find(name) for name in names]
+    failed = False
     for record in records:
-        print(fetch(record, url_base=url_base), flush=True)
+        try:
+            print(fetch(record, url_base=url_base), flush=True)
+        except DcnzooError as error:
+            if len(records) == 1:
+                raise
+            click.echo(f"error: {error}", err=True)
+            failed = True
+    return 1 if failed else 0

@@ -23,9 +23,10 @@ from dcnzoo.cli.inference import (
     progress_bar,
     run_options,
 )
-from dcnzoo.cli.options import FILE, POSITIVE
+from dcnzoo.cli.options import FILE, POSITIVE, Number
 from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, PARTS
-from dcnzoo.writers.folder import OutputFolder, output_errors, write_whole
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
+from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
@@ -117,7 +118,7 @@ class Options(InferenceOptions):
 @click.option("--per-class", is_flag=True, help="Also print AP and AR of each class.")
 @click.option(
     "--confusion-score",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     metavar="SCORE",
     default=CONFUSION_SCORE,
     show_default=True,
@@ -239,10 +240,13 @@ def predict(
         image_timeout=options.image_timeout,
         max_pixels=options.max_pixels,
     )
-    if processes.is_first:
-        folder.start()
-    processes.wait()
-    with progress_bar(options.quiet or not processes.is_first, lambda: len(files)) as progress:
+    with (
+        exclusive(options.out, processes.is_first),
+        progress_bar(options.quiet or not processes.is_first, lambda: len(files)) as progress,
+    ):
+        if processes.is_first:
+            folder.start()
+        processes.wait()
         speed = collect(predictor, annotations, files, options.out, settings, processes, progress)
     results = merge_parts(options.out, annotations, kinds) if processes.is_first else {}
     if processes.is_first and not options.quiet:

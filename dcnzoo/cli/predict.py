@@ -24,12 +24,12 @@ from dcnzoo.cli.inference import (
     progress_bar,
     run_options,
 )
-from dcnzoo.cli.options import FILE, POSITIVE, several, split
+from dcnzoo.cli.options import FILE, POSITIVE, Number, several, split
 from dcnzoo.errors import SourceError
 from dcnzoo.processes import Share, environment_share
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
-from dcnzoo.writers.folder import OutputFolder
+from dcnzoo.writers.folder import OutputFolder, exclusive
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--annotations", type=FILE, metavar="FILE", help="COCO file with image ids for --format coco.")
 @click.option(
     "--score-threshold",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     metavar="SCORE",
     help="Least score.  [default: 0.05, in pictures and crops 0.3]",
 )
@@ -147,7 +147,8 @@ def run(options: Options, manifest: Path | None) -> int:
     folder.check(options.sources)
     predictor = load_predictor(options, manifest, share)
     settings = stream_settings(options, predictor, share)
-    tally = stream(options, folder, predictor, settings, searched)
+    with exclusive(folder.path):
+        tally = stream(options, folder, predictor, settings, searched)
     if tally.failures:
         log = folder.path / ErrorLog.product
         click.echo(f"images that failed: {tally.failures}; {log} says why", err=True)

@@ -170,8 +170,8 @@ def _comparison_lines(
             yield f"{line}, difference {figures['difference']:+.3f}"
         else:
             yield (
-                f"{line}: not comparable, for it was published on the {VAL2017_IMAGES} images of COCO val2017"
-                f" and measured on {images} images"
+                f"{line} on {images} images: not compared, for these are not known to be the ones that it was"
+                " published on"
             )
 
 

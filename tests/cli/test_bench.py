@@ -16,6 +16,7 @@ from PIL import Image
 
 from dcnzoo import benchmark
 from dcnzoo.benchmark import STAGES, Case, Result, Settings, Spread
+from dcnzoo.errors import CheckpointError
 from dcnzoo.hardware import PeakMemory, hardware_stamp
 from tests.cli.conftest import Program
 from tests.http_server import content, serving
@@ -282,13 +283,27 @@ class TestOutOfMemory:
 
 
 class TestErrors:
+    def test_what_was_measured_before_is_told(
+        self, dcnzoo: Program, measured: Measured, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measure(case: Case, settings: Settings) -> Result:
+            if measured.cases:
+                raise CheckpointError("a.pth", "is damaged")
+            return measured(case, settings)
+
+        monkeypatch.setattr(benchmark, "measure_apart", measure)
+        arguments = ["--model", DCONV, "--weights", "random", "--batch-size", "1,2", "--json", "-"]
+        code, out, err = dcnzoo("bench", *arguments)
+        assert code == 1
+        assert [row["batch_size"] for row in json.loads(out)["results"]] == [1]
+        assert "a.pth: is damaged; nothing was measured after that" in err
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ([], "Name a --model"),
             (["--model", DCONV, "--arch", ARCH], "give --arch only without it"),
             (["--arch", ARCH], "--arch needs --weights"),
-            (["--weights", "a.pth"], "give --arch and --weights"),
             (["--weights", "random"], "give --arch and --weights"),
             (["--model", DCONV, "--url-base", "nowhere"], "--url-base"),
             (["--model", "mask*_coco", "--weights", "a.pth"], "is for one model, and --model names 5"),

@@ -82,6 +82,13 @@ def test_absent_file(dcnzoo: Program, manifest: Path, server: Server, home: Path
     assert files_in(home) == []
 
 
+def test_a_failure_does_not_stop_the_others(dcnzoo: Program, manifest: Path, home: Path) -> None:
+    code, out, err = dcnzoo("download", "a", "absent", "wrong", "b", "--manifest", manifest)
+    assert code == 1
+    assert [Path(line).parent for line in out.splitlines()] == [home / "checkpoints"] * 2
+    assert err.count("error: ") == err.count("\n") == 2
+
+
 def test_misspelt_name_stops_before_anything_is_fetched(
     dcnzoo: Program, manifest: Path, server: Server
 ) -> None:

@@ -297,6 +297,20 @@ class TestFolder:
         assert err.startswith("error: dcnzoo-out already holds results (progress.jsonl, detections.jsonl); ")
         assert Path("dcnzoo-out/detections.jsonl").read_bytes() == before
 
+    def test_results_that_another_process_is_writing_are_not_replaced(self, predict: Predict) -> None:
+        assert predict("photos/a.jpg", "--format", "csv").code == 0
+        out = Path("dcnzoo-out")
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        descriptor = os.open(out, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            code, _, err = predict("photos", "--format", "csv", "--overwrite")
+        finally:
+            os.close(descriptor)
+        assert code == 1
+        assert "another process is writing results there" in err
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
     def test_overwrite(self, predict: Predict) -> None:
         predict("photos", "--format", "jsonl,yolo", "--save-images")
         assert predict("photos/a.jpg", "--format", "csv", "--overwrite").code == 0
@@ -358,12 +372,14 @@ class TestUsage:
         [
             ([], "Name at least one SOURCE"),
             (["a.jpg"], "Name a --model"),
-            (["a.jpg", "--weights", "a.pth"], "--weights needs --arch"),
-            (["a.jpg", "--arch", ARCH], "or give --weights and --arch"),
+            (["a.jpg", "--arch", ARCH], "or give --weights, with --arch if need be"),
             (["a.jpg", "--model", "m", "--arch", ARCH], "--model has an architecture of its own"),
             (["a.jpg", "--model", "m", "--short-side", 9, "--long-side", 8], "exceeds --long-side 8"),
             (["a.jpg", "--model", "m", "--batch-size", 0], "--batch-size"),
             (["a.jpg", "--model", "m", "--score-threshold", 1.5], "--score-threshold"),
+            (["a.jpg", "--model", "m", "--score-threshold", "nan"], "nan is no finite number"),
+            (["a.jpg", "--model", "m", "--image-timeout", "inf"], "'--image-timeout'"),
+            (["a.jpg", "--model", "m", "--image-timeout", "nan"], "nan is no finite number"),
             (["a.jpg", "--model", "m", "--precision", "int8"], "--precision"),
             (["a.jpg", "--model", "m", "--workers", -1], "--workers"),
             (["a.jpg", "--model", "m", "--max-detections", "many"], "--max-detections"),

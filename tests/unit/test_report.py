@@ -109,7 +109,7 @@ def test_json(evaluation: Evaluation) -> None:
 
 @pytest.mark.parametrize(
     ("comparable", "expected"),
-    [(True, "difference +0.0"), (False, "not comparable, for it was published on")],
+    [(True, "difference +0.0"), (False, "not compared, for these are not known to be")],
 )
 def test_published(annotations: Annotations, evaluation: Evaluation, comparable: bool, expected: str) -> None:
     compared = compare({"bbox": evaluation, "segm": evaluation}, Published(box_ap=41.3), comparable)

@@ -151,6 +151,16 @@ class TestList:
         assert found[2:] == ["_.._etc_passwd", "image"]
         assert not any(name.startswith("/") or ".." in name.split("/") for name in found)
 
+    def test_lines_that_name_no_image(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are found like others, and fail when they are read."""
+        monkeypatch.chdir(tree / "photos")
+        feed(monkeypatch, b".\nhttp://[oops/x.jpg\nb.jpg\n")
+        found = list(find_images(["-"]))
+        assert [str(each.name) for each in found] == [str(tree / "photos").lstrip("/"), "image", "b.jpg"]
+        for source in found[:2]:
+            with pytest.raises(ImageReadError):
+                read_image(source.location)
+
     def test_a_name_in_any_encoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
         feed(monkeypatch, b"caf\xe9.jpg\n")
         assert os.fsencode(locations(["-"])[0]) == b"caf\xe9.jpg"

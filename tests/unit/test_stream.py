@@ -325,8 +325,10 @@ class TestShare:
             recorder, folder = Recorder(FakePredictor()), tmp_path / str(index)
             folder.mkdir()
             options = {"share": Share(index, count), "batch_size": batch_size}
-            with stream(folder, recorder.predictor, recorder, **options) as (run, _):
+            counts = list[int]()
+            with stream(folder, recorder.predictor, recorder, progress=counts.append, **options) as (run, _):
                 run.run(images)
+            assert sum(counts) == 12  # so the bar ends full, whoever did them
             names += recorder.names
             listings.add(read_journal(folder).listing)
         assert sorted(names) == sorted(f"{number}.png" for number in range(12) if number != 3)
