@@ -101,7 +101,7 @@ _MODEL_OPTIONS = (
     click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
     click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
     click.option(
-        "--arch", metavar="NAME", help="Architecture of --weights; files that dcnzoo wrote know their own."
+        "--arch", metavar="NAME", help="Architecture; files that dcnzoo wrote know their own."
     ),
 )
 

@@ -168,7 +168,7 @@ class Options:
     "--learning-rate",
     type=_ABOVE_ZERO,
     metavar="X",
-    help="[default: 0.02 (adamw: 0.0001) for 16 images per step, and in proportion]",
+    help="Highest learning rate.  [default: 0.02 (adamw: 0.0001) for 16 images per step, and in proportion]",
 )
 @click.option(
     "--momentum",
@@ -178,7 +178,9 @@ class Options:
     show_default=True,
     help="Share of a step that the next one keeps, with sgd.",
 )
-@click.option("--weight-decay", type=_NOT_NEGATIVE, metavar="X", help="[default: 0.0001; adamw: 0.05]")
+@click.option(
+    "--weight-decay", type=_NOT_NEGATIVE, metavar="X", help="Weight decay.  [default: 0.0001; adamw: 0.05]"
+)
 @click.option(
     "--decay",
     type=click.Choice(CHOICES["decay"]),
