@@ -22,6 +22,6 @@ dcnzoo predict "$checkout/examples/photos/cat.jpg" --model faster_rcnn_r50_fpn_d
   --weights standin.pth --short-side 200 --out out --save-images
 test -s out/detections.jsonl
 DCNZOO_OFFLINE=1 dcnzoo predict "$checkout/examples/shapes/images" \
-  --model mask_rcnn_r18w16_fpn48_fc256_mdconv_c3-c5_shapes --out shapes
+  --model cascade_mask_rcnn_r18w16_fpn48_fc192_mdconv_c3-c5_shapes --out shapes
 test -s shapes/detections.jsonl
 echo "wheel: works outside the checkout"

@@ -11,7 +11,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 PICTURES = CHECKOUT / "examples" / "shapes" / "images"
 OUT = CHECKOUT / "demo"
-MODEL = "mask_rcnn_r18w16_fpn48_fc256_mdconv_c3-c5_shapes"
+MODEL = "cascade_mask_rcnn_r18w16_fpn48_fc192_mdconv_c3-c5_shapes"
 PUBLISHED = "mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco"
 SCORE = 0.5
 NEXT = f"""
