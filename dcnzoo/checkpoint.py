@@ -26,7 +26,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dcnzoo.download import sha256_of
 from dcnzoo.errors import CheckpointError, UnknownModelError
 from dcnzoo.manifest import Architecture, parse_preprocessing
 from dcnzoo.safe_copy import Description, is_safetensors, parse_classes, read_safe_copy
@@ -112,8 +111,8 @@ def _own_description(path: Path, meta: dict[str, Any]) -> Description | None:
             Architecture.parse(str(meta["arch"])),
             parse_classes(list(meta["CLASSES"]), list(meta["category_ids"])),
             parse_preprocessing(json.loads(json.dumps(meta["preprocessing"]))),  # tuples become lists
-            path.name,
-            sha256_of(path),
+            origin="",
+            sha256="",
         )
     except (KeyError, TypeError, ValueError, RecursionError, UnknownModelError) as error:
         problem = f"has a description that makes no sense ({type(error).__name__}: {error})"

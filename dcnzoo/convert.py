@@ -12,7 +12,7 @@ from dcnzoo.download import sha256_of
 from dcnzoo.errors import without_credentials
 from dcnzoo.manifest import Architecture, ClassSet, Record
 from dcnzoo.predictor import identify
-from dcnzoo.safe_copy import Description, check_target, is_safetensors, write_safe_copy
+from dcnzoo.safe_copy import Description, check_target, write_safe_copy
 
 
 def convert(
@@ -45,7 +45,9 @@ def convert(
     checkpoint = load_checkpoint(path, widen=False)
     architecture, classes, preprocessing = identify(checkpoint, record, architecture, class_sets)
     check_fit(architecture, checkpoint)
-    if checkpoint.description and is_safetensors(path):  # a copy of a copy is still of the first file
+    if (
+        checkpoint.description and checkpoint.description.sha256
+    ):  # a copy of a copy is still of the first file
         origin, sha256 = checkpoint.description.origin, checkpoint.description.sha256
     else:
         origin, sha256 = _origin(path, record), sha256_of(path)

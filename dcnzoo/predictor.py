@@ -439,8 +439,8 @@ def identify(
         record: the manifest's record, which comes before that.
         architecture: comes before the checkpoint's own.
         known: class sets that give the category ids to equal names.
-        replaces: whether the checkpoint takes the place of the record's own file; then the input that it
-            describes comes before the record's.
+        replaces: whether the checkpoint takes the place of the record's own file; then the input and the
+            classes that it describes come before the record's.
 
     Returns:
         Structure, classes and input of the model.
@@ -451,13 +451,13 @@ def identify(
     if checkpoint.description:
         known = [checkpoint.description.classes, *known]
     said = record or checkpoint.description
+    trained = (checkpoint.description if replaces else None) or said
     architecture = architecture or (said.architecture if said else None)
     if architecture is None:
         example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
         problem = f"does not name its architecture; give it with --arch, such as {example}"
         raise CheckpointError(str(checkpoint.path), problem)
-    classes = find_classes(checkpoint, said.classes if said else None, known)
-    trained = (checkpoint.description if replaces else None) or said
+    classes = find_classes(checkpoint, trained.classes if trained else None, known)
     return architecture, classes, trained.preprocessing if trained else Preprocessing()
 
 

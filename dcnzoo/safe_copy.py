@@ -33,8 +33,8 @@ class Description:
         architecture: structure that the tensors fill.
         classes: classes that they tell apart.
         preprocessing: input that they were trained for.
-        origin: address, or name of the file, that they were published as.
-        sha256: SHA-256 of that file, 64 hex digits.
+        origin: address, or name of the file, that they were published as; empty for none.
+        sha256: SHA-256 of that file, 64 hex digits; empty for none.
     """
 
     architecture: Architecture

@@ -223,7 +223,8 @@ def _name_of_path(path: Path) -> PurePosixPath:
     absolute = Path(os.path.normpath(path.absolute()))
     if absolute.is_relative_to(Path.cwd()) and absolute != Path.cwd():
         return PurePosixPath(absolute.relative_to(Path.cwd()))
-    return PurePosixPath(absolute.relative_to(absolute.anchor))
+    below = absolute.relative_to(absolute.anchor)
+    return PurePosixPath(below) if below.name else PurePosixPath("image")
 
 
 def _name_of_url(url: str) -> PurePosixPath:

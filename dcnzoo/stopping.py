@@ -33,6 +33,8 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """Lets a first SIGINT or SIGTERM wait for the work in hand; a second one ends the process at once.
 
+    Within `REPEATED` seconds it counts as the first one over again.
+
     Outside of the main thread, which alone gets signals, it does nothing.
     """
 
@@ -83,6 +85,8 @@ class StopSignals:
             received.close()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._signum is not None:
+            return  # what the first one has begun goes on; the thread below decides
         self._signum = signum
         if not self._deferring:
             raise Stopped(signum)

@@ -76,7 +76,9 @@ class Options:
             click.UsageError: they do not go together.
         """
         if not self.models and self.arch is None and self.own_weights is None:
-            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --arch and --weights.")
+            raise click.UsageError(
+                "Name a --model (`dcnzoo list` shows them), or give --weights, with --arch if need be."
+            )
         if self.models and self.arch is not None:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.arch is not None and self.weights is None:
@@ -259,7 +261,7 @@ def _measure(
         results: list[R] = []
         try:
             results.extend(run_cases(cases, measure_case, notify))
-        except DcnzooError as error:
+        except (DcnzooError, RuntimeError) as error:  # the latter from a process that crashed
             if not results:
                 raise
             notify(f"{error}; nothing was measured after that")

@@ -158,7 +158,7 @@ def run(options: Options, manifest: Path | None) -> None:
     chosen = None if options.image_ids is None else read_image_ids(options.image_ids)
     annotations = listed.select(chosen, options.limit)
     results = None if options.results is None else read_results(options.results, listed)
-    with find_processes() as processes:
+    with find_processes() as processes, exclusive(options.out, processes.is_first):
         folder = open_folder(options, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.annotation_file, options.results) if path])
@@ -240,10 +240,7 @@ def predict(
         image_timeout=options.image_timeout,
         max_pixels=options.max_pixels,
     )
-    with (
-        exclusive(options.out, processes.is_first),
-        progress_bar(options.quiet or not processes.is_first, lambda: len(files)) as progress,
-    ):
+    with progress_bar(options.quiet or not processes.is_first, lambda: len(files)) as progress:
         if processes.is_first:
             folder.start()
         processes.wait()

@@ -100,9 +100,7 @@ def run_note(program: str, options: dict[str, Any]) -> dict[str, Any]:
 _MODEL_OPTIONS = (
     click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
     click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
-    click.option(
-        "--arch", metavar="NAME", help="Architecture; files that dcnzoo wrote know their own."
-    ),
+    click.option("--arch", metavar="NAME", help="Architecture; files that dcnzoo wrote know their own."),
 )
 
 _INPUT_OPTIONS = (

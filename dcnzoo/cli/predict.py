@@ -144,10 +144,10 @@ def run(options: Options, manifest: Path | None) -> int:
     searched = excluded(options, share)
     check_sources(options.sources, searched)
     check_image_ids(options, searched)
-    folder.check(options.sources)
-    predictor = load_predictor(options, manifest, share)
-    settings = stream_settings(options, predictor, share)
     with exclusive(folder.path):
+        folder.check(options.sources)
+        predictor = load_predictor(options, manifest, share)
+        settings = stream_settings(options, predictor, share)
         tally = stream(options, folder, predictor, settings, searched)
     if tally.failures:
         log = folder.path / ErrorLog.product

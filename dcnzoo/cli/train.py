@@ -6,6 +6,7 @@ Nothing heavy is imported before the options are known to make sense.
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ class Options:
         if self.weights is None and not self.from_scratch:
             raise click.UsageError(
                 "Name a --model whose published weights to start from (`dcnzoo list` shows them), or give"
-                " --arch and --weights, or --arch and --from-scratch."
+                " --weights, with --arch if need be, or --arch and --from-scratch."
             )
         if self.arch is None and self.from_scratch:
             raise click.UsageError(
@@ -317,10 +318,11 @@ def run(options: Options, manifest: Path | None) -> None:
     prepare_precision(options.precision, device)
     with find_processes("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo") as processes:
         folder = open_folder(options, processes)
-        if processes.is_first:
-            folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
-        resumes = processes.gather(folder.resumes)[0]
-        _train(options, manifest, processes, folder, device, resumes)
+        with exclusive(options.out, processes.is_first):
+            if processes.is_first:
+                folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
+            resumes = processes.gather(folder.resumes)[0]
+            _train(options, manifest, processes, folder, device, resumes)
 
 
 def open_folder(options: Options, processes: Processes) -> OutputFolder:
@@ -335,8 +337,9 @@ def open_folder(options: Options, processes: Processes) -> OutputFolder:
     note = {
         **run_note(PROGRAM, dataclasses.asdict(options)),
         "processes": processes.count,
-        "sha256_of_train": sha256_of(options.train) if options.train.is_file() else None,
     }
+    with suppress(OSError):  # reading it will say what is wrong
+        note["SHA-256 of --train"] = sha256_of(options.train)
     return OutputFolder(
         options.out,
         products,
@@ -366,18 +369,15 @@ def _train(
     start.check_problems(training_set, options.strict)
     validation_set = start.read_validation_set(chosen, source, training_set)
     prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
-    with exclusive(options.out, processes.is_first):
-        if processes.is_first:
-            folder.start()
-            with output_errors(options.out):
-                lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
-                write_whole(options.out / PROBLEMS, lines)
-        if processes.is_first and not options.quiet:
-            for line in start.effective_lines(
-                chosen, prepared, training_set, validation_set, processes, device
-            ):
-                click.echo(line, err=True)
-        processes.wait()
-        progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
+    if processes.is_first:
+        folder.start()
+        with output_errors(options.out):
+            lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
+            write_whole(options.out / PROBLEMS, lines)
+    if processes.is_first and not options.quiet:
+        for line in start.effective_lines(chosen, prepared, training_set, validation_set, processes, device):
+            click.echo(line, err=True)
+    processes.wait()
+    progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
     if processes.is_first and not options.quiet:
         click.echo(start.summary(options.out, progress))

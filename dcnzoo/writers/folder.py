@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dcnzoo.errors import OutputError
 from dcnzoo.sources import is_url
-from dcnzoo.writers.journal import JOURNAL, Progress, read_journal
+from dcnzoo.writers.journal import JOURNAL, Progress, lock, read_journal
 from dcnzoo.writers.whole import write_whole
 
 RUN_FILE = "run.json"
@@ -173,7 +171,10 @@ def output_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
-    """Keeps other runs out of an output folder, which is made if it is missing.
+    """Keeps other runs out of an output folder.
+
+    It is made if it is missing, and deleted if it stays empty. To be held from before it is checked what the
+    folder holds until the last result is written.
 
     Args:
         folder: of the results.
@@ -185,18 +186,13 @@ def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
     if not wanted:
         yield
         return
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         with output_errors(folder):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OSError(errno.EBUSY, "another process is writing results there", str(folder)) from error
+            stack.enter_context(_made(folder))
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            lock(descriptor, folder)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -124,6 +124,18 @@ def read_journal(folder: Path) -> Progress:
     return progress
 
 
+def lock(descriptor: int, path: Path) -> None:
+    """Locks an open file or folder until it is closed.
+
+    Raises:
+        OSError: it is locked, or cannot be.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(errno.EBUSY, "another process is writing results there", str(path)) from error
+
+
 def _whole_lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         for line in file:
@@ -145,11 +157,10 @@ class Journal:
     def __init__(self, folder: Path, progress: Progress) -> None:
         self._file = GrowingFile(folder, Layout(JOURNAL), progress.journal_size)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(self._file.fileno(), folder / JOURNAL)
+        except OSError:
             self._file.close()
-            path = str(folder / JOURNAL)
-            raise OSError(errno.EBUSY, "another process is writing results there", path) from error
+            raise
 
     def commit(
         self,

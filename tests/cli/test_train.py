@@ -324,7 +324,7 @@ def test_a_run_goes_on_with_its_own_set_only(train: Train, room: Path) -> None:
     write(room / "train.json", annotations)
     code, _, err = train("--resume")
     assert code == 1
-    assert "was started with sha256_of_train" in err
+    assert "was started with SHA-256 of --train" in err
     assert files(OUT) == before
 
 

@@ -281,7 +281,7 @@ checkpoints:
         assert (predictor.preprocessing.short_side, predictor.preprocessing.long_side) == (32, 70)
 
     def test_own_weights_that_describe_themselves(self, checkpoint: Path, tmp_path: Path) -> None:
-        """Their input comes before that of the checkpoint which they replace; its category ids stay."""
+        """Their input and category ids come before those of the checkpoint which they replace."""
         own = tmp_path / "own.safetensors"
         manifest = self.manifest(tmp_path, checkpoint, '"00000000"')
         sizes = Preprocessing(short_side=40, long_side=50)
@@ -289,7 +289,7 @@ checkpoints:
         write_safe_copy(own, load_checkpoint(checkpoint).state_dict, described)
         predictor = dcnzoo.load("mine", weights=own, manifest=manifest, device="cpu")
         assert (predictor.preprocessing.short_side, predictor.preprocessing.long_side) == (40, 50)
-        assert predictor.category_ids == (7, 9, 11)
+        assert predictor.category_ids == (1, 2, 3)
 
     def test_another_architecture(self, checkpoint: Path) -> None:
         with pytest.raises(CheckpointError, match=r"does not fit mask_rcnn_r50_fpn.*missing"):

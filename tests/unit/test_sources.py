@@ -154,10 +154,15 @@ class TestList:
     def test_lines_that_name_no_image(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """They are found like others, and fail when they are read."""
         monkeypatch.chdir(tree / "photos")
-        feed(monkeypatch, b".\nhttp://[oops/x.jpg\nb.jpg\n")
+        feed(monkeypatch, b".\nhttp://[oops/x.jpg\n/\nb.jpg\n")
         found = list(find_images(["-"]))
-        assert [str(each.name) for each in found] == [str(tree / "photos").lstrip("/"), "image", "b.jpg"]
-        for source in found[:2]:
+        assert [str(each.name) for each in found] == [
+            str(tree / "photos").lstrip("/"),
+            "image",
+            "image",
+            "b.jpg",
+        ]
+        for source in found[:3]:
             with pytest.raises(ImageReadError):
                 read_image(source.location)
 

@@ -31,6 +31,16 @@ BETWEEN = """
         print("ready", flush=True)
         time.sleep(60)
 """
+CLEARING_UP = """
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                pass
+            print("cleared up", flush=True)
+"""
 IN_HAND = """
         with signals.deferred():
             print("ready", flush=True)
@@ -72,6 +82,15 @@ def test_between_pieces_of_work(signum: signal.Signals) -> None:
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (128 + signum, f"stopped by {signum.name}\n")
     assert "once more stops at once" in err
+
+
+def test_one_that_comes_twice_at_once_does_not_disturb_the_clearing_up() -> None:
+    with running(CLEARING_UP) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "cleared up\nstopped by SIGTERM\n")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

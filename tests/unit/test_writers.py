@@ -548,14 +548,23 @@ class TestFolder:
         assert files(tmp_path) == ["run.json"]
 
     @pytest.mark.parametrize("overwrite", [False, True])
-    @pytest.mark.parametrize("note", [None, "", "[]", '{"program": "other"}'])
-    def test_what_no_run_has_made_is_never_replaced(
-        self, tmp_path: Path, overwrite: bool, note: str | None
+    @pytest.mark.parametrize(
+        ("note", "who"),
+        [
+            (None, "no run of dcnzoo"),
+            ("", "no run of dcnzoo"),
+            ("[]", "no run of dcnzoo"),
+            ("{}", "no run of dcnzoo"),
+            ('{"program": "other"}', "`other`"),
+        ],
+    )
+    def test_what_no_such_run_has_made_is_never_replaced(
+        self, tmp_path: Path, overwrite: bool, note: str | None, who: str
     ) -> None:
         (tmp_path / "images").mkdir()
         if note is not None:
             (tmp_path / "run.json").write_text(note)
-        with pytest.raises(OutputError, match="images, which no run of dcnzoo has made"):
+        with pytest.raises(OutputError, match=f"images, which {who} has made"):
             self.folder(tmp_path, overwrite).check([])
 
     @pytest.mark.parametrize("source", ["images", "images/a.jpg", "images/*.jpg", "../out/images", "labels"])
