@@ -27,7 +27,7 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const Tensor& of
                      const std::vector<int64_t>& dilation) {
   STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && weight.dim() == 4,
                   "deform_conv2d: input, offset and weight must have 4 dimensions");
-  STD_TORCH_CHECK(weight.size(1) > 0 && input.size(1) % weight.size(1) == 0,
+  STD_TORCH_CHECK(weight.size(1) > 0 && input.size(1) > 0 && input.size(1) % weight.size(1) == 0,
                   "deform_conv2d: weight does not divide the input channels into groups");
   ConvShape shape{};
   shape.images = input.size(0);

@@ -214,7 +214,8 @@ def _check_shapes(
             f" {stride}, {dilation}, {tuple(weight.shape[2:])} and {padding}"
         )
     channels, (out_channels, group_channels, *kernel) = input.shape[1], weight.shape
-    if group_channels == 0 or channels % group_channels or out_channels % (channels // group_channels):
+    groups = channels // max(1, group_channels)
+    if groups == 0 or groups * group_channels != channels or out_channels % groups:
         raise ValueError(
             f"weight {tuple(weight.shape)} does not divide {channels} input channels into groups"
         )

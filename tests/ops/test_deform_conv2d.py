@@ -159,6 +159,7 @@ def test_no_images_give_no_outputs() -> None:
         ("mask", (2, 9, 9, 11), "mask must be"),
         ("weight", (6, 3, 3, 3), "does not divide"),
         ("input", (8, 9, 11), "4 dimensions"),
+        ("input", (2, 0, 9, 11), "does not divide"),
     ],
 )
 def test_misfits_are_refused(name: str, shape: tuple[int, ...], words: str) -> None:
