@@ -13,6 +13,8 @@ from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
 
+_LARGEST_SIDE = 2**15
+
 
 def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: float) -> Tensor:
     """Pools each RoI to a fixed size (arXiv:1703.06870), ceil(RoI/output) samples per bin and axis.
@@ -45,9 +47,10 @@ def roi_align(input: Tensor, rois: Tensor, *, output_size: Pair, spatial_scale: 
             maps, boxes, output_size=output_size, spatial_scale=spatial_scale
         )
         return pooled.to(input.dtype)
-    # Torchvision would read other memory; on a GPU the look at the values would wait for all that was begun.
-    if rois.device.type == "cpu" and not ((rois[:, 0] >= 0) & (rois[:, 0] < len(input))).all():
-        raise ValueError(f"the first column of the RoIs must name images, 0 to {len(input) - 1}")
+    if rois.device.type == "cpu":  # on a GPU the look at the values would wait for all that was begun
+        _check_values(boxes, len(input), spatial_scale)
+    if input.numel() == 0:  # torchvision would look for the last row and column
+        return input.new_zeros((len(rois), input.shape[1], *output_size))
     from torchvision.ops import roi_align as torchvision_roi_align
 
     pooled = torchvision_roi_align(maps, boxes, output_size, spatial_scale, sampling_ratio=-1, aligned=True)
@@ -125,6 +128,16 @@ def pool_levels_in_fixed_shape(
     """As `pool_levels`: each level pools all RoIs, foreign ones as boxes of zeros, which pool to zeros."""
     of_level = (torch.where((levels == level)[:, None], rois, 0.0) for level in range(len(inputs)))
     return sum((pool(level, chosen) for level, chosen in enumerate(of_level)), start=inputs[0].new_zeros(()))
+
+
+def _check_values(rois: Tensor, num_images: int, spatial_scale: float) -> None:
+    """Refuses RoIs with which torchvision would read other memory: it counts the samples of one in an int."""
+    if not ((rois[:, 0] >= 0) & (rois[:, 0] < num_images)).all():
+        raise ValueError(f"the first column of the RoIs must name images, 0 to {num_images - 1}")
+    corners = rois[:, 1:] * spatial_scale
+    sides = (corners[:, 2:] - corners[:, :2]).abs()
+    if not (sides <= _LARGEST_SIDE).all():  # nor is a corner infinite, or no number
+        raise ValueError(f"sides of RoIs must be numbers of at most {_LARGEST_SIDE} pixels of the map")
 
 
 def kernels_take_rois(input: Tensor, rois: Tensor, offset: Tensor | None = None) -> bool:

@@ -71,6 +71,17 @@ def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
     return st.tuples(st.integers(low, high), st.integers(low, high))
 
 
+def mostly(*usual: Any, odd: Sequence[Any]) -> st.SearchStrategy[Any]:
+    """One of the usual values, nine times out of ten."""
+    return st.integers(0, 9).flatmap(lambda number: st.sampled_from(usual if number else tuple(odd)))
+
+
+def usual_pairs(low: int, high: int, odd: Sequence[int]) -> st.SearchStrategy[tuple[int, int]]:
+    """Numbers from `low` to `high`, seldom one of the odd ones."""
+    number = mostly(*range(low, high + 1), odd=odd)
+    return st.tuples(number, number)
+
+
 def maybe(strategy: st.SearchStrategy[Tensor]) -> st.SearchStrategy[Tensor | None]:
     return st.none() | strategy
 
@@ -78,8 +89,9 @@ def maybe(strategy: st.SearchStrategy[Tensor]) -> st.SearchStrategy[Tensor | Non
 @st.composite
 def deform_conv2d(draw: st.DrawFn) -> Case:
     n, groups, per_group, out, deformable = (draw(st.integers(0 if k == 0 else 1, 3)) for k in range(5))
-    (height, width), (kh, kw) = draw(pairs(0, 9)), draw(pairs(1, 3))
-    stride, padding, dilation = draw(pairs(0, 3)), draw(pairs(-1, 3)), draw(pairs(0, 3))
+    (height, width), (kh, kw) = draw(usual_pairs(1, 9, odd=[0])), draw(pairs(1, 3))
+    stride, dilation = draw(usual_pairs(1, 3, odd=[0])), draw(usual_pairs(1, 3, odd=[0]))
+    padding = draw(usual_pairs(0, 3, odd=[-1]))
     channels = groups * per_group * deformable
     rows, columns = (
         max(0, (size + 2 * pad - step * (kernel - 1) - 1) // max(1, hop) + 1)
@@ -106,9 +118,9 @@ def rois(draw: st.DrawFn, images: int) -> Tensor:
     """Regions of some images, in and out of the map, turned round or empty."""
     count = draw(SMALL)
     boxes = draw(tensors((count, 5), scale=20))
-    if boxes.dim() == 2 and boxes.shape[1] and draw(st.booleans()):
+    if boxes.dim() == 2 and boxes.shape[1] and draw(st.integers(0, 9)):
         boxes = boxes.clone()
-        boxes[:, 0] = draw(st.integers(-1, images))
+        boxes[:, 0] = draw(mostly(*range(max(1, images)), odd=[-1, images]))
     return boxes
 
 
@@ -116,8 +128,9 @@ def rois(draw: st.DrawFn, images: int) -> Tensor:
 def roi_align(draw: st.DrawFn) -> Case:
     n, channels = draw(pairs(0, 3))
     map_ = draw(tensors((n, channels, *draw(pairs(0, 7)))))
-    scale = draw(st.sampled_from((0.25, 1.0, 0.0, -1.0, float("nan"), 1e30)))
-    return ops.roi_align, [map_, draw(rois(n))], {"output_size": draw(pairs(-1, 5)), "spatial_scale": scale}
+    scale = draw(mostly(0.25, 1.0, odd=[0.0, -1.0, float("nan"), 1e30]))
+    size = draw(usual_pairs(1, 5, odd=[-1, 0]))
+    return ops.roi_align, [map_, draw(rois(n))], {"output_size": size, "spatial_scale": scale}
 
 
 @st.composite
@@ -125,25 +138,27 @@ def roi_align_pyramid(draw: st.DrawFn) -> Case:
     n, channels = draw(pairs(0, 3))
     maps = [draw(tensors((n, channels, *draw(pairs(0, 7))))) for _ in range(draw(st.integers(0, 3)))]
     boxes = draw(rois(n))
-    levels = torch.tensor([draw(st.integers(-1, 3)) for _ in range(draw(st.sampled_from((len(boxes), 1))))])
-    scales = [0.25] * draw(st.sampled_from((len(maps), 1)))
+    level = mostly(*range(max(1, len(maps))), odd=[-1, 3])
+    levels = torch.tensor([draw(level) for _ in range(draw(mostly(len(boxes), odd=[1])))], dtype=torch.int64)
+    scales = [0.25] * draw(mostly(len(maps), odd=[1]))
     return ops.roi_align_pyramid, [maps, boxes, levels], {
-        "output_size": draw(pairs(-1, 5)), "spatial_scales": scales
+        "output_size": draw(usual_pairs(1, 5, odd=[-1, 0])), "spatial_scales": scales
     }  # fmt: skip
 
 
 @st.composite
 def deform_roi_pool(draw: st.DrawFn) -> Case:
     n, channels = draw(pairs(0, 3))
-    map_, boxes, size = draw(tensors((n, channels, *draw(pairs(0, 7))))), draw(rois(n)), draw(pairs(-1, 4))
+    map_, boxes = draw(tensors((n, channels, *draw(pairs(0, 7))))), draw(rois(n))
+    size = draw(usual_pairs(1, 4, odd=[-1, 0]))
     offset = draw(maybe(tensors((len(boxes), 2, *(max(0, side) for side in size)))))
     return (
         ops.deform_roi_pool,
         [map_, boxes, offset],
         {
             "output_size": size,
-            "spatial_scale": draw(st.sampled_from((0.25, 1.0, float("nan"), -1e30))),
-            "gamma": draw(st.sampled_from((0.1, 0.0, 1e30, float("nan")))),
+            "spatial_scale": draw(mostly(0.25, 1.0, odd=[float("nan"), -1e30])),
+            "gamma": draw(mostly(0.1, 0.0, odd=[1e30, float("nan")])),
         },
     )
 

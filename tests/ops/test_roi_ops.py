@@ -317,3 +317,30 @@ def test_the_compiled_operator_refuses_impossible_rois(roi: tuple[float, ...], m
     rois = torch.tensor([roi], dtype=torch.float32)
     with pytest.raises(RuntimeError, match=message):
         ops.roi_align(torch.ones(1, 8, 9, 11), rois, output_size=(2, 2), spatial_scale=1.0)
+
+
+@pytest.mark.parametrize("backend_in_use", ["torchvision"], indirect=True)
+@pytest.mark.parametrize(
+    ("roi", "message"),
+    [
+        ((1, 0, 0, 1, 1), "must name images, 0 to 0"),
+        ((0, 0, 0, 1e30, 1), "at most 32768 pixels"),
+        ((0, 0, float("-inf"), 1, 1), "must be numbers"),
+        ((0, 0, 0, 1, float("nan")), "must be numbers"),
+    ],
+)
+def test_torchvision_gets_no_impossible_rois(roi: tuple[float, ...], message: str) -> None:
+    """It would read other memory, which has ended the process."""
+    rois = torch.tensor([roi], dtype=torch.float32)
+    with pytest.raises(ValueError, match=message):
+        ops.roi_align(torch.ones(1, 8, 9, 11), rois, output_size=(2, 2), spatial_scale=1.0)
+
+
+def test_maps_without_pixels_give_zeros(backend_in_use: str) -> None:
+    if backend_in_use == "reference":
+        pytest.skip("the definitions take maps with pixels")
+    rois = torch.tensor([[0.0, 0, 0, 1, 1]])
+    for shape in ((1, 8, 0, 11), (1, 8, 9, 0), (1, 0, 9, 11)):
+        found = ops.roi_align(torch.ones(shape), rois, output_size=(2, 3), spatial_scale=1.0)
+        assert found.shape == (1, shape[1], 2, 3)
+        assert not found.any()
