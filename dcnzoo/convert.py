@@ -45,10 +45,9 @@ def convert(
     checkpoint = load_checkpoint(path, widen=False)
     architecture, classes, preprocessing = identify(checkpoint, record, architecture, class_sets)
     check_fit(architecture, checkpoint)
-    if (
-        checkpoint.description and checkpoint.description.sha256
-    ):  # a copy of a copy is still of the first file
-        origin, sha256 = checkpoint.description.origin, checkpoint.description.sha256
+    own = checkpoint.description
+    if own and own.sha256:  # a copy of a copy is still of the first file
+        origin, sha256 = own.origin, own.sha256
     else:
         origin, sha256 = _origin(path, record), sha256_of(path)
     description = Description(architecture, classes, preprocessing, origin, sha256)

@@ -19,9 +19,11 @@ def merge(folder: Path, overwrite: bool) -> int:
     DIR is what --out was: it holds the folders shard-1-of-N to shard-N-of-N, made by `dcnzoo predict --shard`
     or under torchrun, here or on other machines. The joined results go into DIR itself.
     """
+    from dcnzoo.writers.folder import exclusive
     from dcnzoo.writers.merge import merge_shards
 
-    merged = merge_shards(folder, FREE, overwrite)
+    with exclusive(folder):
+        merged = merge_shards(folder, FREE, overwrite)
     click.echo(
         f"{merged.shards} shards, {merged.images} images, {merged.failures} failures: {folder}", err=True
     )

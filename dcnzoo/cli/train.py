@@ -316,13 +316,13 @@ def run(options: Options, manifest: Path | None) -> None:
 
     device = find_device(own_device(options.device, environment_share()))
     prepare_precision(options.precision, device)
-    with find_processes("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo") as processes:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with find_processes(backend) as processes, exclusive(options.out, processes.is_first):
         folder = open_folder(options, processes)
-        with exclusive(options.out, processes.is_first):
-            if processes.is_first:
-                folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
-            resumes = processes.gather(folder.resumes)[0]
-            _train(options, manifest, processes, folder, device, resumes)
+        if processes.is_first:
+            folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
+        resumes = processes.gather(folder.resumes)[0]
+        _train(options, manifest, processes, folder, device, resumes)
 
 
 def open_folder(options: Options, processes: Processes) -> OutputFolder:
@@ -334,12 +334,10 @@ def open_folder(options: Options, processes: Processes) -> OutputFolder:
     from dcnzoo.training.validation import FOLDER
 
     products = [LAST, BEST, *SAFE_COPIES.values(), METRICS, CURVES, PROBLEMS, TENSORBOARD, FOLDER]
-    note = {
-        **run_note(PROGRAM, dataclasses.asdict(options)),
-        "processes": processes.count,
-    }
-    with suppress(OSError):  # reading it will say what is wrong
-        note["SHA-256 of --train"] = sha256_of(options.train)
+    note = {**run_note(PROGRAM, dataclasses.asdict(options)), "processes": processes.count}
+    if processes.is_first:  # the others check and write nothing
+        with suppress(OSError):  # reading it will say what is wrong
+            note["SHA-256 of --train"] = sha256_of(options.train)
     return OutputFolder(
         options.out,
         products,

@@ -177,7 +177,7 @@ class Trainer:
         )
         self._log()
         self._save()
-        if self.processes.is_first:
+        if self.processes.is_first and not progress.evaluation_due:  # which draws it anew
             write_picture(self.out, progress.history)
 
     def _learn(self, batch: Batch) -> None:

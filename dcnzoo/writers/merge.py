@@ -12,7 +12,7 @@ from typing import Any
 from dcnzoo.errors import OutputError
 from dcnzoo.processes import Share
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageWriter, Writer
-from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors, read_note
+from dcnzoo.writers.folder import OutputFolder, output_errors, read_note
 from dcnzoo.writers.growing import join_files
 from dcnzoo.writers.journal import Listing, Progress, read_journal
 from dcnzoo.writers.yolo import CLASS_LIST
@@ -63,11 +63,6 @@ def merge_shards(out: Path, free: Collection[str], overwrite: bool = False) -> M
     Raises:
         OutputError: shards are missing, not complete or not of one run, or the results cannot be written.
     """
-    with exclusive(out):
-        return _merge(out, free, overwrite)
-
-
-def _merge(out: Path, free: Collection[str], overwrite: bool) -> Merged:
     parts = [_read_part(path) for path in find_shards(out)]
     _check_same_run(parts, free)
     failures = sum(part.progress.failures for part in parts)

@@ -109,13 +109,16 @@ def suppression(counts: list[int], boxes_per_problem: int, threshold: float, see
     boxes = random_rois(len(counts) * boxes_per_problem, 1, 100, 100)[:, 1:]
     boxes = boxes.reshape(len(counts), boxes_per_problem, 4).contiguous()
     found = emulated_gpu.nms_sorted(boxes, torch.tensor(counts), threshold, seed)
-    wrong = 0
-    for problem, asked, kept in zip(boxes, counts, found, strict=True):
-        count = min(asked, boxes_per_problem)
-        wanted = torch.zeros(boxes_per_problem, dtype=torch.uint8)
-        wanted[reference.nms(problem[:count], -torch.arange(float(count)), threshold)] = 1
-        wrong += int((wanted != kept).sum())
-    return float(wrong)
+    return float((found != kept_by_reference(boxes, counts, threshold)).sum())
+
+
+def kept_by_reference(boxes: Tensor, counts: list[int], threshold: float) -> Tensor:
+    """Which of the boxes (P, B, 4) of P problems, best first, the definition keeps: (P, B) bool."""
+    wanted = torch.zeros(boxes.shape[:2], dtype=torch.bool)
+    for kept, problem, asked in zip(wanted, boxes, counts, strict=True):
+        count = min(asked, len(problem))
+        kept[reference.nms(problem[:count], -torch.arange(float(count)), threshold)] = True
+    return wanted
 
 
 def equal_boxes() -> float:
