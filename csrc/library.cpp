@@ -86,13 +86,22 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def("pack_conv3x3_weight(Tensor weight) -> Tensor");
   m.def("packed_conv3x3_numel(int out_channels, int in_channels) -> int");
+  // The same for many small maps, with larger rounding errors.
+  m.def("small_conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def("pack_small_conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("packed_small_conv3x3_numel(int out_channels, int in_channels) -> int");
   m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def(
       "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
   m.def(
       "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
-  // Its weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
+  // The end of a mask head: logits (R, 2H, 2W) of each RoI's own class from maps (R, C, H, W), by `conv_transpose2x2` with
+  // ReLU and the 1×1 convolution with `class_weight` (K, O).
+  m.def(
+      "class_mask_logits(Tensor input, Tensor packed_weight, Tensor? bias, Tensor class_weight, Tensor? class_bias, "
+      "Tensor labels) -> Tensor");
+  // The transposed convolution's weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
   // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2; its weight is that of the linear layer from
   // windows (7, 7, in_channels).

@@ -10,6 +10,7 @@
 
 #include "gemm.h"
 #include "sampling.h"
+#include "strassen.h"
 #ifdef DCNZOO_BF16_DOT
 #include "bfloat16_gemm.h"
 #endif
@@ -48,14 +49,16 @@ struct Layout {
   int64_t piece_taps, piece_channels; // of a full piece
   int64_t taps, padded_columns;
   int64_t depth_multiple;
+  bool strassen;        // multiplies by Strassen's algorithm
   int64_t group_numel;  // of the packed weight
 
   template <class Element>
   static Layout of(const ConvShape& shape) {
-    return Layout(shape, Simd<Computed<Element>>::width, TileElement<Element>::depth_multiple);
+    return Layout(shape, Simd<Computed<Element>>::width, TileElement<Element>::depth_multiple,
+                  std::is_same_v<Element, float>);
   }
 
-  Layout(const ConvShape& shape, int width, int64_t multiple) : depth_multiple(multiple) {
+  Layout(const ConvShape& shape, int width, int64_t multiple, bool has_strassen) : depth_multiple(multiple) {
     const int64_t group_channels = shape.in_channels / shape.groups, group_columns = shape.out_channels / shape.groups;
     merged = 1;
     while (shape.groups % (2 * merged) == 0 && 2 * merged * max(group_channels, group_columns) <= width) merged *= 2;
@@ -64,14 +67,21 @@ struct Layout {
     columns = group_columns * merged;
     taps = shape.taps();
     padded_columns = round_up(columns, width);
-    piece_channels = ceil_div(channels, ceil_div(channels, longest_piece));
-    piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest_piece / channels));
+    strassen = has_strassen && shape.groups == 1 && strassen_pays(taps * channels, columns) && channels % 2 == 0;
+    const int64_t longest = strassen ? 2 * longest_piece : longest_piece;
+    piece_channels = ceil_div(channels, ceil_div(channels, longest));
+    if (strassen) piece_channels = round_up(piece_channels, 2);
+    piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest / channels));
+    if (strassen) piece_taps = ceil_div(taps, ceil_div(taps, piece_taps));  // even pieces, none of them short
     if (groups > 1 && taps * channels <= longest_grouped_piece) piece_taps = taps;
     group_numel = 0;
-    for_each_piece([&](const Piece& piece) { group_numel += padded_depth(piece) * padded_columns; });
+    for_each_piece([&](const Piece& piece) { group_numel += packed_numel(piece); });
   }
 
   int64_t padded_depth(const Piece& piece) const { return round_up(piece.depth(), depth_multiple); }
+  int64_t packed_numel(const Piece& piece) const {
+    return strassen ? strassen_numel(piece.depth(), columns) : padded_depth(piece) * padded_columns;
+  }
   int64_t longest() const { return round_up(piece_taps * piece_channels, depth_multiple); }
   bool one_piece() const { return piece_taps * piece_channels == taps * channels; }
 
@@ -109,14 +119,43 @@ void pack_column(const Layout& layout, const Piece& piece, const Element* weight
   while (k % multiple != 0) put(0);
 }
 
-// The packed weight: [merged group][piece][panel of columns]. A unit of work is one panel of one group.
+// One panel of one part of Strassen's, from the column `first` of that part on.
+inline void pack_strassen_panel(const Layout& layout, const Piece& piece, const float* weight, int64_t part, int64_t first,
+                                float* target) {
+  const int64_t depth = piece.depth() / 2, columns = layout.columns / 2;
+  const auto at = [&](int64_t k, int64_t column) {
+    const int64_t tap = piece.tap_begin + k / piece.channels(), channel = piece.channel_begin + k % piece.channels();
+    return weight[(column * layout.channels + channel) * layout.taps + tap];
+  };
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t column = first; column < first + Tile<float>::panel; ++column) {
+      *target++ = strassen_element(static_cast<StrassenPart>(part), at(k, column), at(k, column + columns),
+                                   at(k + depth, column), at(k + depth, column + columns));
+    }
+  }
+}
+
+// The packed weight: [merged group][piece][panel of columns], or [piece][part of Strassen's][panel]. A unit of work is
+// one panel of one group or part.
 template <class Element>
 void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begin, int64_t end) {
   constexpr int64_t panel = Tile<Computed<Element>>::panel;
   const Layout layout = Layout::of<Element>(shape);
-  const int64_t panels = ceil_div(layout.padded_columns, panel);
+  const int64_t panels = ceil_div(layout.strassen ? layout.columns / 2 : layout.padded_columns, panel);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit / panels, first = unit % panels * panel;
+    const int64_t group = unit / panels, first = unit % panels * panel;  // with Strassen's, the group is a part
+    if constexpr (std::is_same_v<Element, float>) {
+      if (layout.strassen) {
+        float* piece_target = static_cast<float*>(packed);
+        layout.for_each_piece([&](const Piece& piece) {
+          const int64_t depth = piece.depth() / 2;
+          pack_strassen_panel(layout, piece, static_cast<const float*>(weight), group, first,
+                              piece_target + depth * (group * layout.columns / 2 + first));
+          piece_target += layout.packed_numel(piece);
+        });
+        continue;
+      }
+    }
     const int64_t columns = min(panel, layout.padded_columns - first);
     auto* piece_target = static_cast<typename TileElement<Element>::type*>(packed) + group * layout.group_numel;
     layout.for_each_piece([&](const Piece& piece) {
@@ -125,7 +164,7 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
         pack_column(layout, piece, static_cast<const Element*>(weight), group, first + column,
                     piece_target + first * depth + column * layout.depth_multiple, columns);
       }
-      piece_target += depth * layout.padded_columns;
+      piece_target += layout.packed_numel(piece);
     });
   }
 }
@@ -133,6 +172,7 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
 template <class Element>
 int64_t pack_units(const ConvShape& shape) {
   const Layout layout = Layout::of<Element>(shape);
+  if (layout.strassen) return strassen_parts * (layout.columns / 2 / Tile<float>::panel);
   return layout.groups * ceil_div(layout.padded_columns, Tile<Computed<Element>>::panel);
 }
 
@@ -156,6 +196,7 @@ struct Scratch {
   char* tables;      // tap-major, then deformable group
   T* sums;           // [pixel][column], unless the product goes straight to the output
   TileType* tile;    // [group][pixel][depth]
+  void* strassen;
 
   static int64_t group_tile(const Layout& layout, int64_t pixels) { return pixels * layout.longest() + 16; }
   static int64_t tables_bytes(const ConvShape& shape, int64_t pixels) {
@@ -166,15 +207,17 @@ struct Scratch {
   static size_t bytes(const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t columns,
                       int64_t tile_groups) {
     return (3 * pixels + sums_numel(pixels, columns)) * sizeof(T) + tables_bytes(shape, pixels) +
-           tile_groups * group_tile(layout, pixels) * sizeof(TileType);
+           tile_groups * group_tile(layout, pixels) * sizeof(TileType) +
+           (layout.strassen ? StrassenProduct::scratch_bytes(pixels, layout.longest(), layout.columns) : 0);
   }
 
-  Scratch(void* memory, const ConvShape& shape, int64_t pixels, int64_t columns) {
+  Scratch(void* memory, const ConvShape& shape, const Layout& layout, int64_t pixels, int64_t columns) {
     T* arrays = static_cast<T*>(memory);
     y = arrays, x = y + pixels, scale = x + pixels;
     tables = reinterpret_cast<char*>(scale + pixels);
     sums = reinterpret_cast<T*>(tables + tables_bytes(shape, pixels));
     tile = reinterpret_cast<TileType*>(sums + sums_numel(pixels, columns));
+    strassen = tile + group_tile(layout, pixels);  // of the only group
   }
 
   SampleTable<T> table(const ConvShape& shape, int64_t tap, int64_t deform_group, int64_t pixels) const {
@@ -207,9 +250,11 @@ inline double cut_cost(const ConvShape& shape, int64_t tiles_x, int64_t tiles_y,
   return static_cast<double>(rounds) * (filled + 4 + 0.1 * static_cast<double>(height + width));
 }
 
-// What the columns of a call are cut into: panels of the only group, or whole groups.
+// What the columns of a call are cut into: panels of the only group (of both halves at once, with Strassen's), or whole
+// groups.
 template <class Element>
 int64_t column_parts(const Layout& layout) {
+  if (layout.strassen) return layout.columns / 2 / Tile<float>::panel;
   return layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<Computed<Element>>::panel);
 }
 
@@ -226,7 +271,7 @@ Schedule schedule(const ConvShape& shape, int threads) {
   const Layout layout = Layout::of<Element>(shape);
   const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
   const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
-  const int64_t target = layout.groups > 1 ? 64 : 192, least = 24;
+  const int64_t target = layout.groups > 1 ? 64 : layout.strassen ? 160 : 192, least = 24;
   const int64_t most = max<int64_t>(least, min<int64_t>(target, 1048576 / table_bytes));
   Schedule best{};
   double best_cost = 0;
@@ -256,7 +301,7 @@ class BlockConvolution {
         shape_(call.shape),
         layout_(Layout::of<Element>(call.shape)),
         pixels_(tile_pixels(call.shape, schedule)),
-        scratch_(memory, call.shape, pixels_, chunk_columns<Element>(layout_, schedule.column_chunks)) {
+        scratch_(memory, call.shape, layout_, pixels_, chunk_columns<Element>(layout_, schedule.column_chunks)) {
     const int64_t chunk = task % schedule.column_chunks, tile = task / schedule.column_chunks;
     // Rectangles follow each other downwards, so that the next one finds its input in the cache.
     const int64_t tile_y = tile % schedule.tiles_y, strip = tile / schedule.tiles_y;
@@ -280,11 +325,11 @@ class BlockConvolution {
     const int64_t step = tile_groups<Element>(layout_, pixels_);
     for (int64_t group = group_begin_; group < group_end_; group += step) {
       const int64_t group_end = min(group + step, group_end_);
-      int64_t done = 0;  // depth of the pieces before this one
+      int64_t done = 0;  // elements of the packed weight of the pieces before this one
       layout_.for_each_piece([&](const Piece& piece) {
         sample_tile(group, group_end, piece);
         multiply_tile(group, group_end, piece, done);
-        done += layout_.padded_depth(piece);
+        done += layout_.packed_numel(piece);
       });
     }
     if constexpr (!direct<Element>) round_sums();
@@ -381,9 +426,18 @@ class BlockConvolution {
     const T* bias = static_cast<const T*>(call_.bias);
     const bool last = piece.tap_end == layout_.taps && piece.channel_end == layout_.channels;
     const int64_t depth = layout_.padded_depth(piece);
+    if constexpr (std::is_same_v<Element, float>) {
+      if (layout_.strassen) {
+        const Epilogue<float> epilogue{done > 0, call_.relu && last, done > 0 ? nullptr : bias};
+        StrassenProduct(rows, layout_.columns, depth, scratch_.tile, depth, product() - column_begin_, stride, epilogue,
+                        scratch_.strassen)
+            .run(static_cast<const float*>(call_.packed_weight) + done, column_begin_, column_end_, 0);
+        return;
+      }
+    }
     for (int64_t g = group; g < group_end; ++g) {
-      const TileType* b = static_cast<const TileType*>(call_.packed_weight) + g * layout_.group_numel +
-                          done * layout_.padded_columns + column_begin_ * depth;
+      const TileType* b = static_cast<const TileType*>(call_.packed_weight) + g * layout_.group_numel + done +
+                          column_begin_ * depth;
       const int64_t column = g * layout_.columns + column_begin_;
       const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr || done > 0 ? nullptr : bias + column};
       matrix_product(rows, column_end_ - column_begin_, depth,

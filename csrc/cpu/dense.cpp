@@ -19,8 +19,8 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const WinogradKernels& winograd() { return capability().kernels->dense.winograd; }
-const LinearKernels& linear_kernels() { return capability().kernels->dense.linear; }
+const DenseKernels& dense_kernels() { return capability().kernels->dense; }
+const LinearKernels& linear_kernels() { return dense_kernels().linear; }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -83,28 +83,24 @@ void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
   });
 }
 
-int64_t packed_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
-  return winograd().packed_numel(out_channels, in_channels);
-}
-
-Tensor pack_conv3x3_weight(const Tensor& weight) {
+Tensor pack_winograd_weight(const WinogradKernels& kernels, const Tensor& weight) {
   check_float32(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0,
                   "weight must be (out_channels, in_channels, 3, 3)");
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   const Tensor dense = torch::stable::contiguous(weight);
-  const Tensor packed = torch::stable::empty({packed_conv3x3_numel(out_channels, in_channels)}, ScalarType::Float);
+  const Tensor packed = torch::stable::empty({kernels.packed_numel(out_channels, in_channels)}, ScalarType::Float);
   torch::stable::parallel_for(0, in_channels, 1, [&](int64_t begin, int64_t end) {
-    winograd().pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
+    kernels.pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
   });
   return packed;
 }
 
-Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
-               int64_t out_channels, bool relu) {
+Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const Tensor& packed_weight,
+                    const std::optional<Tensor>& bias, int64_t out_channels, bool relu) {
   check_maps(input, out_channels);
   const int64_t in_channels = input.size(1);
-  const Parameters parameters(packed_weight, packed_conv3x3_numel(out_channels, in_channels), bias, out_channels);
+  const Parameters parameters(packed_weight, kernels.packed_numel(out_channels, in_channels), bias, out_channels);
   const Tensor maps = channels_last(input);
   const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3), ScalarType::Float);
   if (output.numel() == 0) return output;
@@ -116,10 +112,32 @@ Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::opti
   call.bias = parameters.bias_data();
   call.output = mutable_data(output);
   call.relu = relu;
-  const WinogradSchedule schedule = winograd().schedule(call, static_cast<int>(torch::stable::get_num_threads()));
+  const WinogradSchedule schedule = kernels.schedule(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(schedule.tasks(), schedule.scratch_bytes,
-            [&](int64_t task, void* scratch) { winograd().run(call, schedule, task, scratch); });
+            [&](int64_t task, void* scratch) { kernels.run(call, schedule, task, scratch); });
   return output;
+}
+
+int64_t packed_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
+  return dense_kernels().winograd.packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_conv3x3_weight(const Tensor& weight) { return pack_winograd_weight(dense_kernels().winograd, weight); }
+
+Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+               int64_t out_channels, bool relu) {
+  return run_winograd(dense_kernels().winograd, input, packed_weight, bias, out_channels, relu);
+}
+
+int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
+  return dense_kernels().mosaic.packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_small_conv3x3_weight(const Tensor& weight) { return pack_winograd_weight(dense_kernels().mosaic, weight); }
+
+Tensor small_conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                     int64_t out_channels, bool relu) {
+  return run_winograd(dense_kernels().mosaic, input, packed_weight, bias, out_channels, relu);
 }
 
 int64_t packed_linear_numel(int64_t out_channels, int64_t in_channels) {
@@ -133,7 +151,7 @@ Tensor pack_linear_weight(const Tensor& weight) {
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   const Tensor dense = torch::stable::contiguous(weight);
   const Tensor packed = torch::stable::empty({packed_linear_numel(out_channels, in_channels)}, ScalarType::Float);
-  torch::stable::parallel_for(0, linear_kernels().pieces(in_channels), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, linear_kernels().pieces(out_channels, in_channels), 1, [&](int64_t begin, int64_t end) {
     linear_kernels().pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
   });
   return packed;
@@ -155,7 +173,8 @@ void run_linear(Linear call, const float* packed_weight, const float* bias, bool
   if (call.runs * call.length == 0) return;
   call.packed_weight = packed_weight, call.bias = bias, call.relu = relu;
   const LinearSchedule schedule = linear_kernels().schedule(call, static_cast<int>(torch::stable::get_num_threads()));
-  run_tasks(schedule.tasks(), 0, [&](int64_t task, void*) { linear_kernels().run(call, schedule, task); });
+  run_tasks(schedule.tasks(), schedule.scratch_bytes,
+            [&](int64_t task, void* scratch) { linear_kernels().run(call, schedule, task, scratch); });
 }
 
 Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
@@ -239,6 +258,35 @@ Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const
   return output;
 }
 
+Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                         const Tensor& class_weight, const std::optional<Tensor>& class_bias, const Tensor& labels) {
+  check_float32(class_weight, "class_weight");
+  STD_TORCH_CHECK(class_weight.dim() == 2 && class_weight.numel() > 0, "class_weight must be (classes, channels)");
+  const int64_t classes = class_weight.size(0), channels = class_weight.size(1);
+  check_maps(input, channels);
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  const Parameters parameters(packed_weight, 2 * packed_linear_numel(2 * channels, c), bias, 2 * channels);
+  const Parameters last(class_weight, classes * channels, class_bias, classes);
+  STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == n,
+                  "labels must be one int64 per RoI");
+  const Tensor maps = channels_last(input), dense_labels = torch::stable::contiguous(labels);
+  const auto* label = static_cast<const int64_t*>(dense_labels.const_data_ptr());
+  for (int64_t i = 0; i < n; ++i) STD_TORCH_CHECK(label[i] >= 0 && label[i] < classes, "a label is no class");
+  const Tensor output = torch::stable::empty({n, 2 * h, 2 * w}, ScalarType::Float);
+  if (output.numel() == 0) return output;
+  MaskLogits call{};
+  call.rois = n, call.height = h, call.width = w, call.in_channels = c, call.channels = channels;
+  call.input = data(maps);
+  call.packed_weight = parameters.weight_data(), call.bias = parameters.bias_data();
+  call.class_weight = last.weight_data(), call.class_bias = last.bias_data();
+  call.labels = label;
+  call.output = mutable_data(output);
+  const MaskLogitsKernels& kernels = dense_kernels().mask_logits;
+  run_tasks(kernels.tasks(call), kernels.scratch_bytes(call),
+            [&](int64_t task, void* scratch) { kernels.run(call, task, scratch); });
+  return output;
+}
+
 int64_t stem_size(int64_t size) { return (((size - 1) / 2 + 1) - 1) / 2 + 1; }  // two strides of 2, padded
 
 Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
@@ -289,10 +337,13 @@ Tensor upsample2x(const Tensor& input) {
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&dcnzoo::cpu::conv3x3));
   m.impl("pack_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_conv3x3_weight));
+  m.impl("small_conv3x3", TORCH_BOX(&dcnzoo::cpu::small_conv3x3));
+  m.impl("pack_small_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_small_conv3x3_weight));
   m.impl("linear", TORCH_BOX(&dcnzoo::cpu::linear));
   m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
   m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
+  m.impl("class_mask_logits", TORCH_BOX(&dcnzoo::cpu::class_mask_logits));
   m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));
   m.impl("upsample2x", TORCH_BOX(&dcnzoo::cpu::upsample2x));
   m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));
@@ -300,5 +351,6 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("packed_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_conv3x3_numel));
+  m.impl("packed_small_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_small_conv3x3_numel));
   m.impl("packed_linear_numel", TORCH_BOX(&dcnzoo::cpu::packed_linear_numel));
 }

@@ -7,7 +7,7 @@
 
 namespace dcnzoo::cpu {
 
-// 3×3 convolution with stride 1 and padding 1, computed by Winograd's F(4×4, 3×3).
+// 3×3 convolution with stride 1 and padding 1, computed by Winograd's algorithm.
 struct Winograd {
   int64_t images, height, width, in_channels, out_channels;
   const float* input;
@@ -48,9 +48,10 @@ struct Linear {
   bool relu;
 };
 
-// A task is a block of whole runs, or a block of rows of one run.
+// A task is a block of whole runs, or blocks of rows of one run.
 struct LinearSchedule {
   int64_t run_blocks, row_blocks;
+  size_t scratch_bytes;  // per worker, 64-byte aligned
 
   int64_t tasks() const { return run_blocks * row_blocks; }
 };
@@ -60,9 +61,9 @@ struct LinearKernels {
   // Packs the pieces [begin, end) of the input channels of a dense (out_channels, in_channels) weight.
   void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
                int64_t end);
-  int64_t (*pieces)(int64_t in_channels);
+  int64_t (*pieces)(int64_t out_channels, int64_t in_channels);
   LinearSchedule (*schedule)(const Linear&, int threads);
-  void (*run)(const Linear&, const LinearSchedule&, int64_t task);
+  void (*run)(const Linear&, const LinearSchedule&, int64_t task, void* scratch);
 };
 
 // 7×7 convolution with stride 2 and padding 3, ReLU, 3×3 maximum with stride 2 and padding 1.
@@ -81,10 +82,30 @@ struct StemKernels {
   void (*run)(const Stem&, int64_t bands, int64_t task, void* scratch);
 };
 
+// Transposed 2×2 convolution with stride 2 and ReLU, and of each of its pixels the logit of the RoI's own class.
+struct MaskLogits {
+  int64_t rois, height, width, in_channels, channels;  // channels: of the upsampled maps
+  const float* input;
+  const float* packed_weight;  // of two linear layers, the kernel's rows, to 2 · channels each
+  const float* bias;           // of such a layer; may be null
+  const float* class_weight;   // (classes, channels)
+  const float* class_bias;     // may be null
+  const int64_t* labels;       // of each RoI
+  float* output;               // (rois, 2 · height, 2 · width)
+};
+
+struct MaskLogitsKernels {
+  int64_t (*tasks)(const MaskLogits&);
+  size_t (*scratch_bytes)(const MaskLogits&);
+  void (*run)(const MaskLogits&, int64_t task, void* scratch);
+};
+
 struct DenseKernels {
-  WinogradKernels winograd;
+  WinogradKernels winograd;  // F(4×4, 3×3)
+  WinogradKernels mosaic;    // F(6×6, 3×3) over all images at once
   LinearKernels linear;
   StemKernels stem;
+  MaskLogitsKernels mask_logits;
 };
 
 }  // namespace dcnzoo::cpu

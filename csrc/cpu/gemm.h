@@ -20,6 +20,7 @@ struct Epilogue {
   bool accumulate;  // add what C holds
   bool relu;
   const T* bias;  // to add, of C's first column; null for none
+  int64_t ahead = 0;  // elements to the C of a later product, which is fetched meanwhile; 0 for none
 };
 
 // A piece of B that is needed soon, fetched while the present one is in use: a little with every step
@@ -56,6 +57,9 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
   for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + (ROWS + i) * ldc, 1);  // of the next call
+  if (epilogue.ahead != 0) {
+    for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + epilogue.ahead + i * ldc, 1, 2);
+  }
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
@@ -116,6 +120,7 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int6
     for (int64_t j = 0; j < columns; ++j) bias[j] = epilogue.bias[j];
     epilogue.bias = bias;
   }
+  epilogue.ahead = 0;
   micro_kernel_rows<T, ROWS, VECTORS>(rows, depth, a, lda, b, tile, padded, epilogue, upcoming);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];

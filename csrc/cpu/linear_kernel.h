@@ -1,80 +1,147 @@
 // Linear layers, and 1×1 convolutions on channels-last maps, as matrix products with packed weights.
 //
-// A task is a block of rows; the reduction axis is cut into pieces, so that a panel of the weights and
-// the block's part of the input stay in the caches while the result accumulates in the output itself.
+// A task is some blocks of rows; the reduction axis is cut into pieces, so that a panel of the weights and
+// a block's part of the input stay in the caches while the result accumulates in the output itself.
 #pragma once
 
 #include "dense.h"
 #include "gemm.h"
+#include "strassen.h"
 
 namespace dcnzoo::cpu {
 namespace {
 
-// The packed weights: [piece of channels][panel of columns].
+// The packed weights: [piece of channels][panel of columns], or, large enough, [piece][part of Strassen's][panel].
 struct LinearLayout {
-  static constexpr int64_t longest_piece = 256;
+  static constexpr int64_t longest_piece = 256, panel = Tile<float>::panel;
 
-  int64_t channels, columns, padded_columns, piece_channels;
+  int64_t channels, columns, padded_columns;
+  bool strassen;
+  int64_t piece_channels;
 
   LinearLayout(int64_t out_channels, int64_t in_channels)
       : channels(in_channels),
         columns(out_channels),
         padded_columns(round_up(out_channels, Simd<float>::width)),
-        piece_channels(ceil_div(in_channels, ceil_div(in_channels, longest_piece))) {}
+        strassen(strassen_pays(in_channels, out_channels) && in_channels % 2 == 0) {
+    const int64_t longest = strassen ? 2 * longest_piece : longest_piece;
+    piece_channels = ceil_div(in_channels, ceil_div(in_channels, longest));
+    if (strassen) piece_channels = round_up(piece_channels, 2);
+  }
 
   int64_t pieces() const { return ceil_div(channels, piece_channels); }
-  int64_t numel() const { return channels * padded_columns; }
+  int64_t numel() const { return offset(channels); }
+  int64_t offset(int64_t first_channel) const {
+    return strassen ? strassen_numel(first_channel, columns) : first_channel * padded_columns;
+  }
+
+  // Rows that are multiplied at once. A weight that exceeds the caches should be read seldom; with a small one,
+  // half of the time goes by until input and output come from memory, and the next block's come meanwhile.
+  int64_t block_rows() const {
+    constexpr int64_t cached = 4 << 20;  // elements
+    return channels * columns > cached ? 252 : small() ? 48 : 96;
+  }
+  int64_t blocks_per_task() const { return small() ? 8 : 1; }
+  bool small() const { return channels * columns <= 1 << 15; }
 };
 
 inline int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
   return LinearLayout(out_channels, in_channels).numel();
 }
 
-inline int64_t linear_pieces(int64_t in_channels) { return LinearLayout(1, in_channels).pieces(); }
+inline int64_t linear_pieces(int64_t out_channels, int64_t in_channels) {
+  return LinearLayout(out_channels, in_channels).pieces();
+}
+
+// Of the columns [begin, end): [panel][channel][column], of what `element` is for a channel of the piece and a column.
+template <class Element>
+void pack_panels(int64_t columns, int64_t depth, float* target, const Element& element) {
+  for (int64_t panel = 0; panel < columns; panel += LinearLayout::panel)
+    for (int64_t channel = 0; channel < depth; ++channel)
+      for (int64_t column = panel; column < min(panel + LinearLayout::panel, columns); ++column)
+        *target++ = element(channel, column);
+}
 
 inline void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
                  int64_t end) {
   const LinearLayout layout(out_channels, in_channels);
+  const auto at = [&](int64_t channel, int64_t column) { return weight[column * layout.channels + channel]; };
   for (int64_t piece = begin; piece < end; ++piece) {
-    const int64_t first = piece * layout.piece_channels, last = min(first + layout.piece_channels, layout.channels);
-    float* target = packed + first * layout.padded_columns;
-    for (int64_t panel = 0; panel < layout.padded_columns; panel += Tile<float>::panel) {
-      const int64_t panel_end = min<int64_t>(panel + Tile<float>::panel, layout.padded_columns);
-      for (int64_t channel = first; channel < last; ++channel)
-        for (int64_t column = panel; column < panel_end; ++column)
-          *target++ = column < layout.columns ? weight[column * layout.channels + channel] : 0.0f;
+    const int64_t first = piece * layout.piece_channels, depth = min(layout.piece_channels, layout.channels - first);
+    float* target = packed + layout.offset(first);
+    if (!layout.strassen) {
+      pack_panels(layout.padded_columns, depth, target, [&](int64_t channel, int64_t column) {
+        return column < layout.columns ? at(first + channel, column) : 0.0f;
+      });
+      continue;
+    }
+    const int64_t d = depth / 2, n = layout.columns / 2;
+    for (int64_t part = 0; part < strassen_parts; ++part, target += d * n) {
+      pack_panels(n, d, target, [&](int64_t channel, int64_t column) {
+        const int64_t c = first + channel;
+        return strassen_element(static_cast<StrassenPart>(part), at(c, column), at(c, column + n), at(c + d, column),
+                                at(c + d, column + n));
+      });
     }
   }
 }
 
 inline LinearSchedule schedule_linear(const Linear& call, int threads) {
-  constexpr int64_t cached_weight = 4 << 20;  // elements; a larger weight should be streamed as seldom as possible
-  const int64_t most_rows = LinearLayout(call.out_channels, call.in_channels).numel() > cached_weight ? 252 : 96;
+  const LinearLayout layout(call.out_channels, call.in_channels);
+  const int64_t most_rows = layout.block_rows();
   const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
+  LinearSchedule schedule{call.runs, 1, 0};
   if (call.runs > 1 && joined && 2 * call.length <= most_rows) {
     const int64_t blocks = ceil_div(call.runs, most_rows / call.length);
-    return {min(call.runs, round_up(blocks, threads)), 1};
+    schedule.run_blocks = min(call.runs, round_up(blocks, threads));
+  } else {
+    const int64_t blocks = ceil_div(call.length, most_rows), per_task = layout.blocks_per_task();
+    const int64_t tasks = blocks < 8 * per_task * threads ? blocks : ceil_div(blocks, per_task);
+    schedule.row_blocks = call.runs > 1 ? blocks : min(call.length, round_up(tasks, threads));
   }
-  const int64_t blocks = ceil_div(call.length, most_rows);
-  return {call.runs, call.runs > 1 ? blocks : min(call.length, round_up(blocks, threads))};
+  if (layout.strassen) {
+    const int64_t task_rows = ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks);
+    schedule.scratch_bytes = round_up(StrassenProduct::scratch_bytes(task_rows, layout.piece_channels, layout.columns), 64);
+  }
+  return schedule;
 }
 
-inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task) {
-  const LinearLayout layout(call.out_channels, call.in_channels);
-  const int64_t row_block = task % schedule.row_blocks, run_block = task / schedule.row_blocks;
-  const int64_t run = call.runs * run_block / schedule.run_blocks;
-  const int64_t runs = call.runs * (run_block + 1) / schedule.run_blocks - run;
-  const int64_t row = call.length * row_block / schedule.row_blocks;
-  const Rows rows{runs, call.length * (row_block + 1) / schedule.row_blocks - row, call.output_run_stride};
-  const float* input = call.input + run * call.run_stride + row * call.row_stride;
-  float* output = call.output + run * call.output_run_stride + row * call.out_channels;
+// A block of rows: of `runs` runs, or of one.
+inline void run_linear_block(const Linear& call, const LinearLayout& layout, const Rows& rows, const float* input,
+                             float* output, int64_t output_ahead, void* scratch) {
+  const int64_t input_ahead = rows.runs == 1 ? rows.length * call.row_stride : rows.runs * call.run_stride;
   for (int64_t piece = 0; piece < call.in_channels; piece += layout.piece_channels) {
     const int64_t depth = min(layout.piece_channels, call.in_channels - piece);
     const bool first = piece == 0, last = piece + depth == call.in_channels;
-    matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride,
-                   call.packed_weight + piece * layout.padded_columns, output, call.out_channels,
-                   Epilogue<float>{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr},
-                   last ? (runs == 1 ? rows.length * call.row_stride - piece : runs * call.run_stride - piece) : depth);
+    const float* weight = call.packed_weight + layout.offset(piece);
+    const Epilogue<float> epilogue{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr,
+                                   last ? output_ahead : 0};
+    const int64_t distance = last ? input_ahead - piece : depth;
+    if (!layout.strassen) {
+      matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
+                     epilogue, distance);
+      continue;
+    }
+    StrassenProduct(rows, call.out_channels, depth, input + piece, call.row_stride, output, call.out_channels, epilogue,
+                    scratch)
+        .run(weight, 0, call.out_channels / 2, distance);
+  }
+}
+
+inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task, void* scratch) {
+  const LinearLayout layout(call.out_channels, call.in_channels);
+  const int64_t row_task = task % schedule.row_blocks, run_task = task / schedule.row_blocks;
+  const int64_t run = call.runs * run_task / schedule.run_blocks;
+  const int64_t runs = call.runs * (run_task + 1) / schedule.run_blocks - run;
+  const int64_t begin = call.length * row_task / schedule.row_blocks;
+  const int64_t length = call.length * (row_task + 1) / schedule.row_blocks - begin;
+  const int64_t blocks = runs == 1 ? ceil_div(length, layout.block_rows()) : 1;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = begin + length * block / blocks, rows = begin + length * (block + 1) / blocks - row;
+    run_linear_block(call, layout, {runs, rows, call.output_run_stride},
+                     call.input + run * call.run_stride + row * call.row_stride,
+                     call.output + run * call.output_run_stride + row * call.out_channels,
+                     block + 1 < blocks ? rows * call.out_channels : 0, scratch);
   }
 }
 

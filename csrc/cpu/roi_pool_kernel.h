@@ -60,21 +60,34 @@ struct RoiBins {
     step_x = bin_w / static_cast<T>(grid_w), step_y = bin_h / static_cast<T>(grid_h);
   }
 
-  // Calls function(vertical, horizontal) for the samples of a bin that lie on the map.
-  template <class Function>
-  DCNZOO_INLINE void for_each_sample(const RoiPool& call, int64_t index, int64_t bin, const Function& function) const {
-    T bin_x = x + static_cast<T>(bin % pooled_w) * bin_w, bin_y = y + static_cast<T>(bin / pooled_w) * bin_h;
+  // Where a bin begins.
+  struct Corner {
+    T x, y;
+  };
+
+  DCNZOO_INLINE Corner corner(const RoiPool& call, int64_t index, int64_t bin) const {
+    Corner at{x + static_cast<T>(bin % pooled_w) * bin_w, y + static_cast<T>(bin / pooled_w) * bin_h};
     if (call.offset != nullptr) {
       const int64_t bins = call.pooled_h * call.pooled_w;
       const T* offset = static_cast<const T*>(call.offset) + 2 * bins * index + bin;
-      bin_x += static_cast<T>(call.gamma) * width * offset[0];
-      bin_y += static_cast<T>(call.gamma) * height * offset[bins];
+      at.x += static_cast<T>(call.gamma) * width * offset[0];
+      at.y += static_cast<T>(call.gamma) * height * offset[bins];
     }
+    return at;
+  }
+
+  // The position of a sample along an axis on which the bin begins at `begin`.
+  static T sample_at(T begin, T step, int64_t number) { return begin + (static_cast<T>(number) + T{0.5}) * step; }
+
+  // Calls function(vertical, horizontal) for the samples of a bin that lie on the map.
+  template <class Function>
+  DCNZOO_INLINE void for_each_sample(const RoiPool& call, int64_t index, int64_t bin, const Function& function) const {
+    const Corner begin = corner(call, index, bin);
     for (int64_t row = 0; row < grid_h; ++row) {
-      const RoiAxis<T> vertical(bin_y + (static_cast<T>(row) + T{0.5}) * step_y, call.height);
+      const RoiAxis<T> vertical(sample_at(begin.y, step_y, row), call.height);
       if (!vertical.inside) continue;
       for (int64_t column = 0; column < grid_w; ++column) {
-        const RoiAxis<T> horizontal(bin_x + (static_cast<T>(column) + T{0.5}) * step_x, call.width);
+        const RoiAxis<T> horizontal(sample_at(begin.x, step_x, column), call.width);
         if (horizontal.inside) function(vertical, horizontal);
       }
     }
@@ -117,57 +130,91 @@ class RoiPooling {
   }
 
  private:
-  static constexpr int batch = 16;
-
-  // The four corners of one bilinear sample, and their weights.
-  struct Sample {
-    const Element* corners[4];
-    T weights[4];
-  };
-
-  // Mean of the samples of one bin, all channels.
+  // Mean of the samples of one bin, all channels. The samples form a grid, neighbours share corners, and a corner's
+  // weight is that of its row times that of its column: each is read once, with the sum of its weights.
   void average(const RoiBins<T>& roi, int64_t index, int64_t bin, T* output) const {
     for (int64_t c = 0; c < call_.channels; ++c) output[c] = 0;
-    Sample samples[batch];
-    int count = 0;
-    roi.for_each_sample(call_, index, bin, [&](const RoiAxis<T>& vertical, const RoiAxis<T>& horizontal) {
-      const RoiCorners corners(call_, vertical, horizontal);
-      Sample& sample = samples[count++];
-      for (int k = 0; k < 4; ++k) sample.corners[k] = image_ + corners.at[k];
-      const T upper = vertical.low_weight * roi.share, lower = vertical.high_weight * roi.share;
-      sample.weights[0] = upper * horizontal.low_weight, sample.weights[1] = upper * horizontal.high_weight;
-      sample.weights[2] = lower * horizontal.low_weight, sample.weights[3] = lower * horizontal.high_weight;
-      if (count == batch) add(samples, count, output), count = 0;
+    const typename RoiBins<T>::Corner begin = roi.corner(call_, index, bin);
+    for_each_lines(begin.y, roi.step_y, roi.grid_h, call_.height, [&](Lines rows) {
+      for (int i = 0; i < rows.count; ++i) rows.weights[i] *= roi.share;
+      for_each_lines(begin.x, roi.step_x, roi.grid_w, call_.width,
+                     [&](const Lines& columns) { add(rows, columns, output); });
     });
-    add(samples, count, output);
   }
 
-  void add(const Sample* samples, int count, T* output) const {
+  // Some rows or columns of pixels, ascending, and their weights.
+  struct Lines {
+    static constexpr int most = 16;
+
+    int count = 0;
+    int64_t at[most];
+    T weights[most];
+
+    bool full() const { return count > most - 2; }
+
+    void add(const RoiAxis<T>& sample) {
+      add(sample.low, sample.low_weight);
+      add(sample.high, sample.high_weight);
+    }
+
+    // One of the last two, or a new one.
+    void add(int64_t line, T weight) {
+      for (int i = max(count - 2, 0); i < count; ++i) {
+        if (at[i] == line) {
+          weights[i] += weight;
+          return;
+        }
+      }
+      at[count] = line, weights[count] = weight;
+      ++count;
+    }
+  };
+
+  // Calls function(lines) for the lines of the samples along an axis, some at a time.
+  template <class Function>
+  static DCNZOO_INLINE void for_each_lines(T begin, T step, int64_t samples, int64_t size, const Function& function) {
+    Lines lines;
+    for (int64_t number = 0; number < samples; ++number) {
+      const RoiAxis<T> sample(RoiBins<T>::sample_at(begin, step, number), size);
+      if (!sample.inside) continue;
+      if (lines.full()) {
+        function(lines);
+        lines.count = 0;
+      }
+      lines.add(sample);
+    }
+    if (lines.count > 0) function(lines);
+  }
+
+  void add(const Lines& rows, const Lines& columns, T* output) const {
     constexpr int64_t width = Simd<T>::width;
     int64_t c = 0;
-    for (; c + 8 * width <= call_.channels; c += 8 * width) add_block<8>(samples, count, c, output);
-    for (; c + width <= call_.channels; c += width) add_block<1>(samples, count, c, output);
+    for (; c + 8 * width <= call_.channels; c += 8 * width) add_block<8>(rows, columns, c, output);
+    for (; c + width <= call_.channels; c += width) add_block<1>(rows, columns, c, output);
     for (; c < call_.channels; ++c) {
-      for (int s = 0; s < count; ++s) {
-        for (int k = 0; k < 4; ++k) output[c] += samples[s].weights[k] * number(samples[s].corners[k][c]);
+      for (int i = 0; i < rows.count; ++i) {
+        for (int j = 0; j < columns.count; ++j)
+          output[c] += rows.weights[i] * columns.weights[j] * number(pixel(rows.at[i], columns.at[j])[c]);
       }
     }
   }
 
   template <int VECTORS>
-  static DCNZOO_INLINE void add_block(const Sample* samples, int count, int64_t channel, T* output) {
+  DCNZOO_INLINE void add_block(const Lines& rows, const Lines& columns, int64_t channel, T* output) const {
     using V = Simd<T>;
     typename V::vector sums[VECTORS];
     for (int v = 0; v < VECTORS; ++v) sums[v] = V::load(output + channel + v * V::width);
-    for (int s = 0; s < count; ++s) {
-      for (int k = 0; k < 4; ++k) {
-        const Element* corner = samples[s].corners[k] + channel;
-        const typename V::vector weight = V::splat(samples[s].weights[k]);
-        for (int v = 0; v < VECTORS; ++v) sums[v] += weight * load_vector(corner + v * V::width);
+    for (int i = 0; i < rows.count; ++i) {
+      for (int j = 0; j < columns.count; ++j) {
+        const Element* source = pixel(rows.at[i], columns.at[j]) + channel;
+        const typename V::vector weight = V::splat(rows.weights[i] * columns.weights[j]);
+        for (int v = 0; v < VECTORS; ++v) sums[v] += weight * load_vector(source + v * V::width);
       }
     }
     for (int v = 0; v < VECTORS; ++v) V::store(output + channel + v * V::width, sums[v]);
   }
+
+  const Element* pixel(int64_t y, int64_t x) const { return image_ + (y * call_.width + x) * call_.channels; }
 
   const RoiPool& call_;
   T* const sums_;

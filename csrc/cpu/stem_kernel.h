@@ -55,7 +55,7 @@ class StemBand {
       product.input = tile_, product.packed_weight = call_.packed_weight, product.bias = call_.bias;
       product.output = conv_row(y) + x * call_.out_channels;
       product.relu = true;
-      run_linear(product, LinearSchedule{1, 1}, 0);
+      run_linear(product, LinearSchedule{1, 1, 0}, 0, nullptr);
     }
   }
 

@@ -1,7 +1,8 @@
 // Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
-// multiplications per pair of channels instead of 144.
+// multiplications per pair of channels instead of 144. For many small maps, as the mask heads', F(6×6, 3×3): 64 instead
+// of 324, with 20 times the rounding error; the maps are laid side by side, so that tiles reach from one into the next.
 //
-// A block of tiles at a time: its inputs are transformed into 36 matrices [tile × channel]; each is
+// A block of tiles at a time: its inputs are transformed into a matrix per point [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
 // Everything between input and output stays in the caches.
 #pragma once
@@ -12,11 +13,14 @@
 namespace dcnzoo::cpu {
 namespace {
 
-// The one-dimensional transforms of F(4, 3).
-//
+// The one-dimensional transforms of F(TILE, 3).
+template <int TILE>
+struct Filtering;
+
 // Interpolation at 0, ±p, ±q and infinity. With the usual ±1, ±2 the largest error is five times as large:
 // the powers of these are balanced, and still exact in binary.
-struct Filtering {
+template <>
+struct Filtering<4> {
   static constexpr int tile = 4, size = tile + 2;
   static constexpr float p = 0.625f, q = 1.5f, p2 = p * p, q2 = q * q;
 
@@ -52,9 +56,62 @@ struct Filtering {
   }
 };
 
+// Interpolation at 0, ±p, ±q, ±r and infinity, of all points those with the least of the largest errors that are exact
+// in binary.
+template <>
+struct Filtering<6> {
+  static constexpr int tile = 6, size = tile + 2;
+  static constexpr float p = 0.5f, q = 1.0f, r = 2.0f, p2 = p * p, q2 = q * q, r2 = r * r;
+
+  template <class V>
+  static DCNZOO_INLINE void input(const V* d, V* t) {
+    constexpr float sum = p2 + q2 + r2, pairs = p2 * q2 + p2 * r2 + q2 * r2, product = p2 * q2 * r2;
+    t[0] = d[6] - sum * d[4] + pairs * d[2] - product * d[0];
+    points(p, q2 + r2, q2 * r2, d, t + 1);
+    points(q, p2 + r2, p2 * r2, d, t + 3);
+    points(r, p2 + q2, p2 * q2, d, t + 5);
+    t[7] = d[7] - sum * d[5] + pairs * d[3] - product * d[1];
+  }
+  template <class V>
+  static DCNZOO_INLINE void output(const V* m, V* y) {
+    const V even_p = m[1] + m[2], odd_p = p * (m[1] - m[2]);
+    const V even_q = m[3] + m[4], odd_q = q * (m[3] - m[4]);
+    const V even_r = m[5] + m[6], odd_r = r * (m[5] - m[6]);
+    y[0] = m[0] + even_p + even_q + even_r;
+    y[1] = odd_p + odd_q + odd_r;
+    y[2] = p2 * even_p + q2 * even_q + r2 * even_r;
+    y[3] = p2 * odd_p + q2 * odd_q + r2 * odd_r;
+    y[4] = p2 * p2 * even_p + q2 * q2 * even_q + r2 * r2 * even_r;
+    y[5] = p2 * p2 * odd_p + q2 * q2 * odd_q + r2 * r2 * odd_r + m[7];
+  }
+  static void weight(const double* g, double* u) {
+    u[0] = -g[0] / (p2 * q2 * r2);
+    points(p, 2 * p2 * (p2 - q2) * (p2 - r2), g, u + 1);
+    points(q, 2 * q2 * (q2 - p2) * (q2 - r2), g, u + 3);
+    points(r, 2 * r2 * (r2 - p2) * (r2 - q2), g, u + 5);
+    u[7] = g[2];
+  }
+
+ private:
+  // The points x and -x of the input; `sum` and `product` of the squares of the two others.
+  template <class V>
+  static DCNZOO_INLINE void points(float x, float sum, float product, const V* d, V* t) {
+    const V even = d[6] - sum * d[4] + product * d[2], odd = x * (d[5] - sum * d[3] + product * d[1]);
+    t[0] = even + odd;
+    t[1] = even - odd;
+  }
+  // The points x and -x of the weight.
+  static void points(double x, double divisor, const double* g, double* u) {
+    const double even = g[0] + x * x * g[2], odd = x * g[1];
+    u[0] = (even + odd) / divisor;
+    u[1] = (even - odd) / divisor;
+  }
+};
+
 // The packed weights: [chunk of columns][point][piece of channels], each a matrix in panels.
+template <int TILE>
 struct WinogradLayout {
-  static constexpr int64_t points = Filtering::size * Filtering::size;
+  static constexpr int64_t points = Filtering<TILE>::size * Filtering<TILE>::size;
   static constexpr int64_t chunk_columns = 64, longest_piece = 256;
   static constexpr int width = Simd<float>::width;
 
@@ -76,26 +133,28 @@ struct WinogradLayout {
   int64_t numel() const { return points * channels * round_up(columns, width); }
 };
 
-inline void transform_weight(const float* weight, float* transformed) {
-  constexpr int size = Filtering::size;
+template <int TILE>
+void transform_weight(const float* weight, float* transformed) {
+  constexpr int size = Filtering<TILE>::size;
   double rows[3][size], columns[3], result[size];
   for (int i = 0; i < 3; ++i) {
     const double g[3] = {weight[3 * i], weight[3 * i + 1], weight[3 * i + 2]};
-    Filtering::weight(g, rows[i]);
+    Filtering<TILE>::weight(g, rows[i]);
   }
   for (int j = 0; j < size; ++j) {
     for (int i = 0; i < 3; ++i) columns[i] = rows[i][j];
-    Filtering::weight(columns, result);
+    Filtering<TILE>::weight(columns, result);
     for (int i = 0; i < size; ++i) transformed[i * size + j] = static_cast<float>(result[i]);
   }
 }
 
 // Packs the input channels [begin, end).
-inline void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
-                          int64_t end) {
+template <int TILE>
+void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+                   int64_t end) {
   constexpr int64_t panel = Tile<float>::panel;
-  const WinogradLayout layout(out_channels, in_channels);
-  float transformed[WinogradLayout::points] = {};
+  const WinogradLayout<TILE> layout(out_channels, in_channels);
+  float transformed[WinogradLayout<TILE>::points] = {};
   for (int64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
     const int64_t padded = layout.padded_columns_of(chunk);
     for (int64_t channel = begin; channel < end; ++channel) {
@@ -104,7 +163,7 @@ inline void pack_winograd(const float* weight, int64_t out_channels, int64_t in_
       for (int64_t column = 0; column < padded; ++column) {
         const int64_t row = chunk * layout.chunk_columns + column;
         const bool real = row < layout.columns;  // the rest are zeros
-        if (real) transform_weight(weight + (row * layout.channels + channel) * 9, transformed);
+        if (real) transform_weight<TILE>(weight + (row * layout.channels + channel) * 9, transformed);
         const int64_t first = column / panel * panel, panel_columns = min(panel, padded - first);
         float* target = packed + layout.offset(chunk, 0) + piece * padded + first * depth +
                         (channel - piece) * panel_columns + column - first;
@@ -130,24 +189,61 @@ struct Partial {
   }
 };
 
+// The map that is cut into tiles: an image's own, or a mosaic of all.
+struct PlainMaps {
+  const Winograd& call;
+
+  int64_t count() const { return call.images; }
+  int64_t height() const { return call.height; }
+  int64_t width() const { return call.width; }
+
+  // The pixel's number in all images; negative for none.
+  int64_t pixel(int64_t map, int64_t y, int64_t x) const {
+    const bool inside = y >= 0 && y < call.height && x >= 0 && x < call.width;
+    return inside ? (map * call.height + y) * call.width + x : -1;
+  }
+};
+
+// The images in two columns, with a line of zeros between neighbours, which serves both as padding.
+struct Mosaic {
+  const Winograd& call;
+
+  int64_t count() const { return 1; }
+  int64_t height() const { return ceil_div(call.images, 2) * (call.height + 1) - 1; }
+  int64_t width() const { return min<int64_t>(call.images, 2) * (call.width + 1) - 1; }
+
+  int64_t pixel(int64_t, int64_t y, int64_t x) const {
+    if (y < 0 || x < 0) return -1;
+    const int64_t column = x > call.width, image = y / (call.height + 1) * 2 + column;
+    y %= call.height + 1;
+    x -= column * (call.width + 1);
+    const bool inside = image < call.images && y < call.height && x < call.width;
+    return inside ? (image * call.height + y) * call.width + x : -1;
+  }
+};
+
+template <int TILE, class Maps>
 class WinogradBlock {
  public:
-  static constexpr int tile = Filtering::tile, size = Filtering::size, points = size * size;
+  using F = Filtering<TILE>;
+  using Layout = WinogradLayout<TILE>;
+  static constexpr int tile = F::tile, size = F::size, points = size * size;
   // Off a multiple of 4096 bytes, so that the matrices of the points do not share cache sets.
   static constexpr int64_t stagger = 16;
 
-  static int64_t tiles_x(const Winograd& call) { return ceil_div(call.width, tile); }
-  static int64_t tiles_y(const Winograd& call) { return ceil_div(call.height, tile); }
-  static int64_t tiles(const Winograd& call) { return call.images * tiles_y(call) * tiles_x(call); }
+  static int64_t tiles(const Winograd& call) {
+    const Maps maps{call};
+    return maps.count() * ceil_div(maps.height(), tile) * ceil_div(maps.width(), tile);
+  }
 
-  static size_t scratch_bytes(const WinogradLayout& layout, int64_t block_tiles) {
+  static size_t scratch_bytes(const Layout& layout, int64_t block_tiles) {
     const int64_t transformed = points * (block_tiles * layout.padded_channels + stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
     return static_cast<size_t>(round_up(transformed + products + layout.padded_channels, 16)) * sizeof(float);
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
-      : call_(call), layout_(call.out_channels, call.in_channels) {
+      : call_(call), maps_{call}, layout_(call.out_channels, call.in_channels) {
     const int64_t part = task % schedule.parts, block = task / schedule.parts;
     begin_ = tiles(call) * block / schedule.blocks;
     end_ = tiles(call) * (block + 1) / schedule.blocks;
@@ -174,12 +270,13 @@ class WinogradBlock {
   using V = S::vector;
 
   struct Place {
-    int64_t image, y, x;  // of the tile's first output pixel
+    int64_t map, y, x;  // of the tile's first output pixel
   };
 
   Place place(int64_t index) const {
-    const int64_t row = index / tiles_x(call_);
-    return {row / tiles_y(call_), row % tiles_y(call_) * tile, index % tiles_x(call_) * tile};
+    const int64_t tiles_y = ceil_div(maps_.height(), tile), tiles_x = ceil_div(maps_.width(), tile);
+    const int64_t row = index / tiles_x;
+    return {row / tiles_y, row % tiles_y * tile, index % tiles_x * tile};
   }
 
   void transform_input(int64_t index) {
@@ -187,10 +284,8 @@ class WinogradBlock {
     const float* pixels[points];  // those outside the map are a row of zeros
     for (int i = 0; i < size; ++i) {
       for (int j = 0; j < size; ++j) {
-        const int64_t y = at.y + i - 1, x = at.x + j - 1;
-        const bool inside = y >= 0 && y < call_.height && x >= 0 && x < call_.width;
-        pixels[i * size + j] =
-            inside ? call_.input + ((at.image * call_.height + y) * call_.width + x) * call_.in_channels : zeros_;
+        const int64_t pixel = maps_.pixel(at.map, at.y + i - 1, at.x + j - 1);
+        pixels[i * size + j] = pixel >= 0 ? call_.input + pixel * call_.in_channels : zeros_;
       }
     }
     const int64_t step = layout_.piece_channels();
@@ -205,20 +300,20 @@ class WinogradBlock {
 
   DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, float* target) const {
     V half[size][size];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int j = 0; j < size; ++j) {
       V d[size], r[size];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int i = 0; i < size; ++i) d[i] = Partial::load(pixels[i * size + j] + c, count);
-      Filtering::input(d, r);
-#pragma GCC unroll 6
+      F::input(d, r);
+#pragma GCC unroll 8
       for (int i = 0; i < size; ++i) half[i][j] = r[i];
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int i = 0; i < size; ++i) {
       V r[size];
-      Filtering::input(half[i], r);
-#pragma GCC unroll 6
+      F::input(half[i], r);
+#pragma GCC unroll 8
       for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * input_stride_, r[j]);
     }
   }
@@ -238,20 +333,26 @@ class WinogradBlock {
 
   void transform_output(int64_t chunk, int64_t index) {
     const Place at = place(index);
-    const int64_t rows = min<int64_t>(tile, call_.height - at.y), columns = min<int64_t>(tile, call_.width - at.x);
     const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
     const float* source = products_ + (index - begin_) * layout_.chunk_columns;
-    float* target =
-        call_.output + ((at.image * call_.height + at.y) * call_.width + at.x) * call_.out_channels + first;
+    float* pixels[tile * tile];  // null for those outside the map
+    for (int i = 0; i < tile; ++i) {
+      for (int j = 0; j < tile; ++j) {
+        const int64_t pixel = maps_.pixel(at.map, at.y + i, at.x + j);
+        pixels[i * tile + j] = pixel >= 0 ? call_.output + pixel * call_.out_channels + first : nullptr;
+      }
+    }
     for (int64_t c = 0; c < count; c += S::width) {
       V y[tile][tile];
       transform_output_vector(source + c, y);
       const V bias = call_.bias == nullptr ? V{} : Partial::load(call_.bias + first + c, count - c);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < columns; ++j) {
+      for (int i = 0; i < tile; ++i) {
+        for (int j = 0; j < tile; ++j) {
+          float* target = pixels[i * tile + j];
+          if (target == nullptr) continue;
           V value = y[i][j] + bias;
           if (call_.relu) value = value < V{} ? V{} : value;  // keeps NaN
-          Partial::store(target + (i * call_.width + j) * call_.out_channels + c, value, count - c);
+          Partial::store(target + c, value, count - c);
         }
       }
     }
@@ -259,48 +360,53 @@ class WinogradBlock {
 
   DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[tile]) const {
     V half[tile][size];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int j = 0; j < size; ++j) {
       V m[size], r[tile];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * product_stride_);
-      Filtering::output(m, r);
-#pragma GCC unroll 4
+      F::output(m, r);
+#pragma GCC unroll 6
       for (int i = 0; i < tile; ++i) half[i][j] = r[i];
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < tile; ++i) Filtering::output(half[i], y[i]);
+#pragma GCC unroll 6
+    for (int i = 0; i < tile; ++i) F::output(half[i], y[i]);
   }
 
   const Winograd& call_;
-  const WinogradLayout layout_;
+  const Maps maps_;
+  const Layout layout_;
   int64_t begin_, end_, chunk_begin_, chunk_end_;  // tiles and chunks of columns of this task
   int64_t input_stride_, product_stride_;          // from point to point
   float *zeros_, *transformed_, *products_;
 };
 
-inline int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
-  return WinogradLayout(out_channels, in_channels).numel();
+template <int TILE>
+int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
+  return WinogradLayout<TILE>(out_channels, in_channels).numel();
 }
 
-inline WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
-  constexpr int64_t most_tiles = 48;  // their 36 matrices are somewhat larger than the second-level cache
-  const WinogradLayout layout(call.out_channels, call.in_channels);
-  const int64_t tiles = WinogradBlock::tiles(call);
+template <int TILE, class Maps>
+WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
+  constexpr int64_t most_tiles = TILE == 4 ? 48 : 32;  // their matrices are somewhat larger than the second-level cache
+  const WinogradLayout<TILE> layout(call.out_channels, call.in_channels);
+  const int64_t tiles = WinogradBlock<TILE, Maps>::tiles(call);
   WinogradSchedule schedule{};
   schedule.blocks = ceil_div(tiles, most_tiles);
   schedule.parts = min(layout.chunks(), ceil_div(threads, schedule.blocks));
   if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
-  schedule.scratch_bytes = WinogradBlock::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
+  schedule.scratch_bytes = WinogradBlock<TILE, Maps>::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
   return schedule;
 }
 
-inline void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
-  WinogradBlock(call, schedule, task, static_cast<float*>(scratch)).run();
+template <int TILE, class Maps>
+void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
+  WinogradBlock<TILE, Maps>(call, schedule, task, static_cast<float*>(scratch)).run();
 }
 
+template <int TILE, class Maps>
 constexpr WinogradKernels winograd_kernels() {
-  return {winograd_packed_numel, pack_winograd, schedule_winograd, run_winograd};
+  return {winograd_packed_numel<TILE>, pack_winograd<TILE>, schedule_winograd<TILE, Maps>, run_winograd<TILE, Maps>};
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.fpn import named
-from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, MapLinear
+from dcnzoo.models.layers import ConvTranspose2x2, Linear, MapLinear, SmallConv3x3
+from dcnzoo.ops import dense
 from dcnzoo.ops.types import widened
 
 
@@ -67,17 +68,29 @@ class MaskHead(nn.Module):
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*[named(Conv3x3(channels, channels, relu=True)) for _ in range(4)])
+        self.convs = nn.Sequential(*[named(SmallConv3x3(channels, channels, relu=True)) for _ in range(4)])
         self.upsample = ConvTranspose2x2(channels, channels)
-        self.conv_logits = Conv1x1(channels, num_classes)
+        self.conv_logits = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Maps features (R, C, 14, 14) to logits (R, K, 28, 28)."""
         logits: Tensor = self.conv_logits(self.upsample(self.convs(pooled)))
         return logits
 
-
-def class_mask_probs(mask_logits: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities (R, 28, 28), float32, of each RoI's own class, from logits (R, K, 28, 28)."""
-    rows = torch.arange(len(labels), device=labels.device)
-    return mask_logits[rows, labels].float().sigmoid()
+    def class_probs(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities (R, 28, 28), float32, of each RoI's own class from features (R, C, 14, 14)."""
+        upsample, last = self.upsample, self.conv_logits
+        if upsample.packed_weight is None:
+            rows = torch.arange(len(labels), device=labels.device)
+            logits = self(pooled)[rows, labels]
+        else:
+            logits = dense.class_mask_logits(
+                self.convs(pooled),
+                upsample.weight,
+                upsample.bias,
+                last.weight,
+                last.bias,
+                labels,
+                packed_weight=upsample.packed_weight,
+            )
+        return logits.float().sigmoid()

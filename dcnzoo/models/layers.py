@@ -36,6 +36,20 @@ class Conv3x3(nn.Conv2d):
         return dense.conv3x3(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
 
 
+class SmallConv3x3(Conv3x3):
+    """`Conv3x3` for many small maps, whose larger rounding errors do not matter, as behind it only a threshold follows."""
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_small_conv3x3_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, H, W)."""
+        return dense.small_conv3x3(
+            input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
+        )
+
+
 class Conv1x1(nn.Conv2d):
     """1×1 convolution, optionally followed by ReLU.
 

@@ -18,7 +18,7 @@ from dcnzoo.models.boxes import (
     select_detections,
     to_original_frame,
 )
-from dcnzoo.models.heads import BoxHead, MaskHead, class_mask_probs, class_scores
+from dcnzoo.models.heads import BoxHead, MaskHead, class_scores
 from dcnzoo.models.rcnn import Instances
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
 
@@ -136,7 +136,7 @@ class StandardRoIHead(RoIHead):
         """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, C, 14, 14)."""
         if self.mask_head is None:
             raise TypeError("this detector has no mask head")
-        return class_mask_probs(self.mask_head(pooled), labels)
+        return self.mask_head.class_probs(pooled, labels)
 
 
 class CascadeRoIHead(RoIHead):
@@ -173,4 +173,6 @@ class CascadeRoIHead(RoIHead):
         """Mask probabilities (D, 28, 28) of each RoI's own class from features (D, C, 14, 14)."""
         if self.mask_head is None:
             raise TypeError("this detector has no mask heads")
-        return torch.stack([class_mask_probs(head(pooled), labels) for head in self.mask_head]).mean(dim=0)
+        return torch.stack(
+            [head.class_probs(pooled, labels) for head in cast("list[MaskHead]", self.mask_head)]
+        ).mean(dim=0)

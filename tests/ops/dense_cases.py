@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from dcnzoo.ops import dense
 
 WINOGRAD_TOLERANCE = 2e-5
+SMALL_WINOGRAD_TOLERANCE = 4e-4
+STRASSEN_TOLERANCE = 2e-5
 TOLERANCE = 5e-6
 """Largest error, in standard deviations of the output before its ReLU."""
 
@@ -27,6 +29,19 @@ CONV3X3 = {  # N, C, O, H, W
     "two-odd-pieces": (1, 300, 70, 6, 5),
 }
 
+SMALL_CONV3X3 = {  # N, C, O, H, W
+    "one-pixel": (1, 3, 5, 1, 1),
+    "pixels": (7, 3, 5, 1, 1),
+    "one-map": (1, 16, 16, 6, 6),
+    "two-maps": (2, 16, 16, 14, 14),
+    "odd-number": (5, 256, 256, 14, 14),
+    "many": (41, 20, 24, 14, 14),
+    "odd-everything": (3, 17, 33, 7, 10),
+    "rows": (9, 8, 8, 1, 13),
+    "columns": (9, 8, 8, 13, 1),
+    "two-odd-pieces": (4, 300, 70, 6, 5),
+}
+
 CONV1X1 = {  # N, C, O, H, W, stride
     "one-pixel": (1, 3, 5, 1, 1, 1),
     "batch": (3, 64, 256, 7, 9, 1),
@@ -35,6 +50,18 @@ CONV1X1 = {  # N, C, O, H, W, stride
     "stride": (2, 64, 128, 9, 12, 2),
     "stride-odd": (2, 40, 33, 7, 7, 2),
     "stride-beyond": (1, 16, 16, 2, 3, 5),
+    "few-channels-many-rows": (1, 64, 24, 130, 60, 1),
+}
+
+STRASSEN_CONV1X1 = {  # large enough for Strassen's algorithm in every vector width
+    "c4": (1, 1024, 256, 13, 19, 1),
+    "c5-odd": (1, 512, 2048, 5, 7, 1),
+    "batch": (3, 512, 128, 7, 9, 1),
+    "one-pixel": (1, 512, 128, 1, 1, 1),
+    "two-pixels": (1, 512, 128, 1, 2, 1),
+    "stride": (2, 514, 256, 9, 12, 2),
+    "one-row": (1, 640, 192, 1, 97, 1),
+    "wide": (1, 1026, 1280, 11, 12, 1),
 }
 
 CONV_TRANSPOSE2X2 = {  # N, C, O, H, W
@@ -42,6 +69,14 @@ CONV_TRANSPOSE2X2 = {  # N, C, O, H, W
     "mask-head": (5, 256, 256, 14, 14),
     "wide": (1, 20, 9, 3, 200),
     "odd": (2, 300, 7, 5, 3),
+}
+
+MASK_LOGITS = {  # N, C, O, K, H, W
+    "one-pixel": (1, 3, 5, 2, 1, 1),
+    "mask-head": (5, 256, 256, 80, 14, 14),
+    "strassen": (3, 512, 128, 7, 14, 14),
+    "wide": (2, 20, 9, 3, 3, 200),
+    "odd": (4, 300, 7, 1, 9, 3),
 }
 
 STEM = {  # N, C, O, H, W
@@ -56,8 +91,14 @@ LINEAR = {  # R, C, O
     "one": (1, 1, 1),
     "odd": (7, 5, 3),
     "many-pieces": (33, 1000, 81),
-    "streamed": (300, 1100, 4096),
     "box-head": (100, 12544, 64),
+}
+
+STRASSEN_LINEAR = {
+    "one": (1, 512, 128),
+    "streamed": (300, 1100, 4096),
+    "box-head": (101, 12544, 256),
+    "more-than-a-block": (507, 576, 384),
 }
 
 
@@ -85,9 +126,20 @@ def conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
     return error(found, expected, relu)
 
 
-def conv1x1_error(name: str, bias: bool = True, relu: bool = False) -> float:
-    """Error of `conv1x1`, and of `conv1x1_add_` where the stride is 1, for one of CONV1X1."""
-    n, c, o, h, w, stride = CONV1X1[name]
+def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
+    """Error of `small_conv3x3` for one of SMALL_CONV3X3."""
+    n, c, o, h, w = SMALL_CONV3X3[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o) if bias else None
+    packed = dense.pack_small_conv3x3_weight(weight)
+    found = dense.small_conv3x3(x, weight, b, relu=relu, packed_weight=packed)
+    expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), padding=1)
+    return error(found, expected, relu)
+
+
+def conv1x1_error(sizes: tuple[int, int, int, int, int, int], bias: bool = True, relu: bool = False) -> float:
+    """Error of `conv1x1`, and of `conv1x1_add_` where the stride is 1, for (N, C, O, H, W, stride)."""
+    n, c, o, h, w, stride = sizes
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(o, c, 1, 1, scale=c**-0.5), random(o) if bias else None
     packed = dense.pack_linear_weight(weight)
@@ -113,6 +165,21 @@ def conv_transpose2x2_error(name: str, bias: bool = True, relu: bool = False) ->
     return error(found, expected, relu)
 
 
+def mask_logits_error(name: str, bias: bool = True) -> float:
+    """Error of `class_mask_logits` for one of MASK_LOGITS."""
+    n, c, o, k, h, w = MASK_LOGITS[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(c, o, 2, 2, scale=c**-0.5), random(o) if bias else None
+    class_weight, class_bias = random(k, o, 1, 1, scale=o**-0.5), random(k) if bias else None
+    labels = torch.randint(k, (n,))
+    packed = dense.pack_conv_transpose2x2_weight(weight)
+    found = dense.class_mask_logits(x, weight, b, class_weight, class_bias, labels, packed_weight=packed)
+    doubles = [None if t is None else t.double() for t in (b, class_bias)]
+    upsampled = F.conv_transpose2d(x.double(), weight.double(), doubles[0], stride=2).relu()
+    expected = F.conv2d(upsampled, class_weight.double(), doubles[1])[torch.arange(n), labels]
+    return error(found, expected, relu=False)
+
+
 def stem_error(name: str, bias: bool = True) -> float:
     """Error of `stem` for one of STEM."""
     n, c, o, h, w = STEM[name]
@@ -123,9 +190,9 @@ def stem_error(name: str, bias: bool = True) -> float:
     return error(found, F.max_pool2d(maps.relu(), 3, 2, 1), relu=False)
 
 
-def linear_error(name: str, bias: bool = True, relu: bool = False) -> float:
-    """Error of `linear` for one of LINEAR."""
-    r, c, o = LINEAR[name]
+def linear_error(sizes: tuple[int, int, int], bias: bool = True, relu: bool = False) -> float:
+    """Error of `linear` for (R, C, O)."""
+    r, c, o = sizes
     torch.manual_seed(0)
     x, weight, b = random(r, c), random(o, c, scale=c**-0.5), random(o) if bias else None
     found = dense.linear(x, weight, b, relu=relu, packed_weight=dense.pack_linear_weight(weight))
@@ -135,11 +202,20 @@ def linear_error(name: str, bias: bool = True, relu: bool = False) -> float:
 def check() -> None:
     """Compares everything."""
     errors = {f"conv3x3 {name}": conv3x3_error(name) / WINOGRAD_TOLERANCE for name in CONV3X3}
-    errors |= {f"conv1x1 {name}": conv1x1_error(name, relu=True) / TOLERANCE for name in CONV1X1}
-    errors |= {f"linear {name}": linear_error(name) / TOLERANCE for name in LINEAR}
+    for name in SMALL_CONV3X3:
+        errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name) / SMALL_WINOGRAD_TOLERANCE
+    for tolerance, conv1x1, linear in (
+        (TOLERANCE, CONV1X1, LINEAR),
+        (STRASSEN_TOLERANCE, STRASSEN_CONV1X1, STRASSEN_LINEAR),
+    ):
+        for name, conv_sizes in conv1x1.items():
+            errors[f"conv1x1 {name}"] = conv1x1_error(conv_sizes, relu=True) / tolerance
+        for name, sizes in linear.items():
+            errors[f"linear {name}"] = linear_error(sizes) / tolerance
     errors |= {
         f"conv_transpose2x2 {name}": conv_transpose2x2_error(name) / TOLERANCE for name in CONV_TRANSPOSE2X2
     }
+    errors |= {f"mask logits {name}": mask_logits_error(name) / STRASSEN_TOLERANCE for name in MASK_LOGITS}
     errors |= {f"stem {name}": stem_error(name) / TOLERANCE for name in STEM}
     wrong = {name: value for name, value in errors.items() if not value <= 1}
     if wrong:

@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from dcnzoo.ops import dense
 from dcnzoo.ops.backend import NATIVE_PROBLEM
 from tests.ops import dense_cases as cases
-from tests.ops.dense_cases import TOLERANCE, WINOGRAD_TOLERANCE, random
+from tests.ops.dense_cases import (
+    SMALL_WINOGRAD_TOLERANCE,
+    STRASSEN_TOLERANCE,
+    TOLERANCE,
+    WINOGRAD_TOLERANCE,
+    random,
+)
 
 needs_native = pytest.mark.skipif(
     NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
@@ -31,15 +37,49 @@ def test_conv3x3(name: str, bias: bool, relu: bool) -> None:
 
 
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.SMALL_CONV3X3)
+def test_small_conv3x3(name: str, bias: bool, relu: bool) -> None:
+    assert cases.small_conv3x3_error(name, bias, relu) <= SMALL_WINOGRAD_TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.CONV1X1)
 def test_conv1x1(name: str, bias: bool, relu: bool) -> None:
-    assert cases.conv1x1_error(name, bias, relu) <= TOLERANCE
+    assert cases.conv1x1_error(cases.CONV1X1[name], bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.STRASSEN_CONV1X1)
+def test_conv1x1_by_strassens_algorithm(name: str, bias: bool, relu: bool) -> None:
+    assert cases.conv1x1_error(cases.STRASSEN_CONV1X1[name], bias, relu) <= STRASSEN_TOLERANCE
 
 
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.CONV_TRANSPOSE2X2)
 def test_conv_transpose2x2(name: str, bias: bool, relu: bool) -> None:
     assert cases.conv_transpose2x2_error(name, bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", cases.MASK_LOGITS)
+def test_class_mask_logits(name: str, bias: bool) -> None:
+    assert cases.mask_logits_error(name, bias) <= STRASSEN_TOLERANCE
+
+
+@needs_native
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0], [0.0, 1.0]], ids=str)
+def test_class_mask_logits_refuses_labels_that_are_no_classes(labels: list[int]) -> None:
+    weight = random(8, 8, 2, 2)
+    with pytest.raises(RuntimeError, match="label"):
+        dense.class_mask_logits(
+            random(2, 8, 3, 3),
+            weight,
+            None,
+            random(3, 8, 1, 1),
+            None,
+            torch.tensor(labels),
+            packed_weight=dense.pack_conv_transpose2x2_weight(weight),
+        )
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -67,7 +107,56 @@ def test_upsample2x(size: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.LINEAR)
 def test_linear(name: str, bias: bool, relu: bool) -> None:
-    assert cases.linear_error(name, bias, relu) <= TOLERANCE
+    assert cases.linear_error(cases.LINEAR[name], bias, relu) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.STRASSEN_LINEAR)
+def test_linear_by_strassens_algorithm(name: str, bias: bool, relu: bool) -> None:
+    assert cases.linear_error(cases.STRASSEN_LINEAR[name], bias, relu) <= STRASSEN_TOLERANCE
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    half_channels=st.integers(256, 640),
+    panels=st.integers(1, 9),
+    threads=st.integers(1, 5),
+    accumulate=st.booleans(),
+)
+def test_strassens_algorithm_for_any_size(
+    rows: int, half_channels: int, panels: int, threads: int, accumulate: bool
+) -> None:
+    n, c, o = rows, 2 * half_channels, 128 * panels
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight, shortcut = random(1, c, n, 1), random(o, c, 1, 1, scale=c**-0.5), random(1, o, n, 1)
+        expected = F.conv2d(x.double(), weight.double()) + accumulate * shortcut.double()
+        packed = dense.pack_linear_weight(weight)
+        if accumulate:
+            found = dense.conv1x1_add_(shortcut, x, weight, packed_weight=packed)
+        else:
+            found = dense.conv1x1(x, weight, packed_weight=packed)
+    finally:
+        torch.set_num_threads(before)
+    assert (found.double() - expected).abs().max().item() <= STRASSEN_TOLERANCE * 2
+
+
+@needs_native
+def test_small_conv3x3_keeps_the_maps_apart() -> None:
+    """Whatever stands in the other maps of the mosaic, a map comes out the same."""
+    torch.manual_seed(0)
+    x, weight = random(7, 16, 14, 14), random(16, 16, 3, 3, scale=1 / 12)
+    packed = dense.pack_small_conv3x3_weight(weight)
+    found = dense.small_conv3x3(x, weight, packed_weight=packed)
+    for index in range(7):
+        alone = torch.zeros_like(x)
+        alone[index] = x[index]
+        again = dense.small_conv3x3(alone, weight, packed_weight=packed)
+        torch.testing.assert_close(again[index], found[index], rtol=0, atol=SMALL_WINOGRAD_TOLERANCE)
+        again[index] = 0
+        assert again.abs().max() <= SMALL_WINOGRAD_TOLERANCE
 
 
 @settings(max_examples=40, deadline=None)
@@ -201,6 +290,7 @@ def test_other_dtypes_are_left_to_pytorch(dtype: torch.dtype) -> None:
     ("pack", "shape"),
     [
         (dense.pack_conv3x3_weight, (8, 8, 5, 5)),
+        (dense.pack_small_conv3x3_weight, (8, 8, 5, 5)),
         (dense.pack_linear_weight, (8, 8, 3, 3)),
         (dense.pack_linear_weight, (8,)),
         (dense.pack_conv_transpose2x2_weight, (8, 8, 3, 3)),
@@ -221,15 +311,21 @@ class _Layers(nn.Module):
         self.square, self.point = random(16, 16, 3, 3), random(16, 16, 1, 1)
         self.corner, self.full = random(16, 16, 2, 2), random(10, 16)
         self.packed_square = dense.pack_conv3x3_weight(self.square)
+        self.packed_small = dense.pack_small_conv3x3_weight(self.square)
         self.packed_point = dense.pack_linear_weight(self.point)
         self.packed_corner = dense.pack_conv_transpose2x2_weight(self.corner)
         self.packed_full = dense.pack_linear_weight(self.full)
 
     def forward(self, x: Tensor) -> Tensor:
         y = dense.conv3x3(2 * x, self.square, relu=True, packed_weight=self.packed_square)
+        y = dense.small_conv3x3(y, self.square, packed_weight=self.packed_small)
         y = dense.conv1x1_add_(y, x, self.point, packed_weight=self.packed_point)
         y = dense.conv1x1(y, self.point, stride=2, packed_weight=self.packed_point)
         y = dense.conv_transpose2x2(y, self.corner, packed_weight=self.packed_corner)
+        labels = torch.arange(len(y))
+        y += dense.class_mask_logits(
+            y, self.corner, None, self.point, None, labels, packed_weight=self.packed_corner
+        ).mean()
         return dense.linear(y.mean((2, 3)), self.full, packed_weight=self.packed_full)
 
 
@@ -252,11 +348,14 @@ def test_exports() -> None:
     "name",
     [
         "conv3x3",
+        "small_conv3x3",
         "conv1x1",
         "conv1x1_add_",
         "conv_transpose2x2",
+        "class_mask_logits",
         "linear",
         "pack_conv3x3_weight",
+        "pack_small_conv3x3_weight",
         "pack_linear_weight",
     ],
 )
@@ -264,11 +363,14 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
     arguments: dict[str, tuple[object, ...]] = {
         "conv3x3": (x, layers.packed_square, bias, 16, True),
+        "small_conv3x3": (x, layers.packed_small, bias, 16, True),
         "conv1x1": (x, layers.packed_point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, layers.packed_point, bias, True),
         "conv_transpose2x2": (x, layers.packed_corner, bias.repeat(2), 16, True),
+        "class_mask_logits": (x, layers.packed_corner, None, layers.full, None, torch.tensor([9, 0])),
         "linear": (random(5, 16), layers.packed_full, None, 10, False),
         "pack_conv3x3_weight": (layers.square,),
+        "pack_small_conv3x3_weight": (layers.square,),
         "pack_linear_weight": (layers.full,),
     }
     torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
@@ -280,6 +382,7 @@ def test_operators_refuse_what_would_read_outside() -> None:
     add = torch.ops.dcnzoo.conv1x1_add_
     wrong = [
         lambda: torch.ops.dcnzoo.conv3x3(x, layers.packed_point, None, 16, False),
+        lambda: torch.ops.dcnzoo.small_conv3x3(x, layers.packed_square, None, 16, False),
         lambda: torch.ops.dcnzoo.conv3x3(x[0], layers.packed_square, None, 16, False),
         lambda: torch.ops.dcnzoo.conv3x3(x, layers.packed_square, torch.zeros(5), 16, False),
         lambda: torch.ops.dcnzoo.conv3x3(x.double(), layers.packed_square, None, 16, False),

@@ -163,13 +163,17 @@ def deform_roi_pool(draw: st.DrawFn) -> Case:
     )
 
 
+LAYERS = ("conv3x3", "small_conv3x3", "conv1x1", "conv_transpose2x2", "linear", "map_linear", "stem")
+
+
 @st.composite
 def layers(draw: st.DrawFn) -> Case:
     """The dense layers, with the packed weight or without."""
-    n, (channels, out), (height, width) = draw(st.integers(0, 2)), draw(pairs(0, 20)), draw(pairs(0, 9))
-    name = draw(st.sampled_from(("conv3x3", "conv1x1", "conv_transpose2x2", "linear", "map_linear", "stem")))
+    n, (channels, out), (height, width) = draw(st.integers(0, 4)), draw(pairs(0, 20)), draw(pairs(0, 9))
+    name = draw(st.sampled_from(LAYERS))
     packs = {
         "conv3x3": ((out, channels, 3, 3), dense.pack_conv3x3_weight),
+        "small_conv3x3": ((out, channels, 3, 3), dense.pack_small_conv3x3_weight),
         "conv1x1": ((out, channels, 1, 1), dense.pack_linear_weight),
         "conv_transpose2x2": ((channels, out, 2, 2), dense.pack_conv_transpose2x2_weight),
         "linear": ((out, channels), dense.pack_linear_weight),
