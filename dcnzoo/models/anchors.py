@@ -32,8 +32,21 @@ def grid_anchors(map_size: tuple[int, int], stride: int, device: torch.device) -
         (H·W·A, 4) xyxy, pixels of the padded image, in the order row, column, anchor; centred on
         (column·stride, row·stride) without a half-pixel shift.
     """
-    y, x = torch.meshgrid(
-        *[torch.arange(n, dtype=torch.float32, device=device) * stride for n in map_size], indexing="ij"
-    )
-    centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-    return (centres + cell_anchors(stride).to(device)).reshape(-1, 4)
+    height, width = map_size
+    return anchors_at(torch.arange(height * width * len(RATIOS), device=device), width, stride)
+
+
+def anchors_at(index: Tensor, map_width: int, stride: int) -> Tensor:
+    """Some anchors of a level.
+
+    Args:
+        index: (R,) int64, places in `grid_anchors`.
+        map_width: W of the level.
+        stride: pixels of the image per cell.
+
+    Returns:
+        (R, 4) xyxy, pixels of the padded image.
+    """
+    cell, anchor = index // len(RATIOS), index % len(RATIOS)
+    x, y = cell % map_width * stride, cell // map_width * stride
+    return torch.stack([x, y, x, y], dim=1).float() + cell_anchors(stride).to(index.device)[anchor]

@@ -82,7 +82,7 @@ class MaskHead(nn.Module):
         upsample, last = self.upsample, self.conv_logits
         if upsample.packed_weight is None:
             rows = torch.arange(len(labels), device=labels.device)
-            logits = self(pooled)[rows, labels]
+            logits: Tensor = self(pooled)[rows, labels]
         else:
             logits = dense.class_mask_logits(
                 self.convs(pooled),

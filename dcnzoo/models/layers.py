@@ -37,7 +37,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class SmallConv3x3(Conv3x3):
-    """`Conv3x3` for many small maps, whose larger rounding errors do not matter, as behind it only a threshold follows."""
+    """`Conv3x3` for many small maps where larger rounding errors do not matter: only a threshold follows."""
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""

@@ -5,10 +5,13 @@ Shape letters: N images, C channels, A anchors per cell, H, W map size, R propos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.models.anchors import RATIOS, grid_anchors
+from dcnzoo.models.anchors import RATIOS, anchors_at
 from dcnzoo.models.boxes import clip_boxes, decode_boxes
 from dcnzoo.models.fpn import STRIDES
 from dcnzoo.models.layers import Conv1x1, Conv3x3
@@ -49,8 +52,13 @@ class RPNHead(nn.Module):
         Returns:
             Per image (R, 5): xyxy in the resized frame and the objectness in 0–1, by descending objectness.
         """
-        outputs = {name: self.predict(feature) for name, feature in features.items()}
-        return self.propose(outputs, image_sizes, self.num_candidates, self.num_proposals)
+        hidden = {name: self.rpn_conv(feature) for name, feature in features.items()}
+        logits = {name: self.rpn_cls(maps) for name, maps in hidden.items()}
+
+        def deltas_at(name: str, image: int, index: Tensor) -> Tensor:
+            return self._deltas_at(hidden[name][image], index)
+
+        return self._propose(logits, deltas_at, image_sizes, self.num_candidates, self.num_proposals)
 
     def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Maps one level (N, C, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
@@ -75,15 +83,42 @@ class RPNHead(nn.Module):
         Returns:
             As `forward`.
         """
-        levels = [(STRIDES[name], *output) for name, output in outputs.items()]
+        logits = {name: output[0] for name, output in outputs.items()}
+
+        def deltas_at(name: str, image: int, index: Tensor) -> Tensor:
+            return outputs[name][1][image].permute(1, 2, 0).reshape(-1, 4)[index]
+
+        return self._propose(logits, deltas_at, image_sizes, num_candidates, num_proposals)
+
+    def _propose(
+        self,
+        logits: dict[str, Tensor],
+        deltas_at: Callable[[str, int, Tensor], Tensor],
+        image_sizes: list[tuple[int, int]],
+        num_candidates: int,
+        num_proposals: int,
+    ) -> list[Tensor]:
+        """As `propose`; `deltas_at` gives (R, 4) deltas by level, image and (R,) places of anchors."""
         proposals = []
-        for index, image_size in enumerate(image_sizes):
+        for image, image_size in enumerate(image_sizes):
             candidates = [
-                _decode_level(logits[index], deltas[index], stride, image_size, num_candidates)
-                for stride, logits, deltas in levels
+                _decode_level(
+                    maps[image], partial(deltas_at, name, image), STRIDES[name], image_size, num_candidates
+                )
+                for name, maps in logits.items()
             ]
             proposals.append(self._merge_levels(candidates, num_proposals))
         return proposals
+
+    def _deltas_at(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """(R, 4) deltas of the anchors at (R,) places, from the features (C, H, W) of a level.
+
+        Only few anchors become candidates: the rest of the deltas is not computed.
+        """
+        pixels = hidden.permute(1, 2, 0).reshape(-1, len(hidden))[index // len(RATIOS)]
+        deltas: Tensor = self.rpn_reg(pixels[None, :, None].permute(0, 3, 1, 2))  # a map of R rows
+        rows = torch.arange(len(index), device=index.device)
+        return deltas[0, :, :, 0].T.reshape(-1, len(RATIOS), 4)[rows, index % len(RATIOS)]
 
     def _merge_levels(self, candidates: list[Tensor], num_proposals: int) -> Tensor:
         """Suppresses within each level, then keeps the best over all."""
@@ -94,13 +129,16 @@ class RPNHead(nn.Module):
 
 
 def _decode_level(
-    logits: Tensor, deltas: Tensor, stride: int, image_size: tuple[int, int], num_candidates: int
+    logits: Tensor,
+    deltas_at: Callable[[Tensor], Tensor],
+    stride: int,
+    image_size: tuple[int, int],
+    num_candidates: int,
 ) -> Tensor:
     """Best candidates of a level of one image: (R, 5) boxes and objectness."""
     objectness = logits.permute(1, 2, 0).reshape(-1).float().sigmoid()
     best, index = objectness.topk(min(num_candidates, len(objectness)))
-    anchors = grid_anchors((logits.shape[1], logits.shape[2]), stride, logits.device)[index]
-    chosen_deltas = deltas.permute(1, 2, 0).reshape(-1, 4)[index].float()
-    boxes = clip_boxes(decode_boxes(anchors, chosen_deltas)[:, 0], image_size)
+    anchors = anchors_at(index, logits.shape[2], stride)
+    boxes = clip_boxes(decode_boxes(anchors, deltas_at(index).float())[:, 0], image_size)
     valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     return torch.cat([boxes, best[:, None]], dim=1)[valid]

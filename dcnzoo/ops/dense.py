@@ -4,8 +4,8 @@ Each function takes a layer's weight and, optionally, what its `pack_…_weight`
 latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does, but for large
 `conv3x3` that learn, whose derivatives are those of `conv_grad`. The results
 agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
-deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has ten times that. Large matrix products and
-1×1 convolutions go one step of Strassen's algorithm, with an error of 1e-5 at most, and 4e-7 in the mean.
+deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has ten times that. Large linear
+layers and 1×1 convolutions take one step of Strassen's algorithm, with 1e-5 at most, and 4e-7 in the mean.
 
 Packed weights are for this process, and for that weight: pack again when the weight changes.
 
@@ -302,7 +302,9 @@ def pack_conv3x3_weight(weight: Tensor) -> Tensor | None:
 
 
 def pack_small_conv3x3_weight(weight: Tensor) -> Tensor | None:
-    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to seven times its size; None without compiled kernels.
+    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to seven times its size.
+
+    None without compiled kernels.
 
     Raises:
         ValueError: another shape.

@@ -86,19 +86,16 @@ def stages(predictor: dcnzoo.Predictor) -> Iterator[dict[str, torch.Tensor]]:
     def collect(_module: object, _inputs: object, features: dict[str, torch.Tensor]) -> None:
         outputs.update(features)
 
-    def collect_level(kind: str):
-        def hook(_module: object, _inputs: object, output: torch.Tensor) -> None:
-            level = 2 + sum(name.startswith(kind) for name in outputs)
-            outputs[f"{kind}_p{level}"] = output
-
-        return hook
+    def collect_level(_module: object, _inputs: object, hidden: torch.Tensor) -> None:
+        level = 2 + sum(name.startswith("rpn_cls") for name in outputs)
+        outputs[f"rpn_cls_p{level}"] = model.rpn_head.rpn_cls(hidden)
+        outputs[f"rpn_reg_p{level}"] = model.rpn_head.rpn_reg(hidden)  # the head itself needs only a few
 
     handles = [
         model.backbone.register_forward_pre_hook(collect_input),
         model.backbone.register_forward_hook(collect),
         model.neck.register_forward_hook(collect),
-        model.rpn_head.rpn_cls.register_forward_hook(collect_level("rpn_cls")),
-        model.rpn_head.rpn_reg.register_forward_hook(collect_level("rpn_reg")),
+        model.rpn_head.rpn_conv.register_forward_hook(collect_level),
     ]
     yield outputs
     for handle in handles:
