@@ -273,6 +273,8 @@ Schedule schedule(const ConvShape& shape, int threads) {
   const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
   const int64_t target = layout.groups > 1 ? 64 : layout.strassen ? 160 : 192, least = 24;
   const int64_t most = max<int64_t>(least, min<int64_t>(target, 1048576 / table_bytes));
+  ConvShape cut = shape;
+  if (layout.strassen) cut.images = 1;  // its sums join pixels of a rectangle: an image's should not depend on the batch
   Schedule best{};
   double best_cost = 0;
   for (int64_t tiles_x = 1; tiles_x <= max<int64_t>(1, shape.out_width / 12); ++tiles_x) {
@@ -280,7 +282,7 @@ Schedule schedule(const ConvShape& shape, int threads) {
     const int64_t fewest = ceil_div(shape.out_height, max<int64_t>(1, most / width));
     for (int64_t tiles_y = fewest; tiles_y <= min(2 * fewest + threads, shape.out_height); ++tiles_y) {
       if (tiles_y > fewest && ceil_div(shape.out_height, tiles_y) * width < least) break;
-      const double cost = cut_cost(shape, tiles_x, tiles_y, rows, threads);
+      const double cost = cut_cost(cut, tiles_x, tiles_y, rows, threads);
       if (best.tiles_x == 0 || cost < best_cost) best.tiles_x = tiles_x, best.tiles_y = tiles_y, best_cost = cost;
     }
   }

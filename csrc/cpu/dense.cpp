@@ -191,6 +191,13 @@ Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optio
   return output;
 }
 
+// Every pixel of every image: a run per image.
+Linear images_call(const Tensor& maps, const Tensor& output) {
+  Linear call = linear_call(data(maps), maps.size(2) * maps.size(3), maps.size(1), mutable_data(output), output.size(1));
+  call.runs = maps.size(0);
+  return call;
+}
+
 // Every `stride`-th pixel of every `stride`-th row of one image: a run per row of the output.
 Linear strided_call(const Tensor& maps, int64_t image, int64_t stride, const Tensor& output) {
   const int64_t c = maps.size(1), w = maps.size(3), image_numel = c * maps.size(2) * w;
@@ -212,8 +219,7 @@ Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::opti
   const Tensor maps = channels_last(input);
   const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride, ScalarType::Float);
   if (stride == 1) {
-    run_linear(linear_call(data(maps), n * h * w, c, mutable_data(output), out_channels), parameters.weight_data(),
-               parameters.bias_data(), relu);
+    run_linear(images_call(maps, output), parameters.weight_data(), parameters.bias_data(), relu);
     return output;
   }
   for (int64_t image = 0; image < n; ++image) {
@@ -233,8 +239,7 @@ void conv1x1_add_(const Tensor& output, const Tensor& input, const Tensor& packe
   const int64_t in_channels = input.size(1);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
   const Tensor maps = channels_last(input);
-  Linear call = linear_call(data(maps), input.size(0) * input.size(2) * input.size(3), in_channels,
-                            mutable_data(output), out_channels);
+  Linear call = images_call(maps, output);
   call.accumulate = true;
   run_linear(call, parameters.weight_data(), parameters.bias_data(), relu);
 }

@@ -91,13 +91,14 @@ inline LinearSchedule schedule_linear(const Linear& call, int threads) {
   const int64_t most_rows = layout.block_rows();
   const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
   LinearSchedule schedule{call.runs, 1, 0};
-  if (call.runs > 1 && joined && 2 * call.length <= most_rows) {
+  // Strassen's sums join rows of a block: those of different images do not belong together.
+  if (call.runs > 1 && joined && !layout.strassen && 2 * call.length <= most_rows) {
     const int64_t blocks = ceil_div(call.runs, most_rows / call.length);
     schedule.run_blocks = min(call.runs, round_up(blocks, threads));
   } else {
     const int64_t blocks = ceil_div(call.length, most_rows), per_task = layout.blocks_per_task();
     const int64_t tasks = blocks < 8 * per_task * threads ? blocks : ceil_div(blocks, per_task);
-    schedule.row_blocks = call.runs > 1 ? blocks : min(call.length, round_up(tasks, threads));
+    schedule.row_blocks = call.runs > 1 && !layout.strassen ? tasks : min(call.length, round_up(tasks, threads));
   }
   if (layout.strassen) {
     const int64_t task_rows = ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks);

@@ -64,7 +64,29 @@ class RoIHead(nn.Module):
         Returns:
             Instances per image, in its original frame.
         """
+        on_cpu = next(iter(features.values())).device.type == "cpu"
+        groups = [slice(i, i + 1) for i in range(len(proposals))] if on_cpu else [slice(None)]
         limits = (score_threshold, NMS_IOU_THRESHOLD, max_detections, labels)
+        found: list[Instances] = []
+        for images in groups:  # on a CPU one by one: what is found in an image does not depend on its batch
+            found += self._detect(
+                {name: maps[images] for name, maps in features.items()},
+                proposals[images],
+                image_sizes[images],
+                original_sizes[images],
+                limits,
+            )
+        return found
+
+    def _detect(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_sizes: list[Size],
+        original_sizes: list[Size],
+        limits: tuple[float, float, int, Tensor | None],
+    ) -> list[Instances]:
+        """As `forward`; `limits` are those of `select_detections`."""
         resized, selected = [], []
         decoded = self.predict_boxes(features, proposals, image_sizes)
         per_image = zip(decoded, image_sizes, original_sizes, strict=True)

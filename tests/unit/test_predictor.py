@@ -30,6 +30,7 @@ from dcnzoo.results import Detections
 from dcnzoo.safe_copy import Description, write_safe_copy
 from dcnzoo.times import StageTimes
 from tests.http_server import content, serving
+from tests.ops.test_deform_conv2d import needs_native
 from tests.pictures import noise, patches, save
 from tests.random_detector import ARCH, CLASSES, MASK_ARCH, write_random_checkpoint
 
@@ -186,6 +187,22 @@ class TestSeveral:
         found = predictor(EQUALLY_PADDED, batch_size=batch_size)
         for together, single in zip(found, alone, strict=True):
             assert_same(together, single, atol=1e-3)
+
+    @needs_native
+    @pytest.mark.parametrize(
+        "arch", ["faster_rcnn_r50_fpn_dconv_c3-c5", "faster_rcnn_r50_fpn_dpool", MASK_ARCH]
+    )
+    def test_what_is_found_does_not_depend_on_the_batch(self, tmp_path: Path, arch: str) -> None:
+        weights = write_random_checkpoint(tmp_path / "random.pth", arch)
+        predictor = dcnzoo.load(weights=weights, arch=arch, device="cpu", short_side=96, long_side=160)
+        images = [noise(96, 128, seed=seed) for seed in range(3)]
+        together = predictor(images, batch_size=3)
+        for found, image in zip(together, images, strict=True):
+            alone = predictor(image)
+            assert len(found) > 0
+            np.testing.assert_array_equal(found.boxes, alone.boxes)
+            np.testing.assert_array_equal(found.scores, alone.scores)
+            assert found.to_coco(1) == alone.to_coco(1)
 
     def test_mixed_sizes_in_a_batch(self, predictor: dcnzoo.Predictor) -> None:
         images = [noise(60, 80), noise(90, 30), noise(1, 1), noise(200, 500)]
