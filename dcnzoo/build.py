@@ -6,6 +6,7 @@ dicts at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -88,13 +89,18 @@ def prepare_for_inference(model: RCNN) -> RCNN:
 def pack_weights(model: RCNN) -> RCNN:
     """Arranges weights for the compiled kernels, in place; device and dtype must be final.
 
-    Dense layers keep only the arranged copy: of their weights just the shape remains, on the device "meta".
+    Layers keep only the arranged copy. Of their weights just the shape remains: on the device "meta", or, for
+    an operator that takes no tensors of two devices, as one NaN for all elements.
     """
     for module in model.modules():
-        if isinstance(module, PACKED_LAYERS):
-            module.pack()
-            if module.packed_weight is not None and not isinstance(module, DeformConv2d):
-                module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
+        if not isinstance(module, PACKED_LAYERS):
+            continue
+        module.pack()
+        if module.packed_weight is not None:
+            weight = module.weight.detach()
+            deformable = isinstance(module, DeformConv2d)
+            shape = weight.new_full((), math.nan).expand_as(weight) if deformable else weight.to("meta")
+            module.weight = nn.Parameter(shape, requires_grad=False)
     return model
 
 

@@ -6,8 +6,10 @@ measurements: "mma_128x128/2" is that kernel with the reduction in 2 parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from typing import TypeVar
 
 import torch
 
@@ -16,8 +18,19 @@ from dcnzoo.ops.backend import NATIVE_PROBLEM
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which on the tensor cores know bfloat16 and TensorFloat-32."""
 
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+
+def _constant_in_graphs(function: _Function) -> _Function:
+    """Marks a function as `torch.compiler.assume_constant_result` does.
+
+    That imports the whole compiler, which takes seconds and 100 MB also where nothing is compiled.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_in_graphs
 def gpu_problem(index: int | None = None) -> str | None:
     """Why the compiled kernels do not run on a GPU; None if they do.
 
@@ -45,7 +58,7 @@ def load_problem() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_in_graphs
 def allows_tf32() -> bool:
     """Whether PyTorch's switch for convolutions lets float32 factors be rounded to TensorFloat-32."""
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

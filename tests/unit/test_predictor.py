@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -234,6 +236,19 @@ class TestSeveral:
         with ThreadPoolExecutor(3) as pool:
             for found in pool.map(predictor, [PIXELS] * 6):
                 assert_same(found, expected)
+
+
+@needs_native
+def test_detecting_on_a_cpu_imports_neither_compiler_nor_torchvision(checkpoint: Path) -> None:
+    """They take seconds and hundreds of megabytes."""
+    code = f"""
+import sys, numpy, dcnzoo
+predictor = dcnzoo.load(weights={str(checkpoint)!r}, arch={ARCH!r}, device="cpu", short_side=32, long_side=64)
+predictor(numpy.zeros((60, 80, 3), "uint8"))
+print([name for name in ("torch._dynamo", "triton", "sympy", "torchvision") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 class TestLimits:
