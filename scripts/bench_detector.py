@@ -1,11 +1,16 @@
 """Measures whole detectors beside torchvision's plain ones, and compares with the reference implementation.
 
-    python scripts/bench_detector.py [--photo FILE] [--model NAME ...] [--json FILE]
+    python scripts/bench_detector.py [--mmdetection] [--photo FILE] [--model NAME ...] [--json FILE]
 
-Everything runs in one process, in turn, on the same picture: a round measures each detector once, and the
-medians over the rounds are compared. MMDetection itself is not run. Its times on another machine are known,
-and so is torchvision's plain Faster R-CNN on that machine: how long that takes here scales the times of the
-reference to this machine. Memory is measured afterwards, each detector in a process of its own.
+Everything runs in one process, in turn, on the same picture: in a round each detector runs twice, of which the
+second time counts, and the medians over the rounds are compared. Memory is measured afterwards, each detector in a process of its own.
+
+With --mmdetection the reference is measured, too: MMDetection itself, which has to be installed (see
+docs/bench.md), runs right before ours in every round, with the same weights. How many times as fast ours is,
+is the median over the rounds of the ratio of the two times, and what both found is compared.
+
+Otherwise that is estimated: MMDetection's times on another machine are known, and so is torchvision's plain
+Faster R-CNN on that machine. How long that takes here scales the times of the reference to this machine.
 
 The weights are random: ours such that 1000 proposals and 100 detections remain, as when the reference was
 measured; torchvision's own initial ones, which find nothing, to its advantage. Run it on an idle machine.
@@ -18,27 +23,33 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
+import mmdetection_detector
+import numpy as np
 import torch
+from mmdetection_detector import MMDetector
 from PIL import Image
-from torchvision.models import detection as plain_detectors
+from pycocotools import mask as coco_mask
 
 from dcnzoo.benchmark import MODEL_STAGES, Case, Model, Settings, StageClock, load_predictor, measure
 from dcnzoo.cli.table import table
+from dcnzoo.errors import DcnzooError
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import cpu, hardware_stamp, operators
 from dcnzoo.image import PreparedImage, prepare_image
-from dcnzoo.manifest import Preprocessing, load_manifest
-from dcnzoo.predictor import Predictor, StageTimes
+from dcnzoo.manifest import Preprocessing, Record, load_manifest
+from dcnzoo.predictor import Predictor
+from dcnzoo.results import Detections
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
+from dcnzoo.times import StageTimes
 
 PICTURE_SIZE = (425, 640)
 """Becomes 800x1205, padded to 800x1216: as the photo that the reference was measured with."""
@@ -49,6 +60,12 @@ FASTER_PLAIN, MASK_PLAIN = "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"
 
 PLAIN_MS = {FASTER_PLAIN: 3376, MASK_PLAIN: 3244}
 """Of torchvision's plain detectors on the reference's machine, 2 threads, batch 1, float32."""
+
+SAME_IOU, SAME_SCORE = 0.98, 2e-3
+"""Two detections of one label are the same if their boxes overlap so much and their scores differ no more."""
+
+Key: TypeAlias = "Case | str"
+"""Of what is measured: a case of ours, or the name of another detector."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,27 @@ REFERENCES = {
 
 
 @dataclass(frozen=True)
+class MeasuredReference:
+    """MMDetection's counterpart of one of ours, measured in the same rounds in float32.
+
+    Attributes:
+        stages: median milliseconds per stage of `MODEL_STAGES`.
+        total: median milliseconds from the input tensor to boxes and masks, which it does not encode.
+        ratio: median over the rounds of its time / ours.
+        detections: how many it found.
+        same: how many of them ours found, too.
+        peak_gb: peak of resident memory, GB; None where it was not asked for.
+    """
+
+    stages: dict[str, float]
+    total: float
+    ratio: float
+    detections: int
+    same: int
+    peak_gb: float | None
+
+
+@dataclass(frozen=True)
 class Measured:
     """Of one of our detectors, in one precision; times are medians in milliseconds.
 
@@ -85,10 +123,11 @@ class Measured:
         stages: milliseconds per stage of `STAGES`.
         total: milliseconds from the input tensor to boxes and encoded masks.
         plain: milliseconds of torchvision's plain counterpart, in the same rounds.
-        reference: milliseconds of the reference, scaled to this machine; None where it was not measured.
-        bar: how many times faster than that it has to be, likewise.
+        estimate: known milliseconds of the reference, scaled to this machine; None where none are known.
+        bar: how many times faster than the reference it has to be, likewise.
+        known_peak_gb: of the reference on another machine, likewise.
         peak_gb: peak of resident memory, GB; None where it was not asked for.
-        reference_peak_gb: of the reference; None where it was not measured.
+        reference: the reference itself; None where it was not measured.
     """
 
     model: str
@@ -96,15 +135,75 @@ class Measured:
     stages: dict[str, float]
     total: float
     plain: float
-    reference: float | None
+    estimate: float | None
     bar: float | None
+    known_peak_gb: float | None
     peak_gb: float | None
-    reference_peak_gb: float | None
+    reference: MeasuredReference | None
+
+    @property
+    def times_reference(self) -> float | None:
+        """How many times faster than the reference: measured if it was, or else estimated."""
+        if self.reference is not None:
+            return self.reference.ratio
+        return None if self.estimate is None else self.estimate / self.total
+
+    @property
+    def reference_peak_gb(self) -> float | None:
+        """Peak of the reference: on this machine if it was measured, or else the known one."""
+        return self.known_peak_gb if self.reference is None else self.reference.peak_gb
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What was measured in turn.
+
+    Attributes:
+        input_size: (height, width) of the padded input.
+        samples: seconds per stage and in total, of every round.
+        found: what ours and the reference found.
+    """
+
+    input_size: tuple[int, int]
+    samples: dict[Key, list[dict[str, float]]]
+    found: dict[Key, Detections]
+
+    def milliseconds(self, key: Key) -> dict[str, float]:
+        """Medians over the rounds, per stage and in total."""
+        taken = self.samples[key]
+        return {stage: 1000 * median(sample[stage] for sample in taken) for stage in taken[0]}
+
+    def ratio(self, key: Key, other: Key) -> float:
+        """Median over the rounds of how many times as long the first takes as the other."""
+        pairs = zip(self.samples[key], self.samples[other], strict=True)
+        return median(sample["total"] / others["total"] for sample, others in pairs)
+
+    @property
+    def scale(self) -> float:
+        """How many times as long this machine takes as the one that the reference was measured on."""
+        return self.milliseconds(FASTER_PLAIN)["total"] / PLAIN_MS[FASTER_PLAIN]
 
 
 def main() -> None:
     """Measures, prints the tables and writes the file."""
-    arguments = parse_arguments()
+    try:
+        run(parse_arguments())
+    except DcnzooError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does what the command line asks for.
+
+    Raises:
+        DcnzooError: a detector cannot be loaded, or the picture cannot be read.
+    """
+    records = [load_manifest().find(name) for name in arguments.model]
+    versions = None
+    if arguments.mmdetection:
+        versions = mmdetection_detector.package_versions()
+        for record in records:
+            mmdetection_detector.find_config(record.architecture)
     torch.set_num_threads(arguments.threads)
     preprocessing = Preprocessing(short_side=arguments.short_side, long_side=arguments.short_side * 5 // 3)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,22 +218,24 @@ def main() -> None:
             long_side=preprocessing.long_side,
         )
         cases = [
-            Case(Model(name, None, None), "cpu", precision, 1)
-            for name in arguments.model
+            Case(Model(record.name, None, None), "cpu", precision, 1)
+            for record in records
             for precision in arguments.precision
         ]
-        times, input_size = measure_in_turn(cases, settings, prepared, arguments.rounds)
-        peaks = {} if arguments.no_memory else measure_memory(cases, settings)
-    comparable = input_size == REFERENCE_INPUT and not arguments.quick
-    rows = [compare(case, times, peaks.get(case), comparable) for case in cases]
-    print("\n".join(report(rows, times, input_size, comparable)))
+        counterparts = records if arguments.mmdetection else []
+        rounds = measure_in_turn(cases, counterparts, settings, prepared, arguments.rounds)
+        peaks = {} if arguments.no_memory else measure_memory(cases, counterparts, settings, prepared)
+    comparable = rounds.input_size == REFERENCE_INPUT and not arguments.quick
+    rows = [compare(case, rounds, peaks, comparable) for case in cases]
+    print("\n".join(report(rows, rounds, comparable, versions)))
     if arguments.json is not None:
         content = {
             "stamp": hardware_stamp(torch.device("cpu")),
-            "input_size": input_size,
+            "mmdetection": versions,
+            "input_size": rounds.input_size,
             "rounds": arguments.rounds,
-            "torchvision": {name: times[name]["total"] for name in PLAIN_MS},
-            "scale": times[FASTER_PLAIN]["total"] / PLAIN_MS[FASTER_PLAIN],
+            "torchvision": {name: rounds.milliseconds(name)["total"] for name in PLAIN_MS},
+            "scale": rounds.scale,
             "detectors": [asdict(row) for row in rows],
         }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -144,6 +245,11 @@ def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--mmdetection",
+        action="store_true",
+        help="measure MMDetection itself, instead of estimating its times",
     )
     parser.add_argument("--photo", type=Path, help="a picture to measure with; by default one is generated")
     parser.add_argument("--model", nargs="+", help="names of the manifest; by default those of the reference")
@@ -159,8 +265,6 @@ def parse_arguments() -> argparse.Namespace:
     arguments.short_side = 96 if arguments.quick else 800
     arguments.rounds = arguments.rounds or (2 if arguments.quick else 5)
     arguments.model = arguments.model or list(REFERENCES)[: 1 if arguments.quick else None]
-    for name in arguments.model:
-        load_manifest().find(name)
     return arguments
 
 
@@ -172,36 +276,61 @@ def write_picture(folder: Path) -> Path:
 
 
 def measure_in_turn(
-    cases: Sequence[Case], settings: Settings, prepared: PreparedImage, rounds: int
-) -> tuple[dict[Case | str, dict[str, float]], tuple[int, int]]:
-    """Measures torchvision's detectors and ours, one after the other in every round.
+    cases: Sequence[Case],
+    counterparts: Sequence[Record],
+    settings: Settings,
+    prepared: PreparedImage,
+    count: int,
+) -> Rounds:
+    """Measures torchvision's detectors, MMDetection's and ours, one after the other in every round.
 
-    Returns:
-        Median milliseconds per stage and in total, by case or torchvision's name; and the size of the input.
+    Args:
+        cases: what is measured of ours.
+        counterparts: what is measured of MMDetection's, each right before ours.
+        settings: how ours are loaded.
+        prepared: the picture.
+        count: number of rounds.
     """
     with ExitStack() as stack:
-        ours: dict[Case | str, OwnDetector] = {
+        ours = {
             case: stack.enter_context(OwnDetector(load_predictor(case, settings), prepared)) for case in cases
         }
         input_size = next(iter(ours.values())).warm_up()
-        plain = {name: load_plain(name, prepared, input_size) for name in PLAIN_MS}
-        detectors: dict[Case | str, Callable[[], dict[str, float]]] = {**plain, **ours}
-        samples: dict[Case | str, list[dict[str, float]]] = {name: [] for name in detectors}
-        for number in range(rounds + 1):
-            for name, detect in detectors.items():
+        reference = {mmdetection_key(record.name): MMDetector(record, prepared) for record in counterparts}
+        detectors: dict[Key, Callable[[], dict[str, float]]] = {}
+        for name in PLAIN_MS:
+            detectors[name] = load_plain(name, prepared, input_size)
+        for case in cases:
+            counterpart = mmdetection_key(case.model.name)
+            if counterpart in reference:
+                detectors[counterpart] = reference[counterpart]
+            detectors[case] = ours[case]
+        samples: dict[Key, list[dict[str, float]]] = {key: [] for key in detectors}
+        for number in range(count + 1):
+            for key, detect in detectors.items():
+                detect()  # what was not used while the others ran comes back, up to a tenth of the time
                 seconds = detect()
                 if number:  # the first round warms up
-                    samples[name].append(seconds)
-                    print(f"round {number}: {seconds['total'] * 1000:6.0f} ms  {name}", file=sys.stderr)
-    medians = {
-        name: {stage: 1000 * median(sample[stage] for sample in taken) for stage in taken[0]}
-        for name, taken in samples.items()
-    }
-    return medians, input_size
+                    samples[key].append(seconds)
+                    print(f"round {number}: {seconds['total'] * 1000:6.0f} ms  {key}", file=sys.stderr)
+        found: dict[Key, Detections] = {case: detector.found for case, detector in ours.items()}
+        found |= {name: detector.found for name, detector in reference.items()}
+    return Rounds(input_size, samples, found)
+
+
+def mmdetection_key(model: str | None) -> str:
+    """Name of MMDetection's counterpart of one of our models."""
+    return f"MMDetection {model}"
 
 
 class OwnDetector:
-    """One of ours on one picture; when called, it detects and returns the seconds per stage."""
+    """One of ours on one picture; when called, it detects and returns the seconds per stage.
+
+    Attributes:
+        found: what the last call found.
+    """
+
+    found: Detections
 
     def __init__(self, predictor: Predictor, prepared: PreparedImage) -> None:
         self._predictor, self._prepared = predictor, prepared
@@ -222,7 +351,7 @@ class OwnDetector:
     def __call__(self) -> dict[str, float]:
         """Detects; returns the seconds of each stage and in total."""
         times = StageTimes()
-        self._predictor.predict_prepared([self._prepared], times=times)
+        (self.found,) = self._predictor.predict_prepared([self._prepared], times=times)
         # The input tensor is given to torchvision's detectors, too: making it does not count.
         total = times["inference"] + times["postprocess"]
         return {**self._clock.take(), "postprocess": times["postprocess"], "total": total}
@@ -232,8 +361,11 @@ def load_plain(
     name: str, prepared: PreparedImage, input_size: tuple[int, int]
 ) -> Callable[[], dict[str, float]]:
     """Returns what runs one of torchvision's detectors on the padded picture, as it is, without a resize."""
+    # here, since the processes that measure memory import this module, too
+    from torchvision.models import detection
+
     torch.manual_seed(0)
-    build = getattr(plain_detectors, name)
+    build = getattr(detection, name)
     sides = {"min_size": min(input_size), "max_size": max(input_size)}
     model = build(weights=None, weights_backbone=None, box_score_thresh=0.05, **sides).eval()
     height, width = prepared.pixels.shape[:2]
@@ -249,58 +381,87 @@ def load_plain(
     return detect
 
 
-def measure_memory(cases: Sequence[Case], settings: Settings) -> dict[Case, float]:
+def measure_memory(
+    cases: Sequence[Case], counterparts: Sequence[Record], settings: Settings, prepared: PreparedImage
+) -> dict[Key, float]:
     """Measures the peak of resident memory in GB (10^9 bytes), from loading to the detections."""
-    return {case: run_apart(partial(measure, case, settings)).memory.host_gib * 2**30 / 1e9 for case in cases}
+    peaks: dict[Key, float] = {}
+    for case in cases:
+        peaks[case] = run_apart(partial(measure, case, settings)).memory.host_gib * 2**30 / 1e9
+    for record in counterparts:
+        task = partial(mmdetection_detector.measure_memory, record, prepared, settings)
+        peaks[mmdetection_key(record.name)] = run_apart(task)
+    return peaks
 
 
-def compare(
-    case: Case, times: dict[Case | str, dict[str, float]], peak_gb: float | None, comparable: bool
-) -> Measured:
-    """Puts a detector beside its plain counterpart and, on the reference's input, beside the reference."""
+def compare(case: Case, rounds: Rounds, peaks: Mapping[Key, float], comparable: bool) -> Measured:
+    """Puts a detector beside its plain counterpart and the reference.
+
+    Args:
+        case: of ours.
+        rounds: what was measured.
+        peaks: of memory, as far as they were measured.
+        comparable: whether the input is the one that the times of the reference are known for.
+    """
     name = str(case.model.name)
-    reference = REFERENCES.get(name) if comparable else None
+    known = REFERENCES.get(name) if comparable else None
     has_masks = load_manifest().find(name).architecture.has_masks
-    scale = times[FASTER_PLAIN]["total"] / PLAIN_MS[FASTER_PLAIN]
+    times = rounds.milliseconds(case)
     return Measured(
         model=name,
         precision=case.precision,
-        stages={stage: times[case][stage] for stage in STAGES},
-        total=times[case]["total"],
-        plain=times[MASK_PLAIN if has_masks else FASTER_PLAIN]["total"],
-        reference=reference and reference.milliseconds * scale,
-        bar=reference and reference.bar,
-        peak_gb=peak_gb,
-        reference_peak_gb=reference and reference.peak_gb,
+        stages={stage: times[stage] for stage in STAGES},
+        total=times["total"],
+        plain=rounds.milliseconds(MASK_PLAIN if has_masks else FASTER_PLAIN)["total"],
+        estimate=None if known is None else known.milliseconds * rounds.scale,
+        bar=None if known is None else known.bar,
+        known_peak_gb=None if known is None else known.peak_gb,
+        peak_gb=peaks.get(case),
+        reference=measured_reference(case, rounds, peaks),
     )
+
+
+def measured_reference(case: Case, rounds: Rounds, peaks: Mapping[Key, float]) -> MeasuredReference | None:
+    """Returns what was measured of MMDetection's counterpart, None if nothing was."""
+    key = mmdetection_key(case.model.name)
+    if key not in rounds.samples:
+        return None
+    times = rounds.milliseconds(key)
+    return MeasuredReference(
+        stages={stage: times[stage] for stage in MODEL_STAGES},
+        total=times["total"],
+        ratio=rounds.ratio(key, case),
+        detections=len(rounds.found[key]),
+        same=count_same(rounds.found[key], rounds.found[case]),
+        peak_gb=peaks.get(key),
+    )
+
+
+def count_same(expected: Detections, found: Detections) -> int:
+    """Counts the expected detections that were found, each by another one."""
+    if not len(expected) or not len(found):
+        return 0
+    boxes = [[item["bbox"] for item in detections.to_coco(0)] for detections in (expected, found)]
+    same = coco_mask.iou(*boxes, [False] * len(found)) >= SAME_IOU
+    same &= np.abs(expected.scores[:, None] - found.scores) <= SAME_SCORE
+    same &= expected.labels[:, None] == found.labels
+    taken: set[int] = set()
+    for row in same:  # suppression leaves hardly a choice: boxes of one label overlap by less
+        taken.update([index for index in np.flatnonzero(row).tolist() if index not in taken][:1])
+    return len(taken)
 
 
 def report(
-    rows: Sequence[Measured],
-    times: dict[Case | str, dict[str, float]],
-    input_size: tuple[int, int],
-    comparable: bool,
+    rows: Sequence[Measured], rounds: Rounds, comparable: bool, versions: Mapping[str, str] | None
 ) -> list[str]:
-    """Lines of the report: the stages, the comparison, and what it was measured on."""
-    stages = table(
-        [
-            ("median ms", "precision", *STAGES, "total"),
-            *(
-                (
-                    row.model,
-                    row.precision,
-                    *(f"{row.stages[stage]:.0f}" for stage in STAGES),
-                    f"{row.total:.0f}",
-                )
-                for row in rows
-            ),
-            *(
-                (f"torchvision {name}", "fp32", *[""] * len(STAGES), f"{times[name]['total']:.0f}")
-                for name in PLAIN_MS
-            ),
-        ],
-        numbers=range(2, 3 + len(STAGES)),
-    )
+    """Lines of the report: the stages, the comparison, and what it was measured on.
+
+    Args:
+        rows: ours.
+        rounds: what was measured.
+        comparable: whether the input is the one that the times of the reference are known for.
+        versions: of MMDetection's packages, None where it was not measured.
+    """
     titles = (
         "",
         "precision",
@@ -312,37 +473,68 @@ def report(
         "reference GB",
         "memory",
     )
-    comparison = table([titles, *map(comparison_cells, rows)], numbers=range(2, 9))
-    scale = times[FASTER_PLAIN]["total"] / PLAIN_MS[FASTER_PLAIN]
     processor, backend = cpu(), operators()
-    lines = [
-        f"input {input_size[0]}x{input_size[1]}, batch 1, {processor['threads of PyTorch']} threads",
+    height, width = rounds.input_size
+    return [
+        f"input {height}x{width}, batch 1, {processor['threads of PyTorch']} threads",
         "",
-        stages,
+        stage_table(rows, rounds),
         "",
+        "how many times as fast as torchvision's plain detector and as the reference:",
+        table([titles, *map(comparison_cells, rows)], numbers=range(2, 9)),
+        "",
+        *reference_lines(rows, rounds, comparable, versions),
+        f"{processor['model']}, {processor['vector instructions']}; operators: {backend['backend']}",
     ]
-    lines += ["how many times as fast as torchvision's plain detector and as the reference:", comparison, ""]
+
+
+def stage_table(rows: Sequence[Measured], rounds: Rounds) -> str:
+    """The milliseconds of every detector's stages."""
+
+    def cells(title: str, precision: str, times: Mapping[str, float]) -> tuple[str, ...]:
+        return title, precision, *(f"{times[stage]:.0f}" if stage in times else "" for stage in columns)
+
+    columns = (*STAGES, "total")
+    ours = [cells(row.model, row.precision, {**row.stages, "total": row.total}) for row in rows]
+    reference = [cells(key, "fp32", rounds.milliseconds(key)) for key in rounds.found if isinstance(key, str)]
+    plain = [cells(f"torchvision {name}", "fp32", rounds.milliseconds(name)) for name in PLAIN_MS]
+    titles = ("median ms", "precision", *columns)
+    return table([titles, *ours, *reference, *plain], numbers=range(2, len(titles)))
+
+
+def reference_lines(
+    rows: Sequence[Measured], rounds: Rounds, comparable: bool, versions: Mapping[str, str] | None
+) -> list[str]:
+    """Says where the reference's figures come from; arguments as of `report`."""
+    if versions is not None:
+        return [
+            f"the reference is measured: MMDetection {versions['mmdet']} ran right before ours in every"
+            " round, with the same weights; times reference is the median of the rounds' ratios",
+            *(
+                f"same detections: {row.reference.same} of {row.reference.detections}"
+                f"  {row.model}, {row.precision}"
+                for row in rows
+                if row.reference is not None
+            ),
+        ]
     if comparable:
-        lines.append(
-            f"the reference's times are scaled by {scale:.3f}: torchvision's {FASTER_PLAIN} takes"
-            f" {times[FASTER_PLAIN]['total']:.0f} ms here and {PLAIN_MS[FASTER_PLAIN]} ms on its machine"
-        )
-    else:
-        lines.append("not compared with the reference, whose input was {}x{}".format(*REFERENCE_INPUT))
-    lines.append(f"{processor['model']}, {processor['vector instructions']}; operators: {backend['backend']}")
-    return lines
+        return [
+            f"the reference is estimated: its times on another machine are scaled by {rounds.scale:.3f}:"
+            f" torchvision's {FASTER_PLAIN} takes {rounds.milliseconds(FASTER_PLAIN)['total']:.0f} ms here"
+            f" and {PLAIN_MS[FASTER_PLAIN]} ms there"
+        ]
+    return ["not compared with the reference, whose input was {}x{}".format(*REFERENCE_INPUT)]
 
 
 def comparison_cells(row: Measured) -> tuple[str, ...]:
     """A row of the table that compares."""
-    speedup = None if row.reference is None else row.reference / row.total
     return (
         row.model,
         row.precision,
         f"{row.plain / row.total:.2f}",
-        number(speedup),
+        number(row.times_reference),
         number(row.bar),
-        verdict(row.bar, speedup),
+        verdict(row.bar, row.times_reference),
         number(row.peak_gb),
         number(row.reference_peak_gb),
         verdict(row.peak_gb, row.reference_peak_gb),
