@@ -2,8 +2,9 @@
 
     python scripts/bench_detector.py [--mmdetection] [--photo FILE] [--model NAME ...] [--json FILE]
 
-Everything runs in one process, in turn, on the same picture: in a round each detector runs twice, of which the
-second time counts, and the medians over the rounds are compared. Memory is measured afterwards, each detector in a process of its own.
+Everything runs in one process, in turn, on the same picture: in a round each detector runs twice, of which
+the second time counts, and the medians over the rounds are compared. Memory is measured afterwards, each
+detector in a process of its own.
 
 With --mmdetection the reference is measured, too: MMDetection itself, which has to be installed (see
 docs/bench.md), runs right before ours in every round, with the same weights. How many times as fast ours is,

@@ -257,8 +257,8 @@ class TestOutOfMemory:
         monkeypatch.setattr(predictor.model, "forward", forward)
 
     def test_really(self, settings: Settings) -> None:
-        """With 200 MB to spare, 32 times 200 regions of 50 kB do not fit, and fewer do."""
-        settings = replace(settings, warmup=0, repeats=1)
+        """With 200 MB to spare, the maps of 32 pictures of 128x256 do not fit, and those of fewer do."""
+        settings = replace(settings, warmup=0, repeats=1, short_side=128, long_side=256)
         said: list[str] = []
         results = run_cases(
             [batch_of(32)],
