@@ -43,6 +43,11 @@ struct LinearLayout {
   }
   int64_t blocks_per_task() const { return small() ? 8 : 1; }
   bool small() const { return channels * columns <= 1 << 15; }
+
+  // Of a worker, for products of at most so many rows; whole cache lines.
+  size_t scratch_bytes(int64_t rows) const {
+    return strassen ? round_up(StrassenProduct::scratch_bytes(rows, piece_channels, columns), 64) : 0;
+  }
 };
 
 inline int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
@@ -53,7 +58,7 @@ inline int64_t linear_pieces(int64_t out_channels, int64_t in_channels) {
   return LinearLayout(out_channels, in_channels).pieces();
 }
 
-// Of the columns [begin, end): [panel][channel][column], of what `element` is for a channel of the piece and a column.
+// Packs a matrix of `columns` × `depth` as [panel][channel][column]; element(channel, column) gives its elements.
 template <class Element>
 void pack_panels(int64_t columns, int64_t depth, float* target, const Element& element) {
   for (int64_t panel = 0; panel < columns; panel += LinearLayout::panel)
@@ -100,10 +105,8 @@ inline LinearSchedule schedule_linear(const Linear& call, int threads) {
     const int64_t tasks = blocks < 8 * per_task * threads ? blocks : ceil_div(blocks, per_task);
     schedule.row_blocks = call.runs > 1 && !layout.strassen ? tasks : min(call.length, round_up(tasks, threads));
   }
-  if (layout.strassen) {
-    const int64_t task_rows = ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks);
-    schedule.scratch_bytes = round_up(StrassenProduct::scratch_bytes(task_rows, layout.piece_channels, layout.columns), 64);
-  }
+  schedule.scratch_bytes =
+      layout.scratch_bytes(ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks));
   return schedule;
 }
 

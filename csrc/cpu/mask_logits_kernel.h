@@ -15,9 +15,8 @@ class MaskLogitsBlock {
 
   static size_t scratch_bytes(const MaskLogits& call) {
     const int64_t pixels = block_rows(call) * call.width, columns = 2 * call.channels;
-    const LinearLayout layout(columns, call.in_channels);
-    const size_t product = layout.strassen ? StrassenProduct::scratch_bytes(pixels, layout.piece_channels, columns) : 0;
-    return round_up(static_cast<size_t>(pixels * columns) * sizeof(float) + product, 64);
+    const size_t upsampled = static_cast<size_t>(round_up(pixels * columns, 16)) * sizeof(float);
+    return upsampled + LinearLayout(columns, call.in_channels).scratch_bytes(pixels);
   }
 
   MaskLogitsBlock(const MaskLogits& call, int64_t task, void* scratch)

@@ -19,7 +19,8 @@ class StemBand {
 
   static size_t scratch_bytes(const Stem& call) {
     const int64_t numel = tile_pixels * depth(call) + ring * conv_size(call.width) * call.out_channels;
-    return static_cast<size_t>(round_up(numel, 16)) * sizeof(float);
+    const LinearLayout layout(call.out_channels, depth(call));
+    return static_cast<size_t>(round_up(numel, 16)) * sizeof(float) + layout.scratch_bytes(tile_pixels);
   }
 
   StemBand(const Stem& call, float* scratch)
@@ -27,7 +28,8 @@ class StemBand {
         conv_height_(conv_size(call.height)),
         conv_width_(conv_size(call.width)),
         tile_(scratch),
-        rows_(scratch + tile_pixels * depth(call)) {}
+        rows_(scratch + tile_pixels * depth(call)),
+        product_(rows_ + ring * conv_width_ * call.out_channels) {}
 
   // Rows [begin, end) of the result of one image.
   void run(int64_t image, int64_t begin, int64_t end) {
@@ -55,7 +57,7 @@ class StemBand {
       product.input = tile_, product.packed_weight = call_.packed_weight, product.bias = call_.bias;
       product.output = conv_row(y) + x * call_.out_channels;
       product.relu = true;
-      run_linear(product, LinearSchedule{1, 1, 0}, 0, nullptr);
+      run_linear(product, LinearSchedule{1, 1, 0}, 0, product_);
     }
   }
 
@@ -103,7 +105,7 @@ class StemBand {
 
   const Stem& call_;
   const int64_t conv_height_, conv_width_;
-  float *tile_, *rows_;
+  float *tile_, *rows_, *product_;
   const float* input_ = nullptr;
 };
 

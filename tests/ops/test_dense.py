@@ -57,7 +57,7 @@ def test_conv1x1_by_strassens_algorithm(name: str, bias: bool, relu: bool) -> No
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.CONV_TRANSPOSE2X2)
 def test_conv_transpose2x2(name: str, bias: bool, relu: bool) -> None:
-    assert cases.conv_transpose2x2_error(name, bias, relu) <= TOLERANCE
+    assert cases.conv_transpose2x2_error(name, bias, relu) <= cases.tolerance(name)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -85,7 +85,7 @@ def test_class_mask_logits_refuses_labels_that_are_no_classes(labels: list[int])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", cases.STEM)
 def test_stem(name: str, bias: bool) -> None:
-    assert cases.stem_error(name, bias) <= TOLERANCE
+    assert cases.stem_error(name, bias) <= cases.tolerance(name)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
