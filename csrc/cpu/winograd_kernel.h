@@ -1,6 +1,6 @@
 // Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
 // multiplications per pair of channels instead of 144. For many small maps, as the mask heads', F(6×6, 3×3): 64 instead
-// of 324, with 20 times the rounding error; the maps are laid side by side, so that tiles reach from one into the next.
+// of 324, with ten times the rounding error; the maps are laid side by side, so that tiles reach from one into the next.
 //
 // A block of tiles at a time: its inputs are transformed into a matrix per point [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
