@@ -119,22 +119,6 @@ void pack_column(const Layout& layout, const Piece& piece, const Element* weight
   while (k % multiple != 0) put(0);
 }
 
-// One panel of one part of Strassen's, from the column `first` of that part on.
-inline void pack_strassen_panel(const Layout& layout, const Piece& piece, const float* weight, int64_t part, int64_t first,
-                                float* target) {
-  const int64_t depth = piece.depth() / 2, columns = layout.columns / 2;
-  const auto at = [&](int64_t k, int64_t column) {
-    const int64_t tap = piece.tap_begin + k / piece.channels(), channel = piece.channel_begin + k % piece.channels();
-    return weight[(column * layout.channels + channel) * layout.taps + tap];
-  };
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t column = first; column < first + Tile<float>::panel; ++column) {
-      *target++ = strassen_element(static_cast<StrassenPart>(part), at(k, column), at(k, column + columns),
-                                   at(k + depth, column), at(k + depth, column + columns));
-    }
-  }
-}
-
 // The packed weight: [merged group][piece][panel of columns], or [piece][part of Strassen's][panel]. A unit of work is
 // one panel of one group or part.
 template <class Element>
@@ -148,9 +132,13 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
       if (layout.strassen) {
         float* piece_target = static_cast<float*>(packed);
         layout.for_each_piece([&](const Piece& piece) {
-          const int64_t depth = piece.depth() / 2;
-          pack_strassen_panel(layout, piece, static_cast<const float*>(weight), group, first,
-                              piece_target + depth * (group * layout.columns / 2 + first));
+          const int64_t depth = piece.depth() / 2, columns = layout.columns / 2;
+          pack_strassen_panel(static_cast<StrassenPart>(group), depth, columns, first,
+                              piece_target + depth * (group * columns + first), [&](int64_t k, int64_t column) {
+            const int64_t tap = piece.tap_begin + k / piece.channels();
+            const int64_t channel = piece.channel_begin + k % piece.channels();
+            return static_cast<const float*>(weight)[(column * layout.channels + channel) * layout.taps + tap];
+          });
           piece_target += layout.packed_numel(piece);
         });
         continue;

@@ -58,15 +58,6 @@ inline int64_t linear_pieces(int64_t out_channels, int64_t in_channels) {
   return LinearLayout(out_channels, in_channels).pieces();
 }
 
-// Packs a matrix of `columns` × `depth` as [panel][channel][column]; element(channel, column) gives its elements.
-template <class Element>
-void pack_panels(int64_t columns, int64_t depth, float* target, const Element& element) {
-  for (int64_t panel = 0; panel < columns; panel += LinearLayout::panel)
-    for (int64_t channel = 0; channel < depth; ++channel)
-      for (int64_t column = panel; column < min(panel + LinearLayout::panel, columns); ++column)
-        *target++ = element(channel, column);
-}
-
 inline void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
                  int64_t end) {
   const LinearLayout layout(out_channels, in_channels);
@@ -75,18 +66,20 @@ inline void pack_linear(const float* weight, int64_t out_channels, int64_t in_ch
     const int64_t first = piece * layout.piece_channels, depth = min(layout.piece_channels, layout.channels - first);
     float* target = packed + layout.offset(first);
     if (!layout.strassen) {
-      pack_panels(layout.padded_columns, depth, target, [&](int64_t channel, int64_t column) {
-        return column < layout.columns ? at(first + channel, column) : 0.0f;
-      });
+      for (int64_t panel = 0; panel < layout.padded_columns; panel += LinearLayout::panel) {
+        const int64_t panel_end = min(panel + LinearLayout::panel, layout.padded_columns);
+        for (int64_t channel = 0; channel < depth; ++channel)
+          for (int64_t column = panel; column < panel_end; ++column)
+            *target++ = column < layout.columns ? at(first + channel, column) : 0.0f;
+      }
       continue;
     }
     const int64_t d = depth / 2, n = layout.columns / 2;
-    for (int64_t part = 0; part < strassen_parts; ++part, target += d * n) {
-      pack_panels(n, d, target, [&](int64_t channel, int64_t column) {
-        const int64_t c = first + channel;
-        return strassen_element(static_cast<StrassenPart>(part), at(c, column), at(c, column + n), at(c + d, column),
-                                at(c + d, column + n));
-      });
+    for (int64_t part = 0; part < strassen_parts; ++part) {
+      for (int64_t panel = 0; panel < n; panel += LinearLayout::panel, target += d * LinearLayout::panel) {
+        pack_strassen_panel(static_cast<StrassenPart>(part), d, n, panel, target,
+                            [&](int64_t channel, int64_t column) { return at(first + channel, column); });
+      }
     }
   }
 }
