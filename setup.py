@@ -14,6 +14,7 @@ from typing import Any
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 try:
     import torch
@@ -38,6 +39,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     KERNEL_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     KERNEL_FLAGS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
     KERNEL_FLAGS["avx512bf16"] = [*KERNEL_FLAGS["avx512"], "-mavx512bf16"]
+    KERNEL_FLAGS["avx512fp16"] = [*KERNEL_FLAGS["avx512bf16"], "-mavx512fp16"]
+YOUNG_FLAGS = {"avx512fp16": "-mavx512fp16"}
+"""Of kernels that are left out where the compiler does not know them (GCC before 12, Clang before 14)."""
 
 CPU_SOURCES = [
     "csrc/library.cpp",
@@ -201,12 +205,27 @@ def native_build() -> dict[str, Any]:
 
         def add_cpu_kernels(self, extension: Any) -> None:
             for name, flags in KERNEL_FLAGS.items():
+                if name in YOUNG_FLAGS:
+                    if not self.knows(YOUNG_FLAGS[name]):
+                        print(f"warning: {YOUNG_FLAGS[name]} is unknown to the compiler", file=sys.stderr)
+                        continue
+                    extension.define_macros.append((f"DCNZOO_HAS_{name.upper()}", None))
                 extension.extra_objects += self.compiler.compile(
                     [f"csrc/cpu/kernels_{name}.cpp"],
                     output_dir=self.build_temp,
                     extra_postargs=[*COMPILE, "-fPIC", *flags],
                     depends=HEADERS,
                 )
+
+        def knows(self, flag: str) -> bool:
+            source = Path(self.build_temp, "empty.cpp")
+            source.parent.mkdir(parents=True, exist_ok=True)
+            source.write_text("", encoding="ascii")
+            try:
+                self.compiler.compile([str(source)], output_dir=self.build_temp, extra_postargs=[flag])
+            except CompileError:
+                return False
+            return True
 
     extension = CppExtension(
         "dcnzoo._C",

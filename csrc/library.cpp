@@ -10,11 +10,16 @@ namespace {
 
 std::string cpu_capability() { return dcnzoo::cpu::capability().name; }
 
+bool cpu_multiplies_float16() { return dcnzoo::cpu::capability().kernels->half != nullptr; }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Name of the set of CPU kernels in use.
   m.def("cpu_capability() -> str");
+  // Whether it can multiply in float16 at twice the rate of float32. `half` below asks for that: weights are packed in
+  // float16, and the operators that get such weights round their float32 inputs to it; results are float32.
+  m.def("cpu_multiplies_float16() -> bool");
 
   // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
   // floating-point ones; offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
@@ -29,9 +34,9 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "deform_conv2d_tf32(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
-  m.def("pack_deform_conv2d_weight(Tensor weight, int groups) -> Tensor");
+  m.def("pack_deform_conv2d_weight(Tensor weight, int groups, bool half=False) -> Tensor");
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
-  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype) -> int");
+  m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype, bool half=False) -> int");
 
   // Its gradients, given that of its output (before relu): of input (channels-last; on a GPU the order of additions
   // varies), offset and mask (empty without a mask), and of weight.
@@ -84,8 +89,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
-  m.def("pack_conv3x3_weight(Tensor weight) -> Tensor");
-  m.def("packed_conv3x3_numel(int out_channels, int in_channels) -> int");
+  m.def("pack_conv3x3_weight(Tensor weight, bool half=False) -> Tensor");
+  m.def("packed_conv3x3_numel(int out_channels, int in_channels, bool half=False) -> int");
   // The same for many small maps, with larger rounding errors.
   m.def("small_conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def("pack_small_conv3x3_weight(Tensor weight) -> Tensor");
@@ -102,16 +107,17 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "class_mask_logits(Tensor input, Tensor packed_weight, Tensor? bias, Tensor class_weight, Tensor? class_bias, "
       "Tensor labels) -> Tensor");
   // The transposed convolution's weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
-  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def("pack_linear_weight(Tensor weight, bool half=False) -> Tensor");
   // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2; its weight is that of the linear layer from
   // windows (7, 7, in_channels).
   m.def("stem(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
   m.def("upsample2x(Tensor input) -> Tensor");
-  m.def("packed_linear_numel(int out_channels, int in_channels) -> int");
+  m.def("packed_linear_numel(int out_channels, int in_channels, bool half=False) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+  m.impl("cpu_multiplies_float16", TORCH_BOX(&cpu_multiplies_float16));
 }
 
 PyMODINIT_FUNC PyInit__C() {

@@ -27,6 +27,7 @@ from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_
 from dcnzoo.memory import is_out_of_memory
 from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import active_backend, paste_masks
+from dcnzoo.ops.backend import multiplies_float16
 from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
@@ -390,7 +391,8 @@ def load(
             the file gives it.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
-        precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16".
+        precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16". On a processor with AVX512-FP16
+            "bf16" and "fp16" are one: float32 maps, multiplied in float16.
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
@@ -497,8 +499,13 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def prepare_precision(precision: str, device: torch.device) -> None:
+def prepare_precision(precision: str, device: torch.device, *, training: bool = False) -> None:
     """Checks that a device can compute in a precision, and sets what float32 on a GPU means.
+
+    Args:
+        precision: as `load` takes it.
+        device: to compute on.
+        training: gradients are computed, too.
 
     Raises:
         DeviceError: it cannot.
@@ -506,8 +513,11 @@ def prepare_precision(precision: str, device: torch.device) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision in ("fp16", "tf32") and device.type == "cpu":
-        raise DeviceError(f"{precision} needs a GPU; on a CPU use --precision fp32 or bf16")
+    on_this_cpu = precision in ("fp32", "bf16") or (
+        precision == "fp16" and not training and multiplies_float16()
+    )
+    if device.type == "cpu" and not on_this_cpu:
+        raise DeviceError(f"{precision} needs a GPU; on this CPU use --precision fp32 or bf16")
     if precision in ("fp32", "tf32") and device.type == "cuda":
         # PyTorch's default for convolutions keeps 10 bits of each factor, too few for the reference's scores.
         torch.backends.cudnn.allow_tf32 = precision == "tf32"

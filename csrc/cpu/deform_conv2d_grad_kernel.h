@@ -25,8 +25,8 @@ struct ChannelParts {
   int64_t count, channels;  // parts, and channels in a full one
 
   explicit ChannelParts(const Layout& layout)
-      : count(layout.groups > 1 ? layout.groups : ceil_div(layout.channels, Tile<T>::panel)),
-        channels(layout.groups > 1 ? layout.channels : Tile<T>::panel) {}
+      : count(layout.groups > 1 ? layout.groups : ceil_div(layout.channels, panel_columns<T>)),
+        channels(layout.groups > 1 ? layout.channels : panel_columns<T>) {}
 
   int64_t widest_chunk(int64_t chunks) const { return ceil_div(count, chunks) * channels; }
 
@@ -110,8 +110,8 @@ void transpose(const ConvShape& shape, const void* weight, void* packed, int64_t
     T* target = static_cast<T*>(packed) + unit * layout.columns * padded;
     for (int64_t piece = 0; piece < layout.columns; piece += grad_depth) {
       const int64_t piece_end = min(piece + grad_depth, layout.columns);
-      for (int64_t panel = 0; panel < padded; panel += Tile<T>::panel) {
-        const int64_t panel_end = min<int64_t>(panel + Tile<T>::panel, padded);
+      for (int64_t panel = 0; panel < padded; panel += panel_columns<T>) {
+        const int64_t panel_end = min(panel + panel_columns<T>, padded);
         for (int64_t column = piece; column < piece_end; ++column) {
           const int64_t own = column / columns * channels;  // the other channels of a merged group are zeros
           for (int64_t c = panel; c < panel_end; ++c)
@@ -398,7 +398,7 @@ class WeightGradient {
 
   void find_runs() {
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
-    constexpr int64_t panel = Tile<T>::panel;
+    constexpr int64_t panel = panel_columns<T>;
     same_length_ = true;
     for (int64_t c = channels_.begin; c < channels_.end;) {
       const int64_t group = c / layout_.channels, first = channels_.first_of(group, layout_);

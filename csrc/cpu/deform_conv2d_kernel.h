@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "float16_gemm.h"
 #include "gemm.h"
 #include "sampling.h"
 #include "strassen.h"
@@ -18,13 +19,28 @@
 namespace dcnzoo::cpu {
 namespace {
 
-// What the sampled tile and the packed weights consist of. Short floats are widened, except where there is an
+// A float32 of maps and weights whose products are computed in float16.
+struct HalfMultiplied {
+  float value;
+};
+
+inline float number(HalfMultiplied element) { return element.value; }
+DCNZOO_INLINE Floats load_vector(const HalfMultiplied* source) { return load_vector(&source->value); }
+
+// What the sampled tile consists of. Short floats are widened, except where there is an
 // instruction for products of bfloat16; it takes pairs, so that depths are padded to even ones.
 template <class Element>
 struct TileElement {
   using type = Computed<Element>;
   static constexpr int64_t depth_multiple = 1;
 };
+#ifdef DCNZOO_FLOAT16_FMA
+template <>
+struct TileElement<HalfMultiplied> {
+  using type = Twice;
+  static constexpr int64_t depth_multiple = 1;
+};
+#endif
 #ifdef DCNZOO_BF16_DOT
 template <>
 struct TileElement<BFloat16> {
@@ -32,6 +48,15 @@ struct TileElement<BFloat16> {
   static constexpr int64_t depth_multiple = 2;
 };
 #endif
+
+// What packed weights consist of, and the tensor that holds them, which are those of the weight but for float16.
+template <class Element>
+using PackedElement = MultiplierB<typename TileElement<Element>::type>;
+template <class Element>
+using PackedTensorElement = std::conditional_t<std::is_same_v<Element, HalfMultiplied>, Float16, Element>;
+
+template <class Element>
+constexpr int64_t panel_of = panel_columns<typename TileElement<Element>::type>;
 
 // A piece of the reduction axis of one group.
 struct Piece {
@@ -54,7 +79,7 @@ struct Layout {
 
   template <class Element>
   static Layout of(const ConvShape& shape) {
-    return Layout(shape, Simd<Computed<Element>>::width, TileElement<Element>::depth_multiple,
+    return Layout(shape, Multiplier<typename TileElement<Element>::type>::width, TileElement<Element>::depth_multiple,
                   std::is_same_v<Element, float>);
   }
 
@@ -102,7 +127,7 @@ struct Layout {
 // elements lie `stride` runs of depth_multiple elements apart.
 template <class Element>
 void pack_column(const Layout& layout, const Piece& piece, const Element* weight, int64_t group, int64_t column,
-                 typename TileElement<Element>::type* target, int64_t stride) {
+                 PackedElement<Element>* target, int64_t stride) {
   constexpr int64_t multiple = TileElement<Element>::depth_multiple;
   const int64_t channels = layout.channels / layout.merged, columns = layout.columns / layout.merged;
   const bool real = column < layout.columns;
@@ -123,7 +148,7 @@ void pack_column(const Layout& layout, const Piece& piece, const Element* weight
 // one panel of one group or part.
 template <class Element>
 void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begin, int64_t end) {
-  constexpr int64_t panel = Tile<Computed<Element>>::panel;
+  constexpr int64_t panel = panel_of<Element>;
   const Layout layout = Layout::of<Element>(shape);
   const int64_t panels = ceil_div(layout.strassen ? layout.columns / 2 : layout.padded_columns, panel);
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -145,7 +170,7 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
       }
     }
     const int64_t columns = min(panel, layout.padded_columns - first);
-    auto* piece_target = static_cast<typename TileElement<Element>::type*>(packed) + group * layout.group_numel;
+    auto* piece_target = static_cast<PackedElement<Element>*>(packed) + group * layout.group_numel;
     layout.for_each_piece([&](const Piece& piece) {
       const int64_t depth = layout.padded_depth(piece);
       for (int64_t column = 0; column < columns; ++column) {
@@ -160,19 +185,19 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
 template <class Element>
 int64_t pack_units(const ConvShape& shape) {
   const Layout layout = Layout::of<Element>(shape);
-  if (layout.strassen) return strassen_parts * (layout.columns / 2 / Tile<float>::panel);
-  return layout.groups * ceil_div(layout.padded_columns, Tile<Computed<Element>>::panel);
+  if (layout.strassen) return strassen_parts * (layout.columns / 2 / panel_columns<float>);
+  return layout.groups * ceil_div(layout.padded_columns, panel_of<Element>);
 }
 
 template <class Element>
 int64_t packed_numel(const ConvShape& shape) {
   const Layout layout = Layout::of<Element>(shape);
-  return layout.groups * layout.group_numel * sizeof(typename TileElement<Element>::type) / sizeof(Element);
+  return layout.groups * layout.group_numel * sizeof(PackedElement<Element>) / sizeof(PackedTensorElement<Element>);
 }
 
 // Whether the product goes straight to the output, or through sums in float32.
 template <class Element>
-constexpr bool direct = std::is_same_v<Element, Computed<Element>>;
+constexpr bool direct = std::is_same_v<Element, Computed<Element>> || std::is_same_v<Element, HalfMultiplied>;
 
 // Scratch memory of one worker, carved from one allocation.
 template <class Element>
@@ -242,14 +267,14 @@ inline double cut_cost(const ConvShape& shape, int64_t tiles_x, int64_t tiles_y,
 // groups.
 template <class Element>
 int64_t column_parts(const Layout& layout) {
-  if (layout.strassen) return layout.columns / 2 / Tile<float>::panel;
-  return layout.groups > 1 ? layout.groups : ceil_div(layout.columns, Tile<Computed<Element>>::panel);
+  if (layout.strassen) return layout.columns / 2 / panel_columns<float>;
+  return layout.groups > 1 ? layout.groups : ceil_div(layout.columns, panel_of<Element>);
 }
 
 // Columns of the widest chunk.
 template <class Element>
 int64_t chunk_columns(const Layout& layout, int64_t chunks) {
-  const int64_t part = layout.groups > 1 ? layout.columns : Tile<Computed<Element>>::panel;
+  const int64_t part = layout.groups > 1 ? layout.columns : panel_of<Element>;
   return ceil_div(column_parts<Element>(layout), chunks) * part;
 }
 
@@ -258,7 +283,7 @@ Schedule schedule(const ConvShape& shape, int threads) {
   using T = Computed<Element>;
   const Layout layout = Layout::of<Element>(shape);
   const int64_t table_bytes = shape.taps() * shape.deform_groups * SampleTable<T>::bytes_per_pixel;
-  const int64_t rows = layout.columns > Simd<T>::width ? Tile<T>::rows2 : Tile<T>::rows1;
+  const int64_t rows = layout.columns > panel_of<Element> / 2 ? micro_rows2 : micro_rows1;
   const int64_t target = layout.groups > 1 ? 64 : layout.strassen ? 160 : 192, least = 24;
   const int64_t most = max<int64_t>(least, min<int64_t>(target, 1048576 / table_bytes));
   ConvShape cut = shape;
@@ -306,8 +331,8 @@ class BlockConvolution {
     const int64_t first = parts * chunk / schedule.column_chunks, last = parts * (chunk + 1) / schedule.column_chunks;
     group_begin_ = by_group ? first : 0;
     group_end_ = by_group ? last : 1;
-    column_begin_ = by_group ? 0 : first * Tile<T>::panel;
-    column_end_ = by_group ? layout_.columns : min<int64_t>(last * Tile<T>::panel, layout_.columns);
+    column_begin_ = by_group ? 0 : first * panel_of<Element>;
+    column_end_ = by_group ? layout_.columns : min(last * panel_of<Element>, layout_.columns);
   }
 
   void run() {
@@ -426,7 +451,7 @@ class BlockConvolution {
       }
     }
     for (int64_t g = group; g < group_end; ++g) {
-      const TileType* b = static_cast<const TileType*>(call_.packed_weight) + g * layout_.group_numel + done +
+      const auto* b = static_cast<const PackedElement<Element>*>(call_.packed_weight) + g * layout_.group_numel + done +
                           column_begin_ * depth;
       const int64_t column = g * layout_.columns + column_begin_;
       const Epilogue<T> epilogue{done > 0, call_.relu && last, bias == nullptr || done > 0 ? nullptr : bias + column};
@@ -447,7 +472,7 @@ class BlockConvolution {
   // Where the product of the first pixel and column goes.
   T* product() const {
     if constexpr (direct<Element>) {
-      return output(area_.y, area_.x);
+      return reinterpret_cast<T*>(output(area_.y, area_.x));
     } else {
       return scratch_.sums;
     }

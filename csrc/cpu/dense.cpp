@@ -19,8 +19,11 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const DenseKernels& dense_kernels() { return capability().kernels->dense; }
-const LinearKernels& linear_kernels() { return dense_kernels().linear; }
+const DenseKernels& dense_kernels(bool half) { return half ? half_kernels().dense : capability().kernels->dense; }
+
+ScalarType packed_type(bool half) { return half ? ScalarType::Half : ScalarType::Float; }
+
+bool is_half(const Tensor& packed_weight) { return packed_weight.scalar_type() == ScalarType::Half; }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -54,7 +57,7 @@ struct Parameters {
 
   Parameters(const Tensor& packed, int64_t numel, const std::optional<Tensor>& given_bias, int64_t out_channels)
       : packed_weight(packed) {
-    check_float32(packed, "packed_weight");
+    STD_TORCH_CHECK(packed.scalar_type() == packed_type(is_half(packed)), "packed_weight must be float32 or float16");
     STD_TORCH_CHECK(packed.numel() == numel, "packed_weight does not fit the input and out_channels");
     packed_weight = torch::stable::contiguous(packed);
     if (!given_bias) return;
@@ -63,7 +66,11 @@ struct Parameters {
     bias = torch::stable::contiguous(*given_bias);
   }
 
-  const float* weight_data() const { return data(packed_weight); }
+  const DenseKernels& kernels() const { return dense_kernels(is_half(packed_weight)); }
+  // From element `offset` on.
+  const void* weight_data(int64_t offset = 0) const {
+    return static_cast<const char*>(packed_weight.const_data_ptr()) + offset * packed_weight.element_size();
+  }
   const float* bias_data() const { return bias ? data(*bias) : nullptr; }
 };
 
@@ -83,15 +90,15 @@ void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
   });
 }
 
-Tensor pack_winograd_weight(const WinogradKernels& kernels, const Tensor& weight) {
+Tensor pack_winograd_weight(const WinogradKernels& kernels, const Tensor& weight, bool half) {
   check_float32(weight, "weight");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0,
                   "weight must be (out_channels, in_channels, 3, 3)");
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   const Tensor dense = torch::stable::contiguous(weight);
-  const Tensor packed = torch::stable::empty({kernels.packed_numel(out_channels, in_channels)}, ScalarType::Float);
+  const Tensor packed = torch::stable::empty({kernels.packed_numel(out_channels, in_channels)}, packed_type(half));
   torch::stable::parallel_for(0, in_channels, 1, [&](int64_t begin, int64_t end) {
-    kernels.pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
+    kernels.pack(data(dense), out_channels, in_channels, packed.mutable_data_ptr(), begin, end);
   });
   return packed;
 }
@@ -118,41 +125,47 @@ Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const T
   return output;
 }
 
-int64_t packed_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
-  return dense_kernels().winograd.packed_numel(out_channels, in_channels);
+int64_t packed_conv3x3_numel(int64_t out_channels, int64_t in_channels, bool half) {
+  return dense_kernels(half).winograd.packed_numel(out_channels, in_channels);
 }
 
-Tensor pack_conv3x3_weight(const Tensor& weight) { return pack_winograd_weight(dense_kernels().winograd, weight); }
+Tensor pack_conv3x3_weight(const Tensor& weight, bool half) {
+  return pack_winograd_weight(dense_kernels(half).winograd, weight, half);
+}
 
 Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                int64_t out_channels, bool relu) {
-  return run_winograd(dense_kernels().winograd, input, packed_weight, bias, out_channels, relu);
+  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, out_channels, relu);
 }
 
 int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
-  return dense_kernels().mosaic.packed_numel(out_channels, in_channels);
+  return capability().kernels->mosaic.packed_numel(out_channels, in_channels);
 }
 
-Tensor pack_small_conv3x3_weight(const Tensor& weight) { return pack_winograd_weight(dense_kernels().mosaic, weight); }
+Tensor pack_small_conv3x3_weight(const Tensor& weight) {
+  return pack_winograd_weight(capability().kernels->mosaic, weight, false);
+}
 
 Tensor small_conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                      int64_t out_channels, bool relu) {
-  return run_winograd(dense_kernels().mosaic, input, packed_weight, bias, out_channels, relu);
+  check_float32(packed_weight, "packed_weight");
+  return run_winograd(capability().kernels->mosaic, input, packed_weight, bias, out_channels, relu);
 }
 
-int64_t packed_linear_numel(int64_t out_channels, int64_t in_channels) {
-  return linear_kernels().packed_numel(out_channels, in_channels);
+int64_t packed_linear_numel(int64_t out_channels, int64_t in_channels, bool half) {
+  return dense_kernels(half).linear.packed_numel(out_channels, in_channels);
 }
 
-Tensor pack_linear_weight(const Tensor& weight) {
+Tensor pack_linear_weight(const Tensor& weight, bool half) {
+  const LinearKernels& kernels = dense_kernels(half).linear;
   check_float32(weight, "weight");
   STD_TORCH_CHECK(weight.dim() >= 2 && weight.numel() > 0 && weight.size(0) * weight.size(1) == weight.numel(),
                   "weight must be (out_channels, in_channels), or that of a 1×1 convolution");
   const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   const Tensor dense = torch::stable::contiguous(weight);
-  const Tensor packed = torch::stable::empty({packed_linear_numel(out_channels, in_channels)}, ScalarType::Float);
-  torch::stable::parallel_for(0, linear_kernels().pieces(out_channels, in_channels), 1, [&](int64_t begin, int64_t end) {
-    linear_kernels().pack(data(dense), out_channels, in_channels, mutable_data(packed), begin, end);
+  const Tensor packed = torch::stable::empty({kernels.packed_numel(out_channels, in_channels)}, packed_type(half));
+  torch::stable::parallel_for(0, kernels.pieces(out_channels, in_channels), 1, [&](int64_t begin, int64_t end) {
+    kernels.pack(data(dense), out_channels, in_channels, packed.mutable_data_ptr(), begin, end);
   });
   return packed;
 }
@@ -169,12 +182,13 @@ Linear linear_call(const float* input, int64_t rows, int64_t in_channels, float*
   return call;
 }
 
-void run_linear(Linear call, const float* packed_weight, const float* bias, bool relu) {
+void run_linear(Linear call, const Parameters& parameters, bool relu, int64_t offset = 0) {
   if (call.runs * call.length == 0) return;
-  call.packed_weight = packed_weight, call.bias = bias, call.relu = relu;
-  const LinearSchedule schedule = linear_kernels().schedule(call, static_cast<int>(torch::stable::get_num_threads()));
+  call.packed_weight = parameters.weight_data(offset), call.bias = parameters.bias_data(), call.relu = relu;
+  const LinearKernels& kernels = parameters.kernels().linear;
+  const LinearSchedule schedule = kernels.schedule(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(schedule.tasks(), schedule.scratch_bytes,
-            [&](int64_t task, void* scratch) { linear_kernels().run(call, schedule, task, scratch); });
+            [&](int64_t task, void* scratch) { kernels.run(call, schedule, task, scratch); });
 }
 
 Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
@@ -183,11 +197,11 @@ Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optio
   STD_TORCH_CHECK(input.dim() == 2 && input.size(1) > 0, "input must have 2 dimensions");
   STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
   const int64_t rows = input.size(0), in_channels = input.size(1);
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels, is_half(packed_weight)), bias, out_channels);
   const Tensor dense = torch::stable::contiguous(input);
   const Tensor output = empty_matrix(rows, out_channels, ScalarType::Float);
-  run_linear(linear_call(data(dense), rows, in_channels, mutable_data(output), out_channels), parameters.weight_data(),
-             parameters.bias_data(), relu);
+  run_linear(linear_call(data(dense), rows, in_channels, mutable_data(output), out_channels), parameters,
+             relu);
   return output;
 }
 
@@ -215,15 +229,15 @@ Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::opti
   check_maps(input, out_channels);
   STD_TORCH_CHECK(stride > 0, "stride must be positive");
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c), bias, out_channels);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c, is_half(packed_weight)), bias, out_channels);
   const Tensor maps = channels_last(input);
   const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride, ScalarType::Float);
   if (stride == 1) {
-    run_linear(images_call(maps, output), parameters.weight_data(), parameters.bias_data(), relu);
+    run_linear(images_call(maps, output), parameters, relu);
     return output;
   }
   for (int64_t image = 0; image < n; ++image) {
-    run_linear(strided_call(maps, image, stride, output), parameters.weight_data(), parameters.bias_data(), relu);
+    run_linear(strided_call(maps, image, stride, output), parameters, relu);
   }
   return output;
 }
@@ -237,11 +251,11 @@ void conv1x1_add_(const Tensor& output, const Tensor& input, const Tensor& packe
   STD_TORCH_CHECK(input.size(0) == output.size(0) && input.size(2) == output.size(2) && input.size(3) == output.size(3),
                   "input and output differ in size");
   const int64_t in_channels = input.size(1);
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels), bias, out_channels);
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels, is_half(packed_weight)), bias, out_channels);
   const Tensor maps = channels_last(input);
   Linear call = images_call(maps, output);
   call.accumulate = true;
-  run_linear(call, parameters.weight_data(), parameters.bias_data(), relu);
+  run_linear(call, parameters, relu);
 }
 
 // A pixel of the input becomes 2×2 of the output: two pixels of an even row, two of an odd one. Either
@@ -250,15 +264,15 @@ Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const
                          int64_t out_channels, bool relu) {
   check_maps(input, out_channels);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), columns = 2 * out_channels;
-  const int64_t half = packed_linear_numel(columns, c);
-  const Parameters parameters(packed_weight, 2 * half, bias, columns);
+  const int64_t numel = packed_linear_numel(columns, c, is_half(packed_weight));
+  const Parameters parameters(packed_weight, 2 * numel, bias, columns);
   const Tensor maps = channels_last(input);
   const Tensor output = empty_maps(n, out_channels, 2 * h, 2 * w, ScalarType::Float);
   for (int64_t i = 0; i < 2; ++i) {
     Linear call = linear_call(data(maps), w, c, mutable_data(output) + i * w * columns, columns);
     call.runs = n * h;
     call.output_run_stride = 2 * w * columns;
-    run_linear(call, parameters.weight_data() + i * half, parameters.bias_data(), relu);
+    run_linear(call, parameters, relu, i * numel);
   }
   return output;
 }
@@ -270,7 +284,7 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   const int64_t classes = class_weight.size(0), channels = class_weight.size(1);
   check_maps(input, channels);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  const Parameters parameters(packed_weight, 2 * packed_linear_numel(2 * channels, c), bias, 2 * channels);
+  const Parameters parameters(packed_weight, 2 * packed_linear_numel(2 * channels, c, is_half(packed_weight)), bias, 2 * channels);
   const Parameters last(class_weight, classes * channels, class_bias, classes);
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == n,
                   "labels must be one int64 per RoI");
@@ -283,10 +297,10 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   call.rois = n, call.height = h, call.width = w, call.in_channels = c, call.channels = channels;
   call.input = data(maps);
   call.packed_weight = parameters.weight_data(), call.bias = parameters.bias_data();
-  call.class_weight = last.weight_data(), call.class_bias = last.bias_data();
+  call.class_weight = static_cast<const float*>(last.weight_data()), call.class_bias = last.bias_data();
   call.labels = label;
   call.output = mutable_data(output);
-  const MaskLogitsKernels& kernels = dense_kernels().mask_logits;
+  const MaskLogitsKernels& kernels = parameters.kernels().mask_logits;
   run_tasks(kernels.tasks(call), kernels.scratch_bytes(call),
             [&](int64_t task, void* scratch) { kernels.run(call, task, scratch); });
   return output;
@@ -298,16 +312,17 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   check_maps(input, out_channels);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c), bias, out_channels);
+  check_float32(packed_weight, "packed_weight");
+  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c, false), bias, out_channels);
   const Tensor maps = channels_last(input);
   const Tensor output = empty_maps(n, out_channels, stem_size(h), stem_size(w), ScalarType::Float);
   Stem call{};
   call.images = n, call.height = h, call.width = w, call.in_channels = c, call.out_channels = out_channels;
   call.input = data(maps);
-  call.packed_weight = parameters.weight_data();
+  call.packed_weight = data(parameters.packed_weight);
   call.bias = parameters.bias_data();
   call.output = mutable_data(output);
-  const StemKernels& kernels = capability().kernels->dense.stem;
+  const StemKernels& kernels = capability().kernels->stem;
   const int64_t bands = kernels.bands(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(n * bands, kernels.scratch_bytes(call),
             [&](int64_t task, void* scratch) { kernels.run(call, bands, task, scratch); });

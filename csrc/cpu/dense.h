@@ -1,5 +1,5 @@
 // Interface between the PyTorch binding and the kernels of dense layers: Winograd convolution and
-// matrix products with packed weights. float32 only; maps are channels-last and dense.
+// matrix products with packed weights. Maps are float32, channels-last and dense.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace dcnzoo::cpu {
 struct Winograd {
   int64_t images, height, width, in_channels, out_channels;
   const float* input;
-  const float* packed_weight;  // from `pack` of the same capability
+  const void* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
   float* output;
   bool relu;
@@ -28,7 +28,7 @@ struct WinogradSchedule {
 struct WinogradKernels {
   int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
   // Packs the input channels [begin, end) of a dense (out_channels, in_channels, 3, 3) weight.
-  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, void* packed, int64_t begin,
                int64_t end);
   WinogradSchedule (*schedule)(const Winograd&, int threads);
   void (*run)(const Winograd&, const WinogradSchedule&, int64_t task, void* scratch);
@@ -41,7 +41,7 @@ struct Linear {
   int64_t row_stride, run_stride, output_run_stride;
   int64_t in_channels, out_channels;
   const float* input;
-  const float* packed_weight;  // from `pack` of the same capability
+  const void* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
   float* output;
   bool accumulate;  // adds what the output holds
@@ -59,7 +59,7 @@ struct LinearSchedule {
 struct LinearKernels {
   int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
   // Packs the pieces [begin, end) of the input channels of a dense (out_channels, in_channels) weight.
-  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, void* packed, int64_t begin,
                int64_t end);
   int64_t (*pieces)(int64_t out_channels, int64_t in_channels);
   LinearSchedule (*schedule)(const Linear&, int threads);
@@ -86,7 +86,7 @@ struct StemKernels {
 struct MaskLogits {
   int64_t rois, height, width, in_channels, channels;  // channels: of the upsampled maps
   const float* input;
-  const float* packed_weight;  // of two linear layers, the kernel's rows, to 2 · channels each
+  const void* packed_weight;  // of two linear layers, the kernel's rows, to 2 · channels each
   const float* bias;           // of such a layer; may be null
   const float* class_weight;   // (classes, channels)
   const float* class_bias;     // may be null
@@ -100,11 +100,10 @@ struct MaskLogitsKernels {
   void (*run)(const MaskLogits&, int64_t task, void* scratch);
 };
 
+// With packed weights of one type, float32 or float16.
 struct DenseKernels {
   WinogradKernels winograd;  // F(4×4, 3×3)
-  WinogradKernels mosaic;    // F(6×6, 3×3) over all images at once
   LinearKernels linear;
-  StemKernels stem;
   MaskLogitsKernels mask_logits;
 };
 

@@ -1,7 +1,7 @@
 // Register-blocked matrix product C[rows × columns] (+)= A[rows × depth] · B[depth × columns].
 //
-// A is row-major (the tile of sampled pixels), B is packed into panels of `panel` columns,
-// C is row-major (the channels-last output itself).
+// A is row-major (the tile of sampled pixels), B is packed into panels of two vectors of columns,
+// C is row-major (the channels-last output itself). What multiplies depends on the elements of A: Multiplier<A>.
 #pragma once
 
 #include "simd.h"
@@ -37,17 +37,20 @@ struct Upcoming {
   }
 };
 
+// How matrices of A are multiplied: the elements of B and of C, the columns of a vector of B, and `run`, the micro-kernel.
+template <class A>
+struct Multiplier;
+
 // Rows per micro-kernel for two vectors and for one vector of columns: as many accumulators as the
 // register file holds beside two vectors of B and one broadcast element of A.
-template <class T>
-struct Tile {
 #if DCNZOO_VECTOR_BYTES == 64
-  static constexpr int rows2 = 14, rows1 = 14;  // 32 registers
+constexpr int micro_rows2 = 14, micro_rows1 = 14;  // 32 registers
 #else
-  static constexpr int rows2 = 6, rows1 = 12;  // 16 registers
+constexpr int micro_rows2 = 6, micro_rows1 = 12;  // 16 registers
 #endif
-  static constexpr int panel = 2 * Simd<T>::width;
-};
+
+template <class A>
+constexpr int64_t panel_columns = 2 * Multiplier<A>::width;
 
 // A function of its own: inlined, its loop would share the general registers with its surroundings.
 template <class T, int ROWS, int VECTORS>
@@ -95,23 +98,40 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t l
   }
 }
 
-template <class T, int ROWS, int VECTORS>
-DCNZOO_INLINE void micro_kernel_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
-                                     int64_t ldc, const Epilogue<T>& epilogue, const Upcoming& upcoming) {
-  if constexpr (ROWS > 1) {
-    if (rows < ROWS) {
-      return micro_kernel_rows<T, ROWS - 1, VECTORS>(rows, depth, a, lda, b, c, ldc, epilogue, upcoming);
-    }
+template <class T>
+struct Multiplier {
+  using B = T;
+  using C = T;
+  static constexpr int width = Simd<T>::width;
+
+  template <int ROWS, int VECTORS>
+  static DCNZOO_INLINE void run(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
+                                const Epilogue<T>& epilogue, const Upcoming& upcoming) {
+    micro_kernel<T, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
   }
-  micro_kernel<T, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
+};
+
+template <class A>
+using MultiplierB = typename Multiplier<A>::B;
+template <class A>
+using MultiplierC = typename Multiplier<A>::C;
+
+template <class A, int ROWS, int VECTORS>
+DCNZOO_INLINE void multiply_rows(int64_t rows, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
+                                 MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue,
+                                 const Upcoming& upcoming) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) return multiply_rows<A, ROWS - 1, VECTORS>(rows, depth, a, lda, b, c, ldc, epilogue, upcoming);
+  }
+  Multiplier<A>::template run<ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
 }
 
 // The last panel, whose columns do not fill its vectors, goes through a small copy of C and bias.
-template <class T, int ROWS, int VECTORS>
-void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
-                  Epilogue<T> epilogue, const Upcoming& upcoming) {
-  constexpr int padded = VECTORS * Simd<T>::width;
-  T tile[ROWS * padded] = {}, bias[padded] = {};
+template <class A, int ROWS, int VECTORS>
+void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
+                  MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, const Upcoming& upcoming) {
+  constexpr int padded = VECTORS * Multiplier<A>::width;
+  MultiplierC<A> tile[ROWS * padded] = {}, bias[padded] = {};
   if (epilogue.accumulate) {
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < columns; ++j) tile[i * padded + j] = c[i * ldc + j];
@@ -121,7 +141,7 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const T* a, int6
     epilogue.bias = bias;
   }
   epilogue.ahead = 0;
-  micro_kernel_rows<T, ROWS, VECTORS>(rows, depth, a, lda, b, tile, padded, epilogue, upcoming);
+  multiply_rows<A, ROWS, VECTORS>(rows, depth, a, lda, b, tile, padded, epilogue, upcoming);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];
 }
@@ -140,24 +160,24 @@ struct Ahead {
   }
 };
 
-template <class T, int ROWS, int VECTORS>
-void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
-                   int64_t ldc, const Epilogue<T>& epilogue, const Ahead& ahead) {
-  const bool full = columns == VECTORS * Simd<T>::width;
+template <class A, int ROWS, int VECTORS>
+void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
+                   MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const Ahead& ahead) {
+  const bool full = columns == VECTORS * Multiplier<A>::width;
   const int64_t steps = ceil_div(rows.length, ROWS);
   const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
-  constexpr int64_t row_bytes = VECTORS * DCNZOO_VECTOR_BYTES;
+  constexpr int64_t row_bytes = VECTORS * Multiplier<A>::width * sizeof(MultiplierB<A>);
   Upcoming upcoming{reinterpret_cast<const char*>(b) + depth * row_bytes,
                     min(row_bytes / (rows.runs * steps), Upcoming::line_bytes)};
   for (int64_t run = 0; run < rows.runs; ++run) {
-    T* target = c + run * rows.c_stride;
+    MultiplierC<A>* target = c + run * rows.c_stride;
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t count = base + (step < longer);
       ahead.fetch(a, lda, count);
       if (full) {
-        micro_kernel_rows<T, ROWS, VECTORS>(count, depth, a, lda, b, target, ldc, epilogue, upcoming);
+        multiply_rows<A, ROWS, VECTORS>(count, depth, a, lda, b, target, ldc, epilogue, upcoming);
       } else {
-        ragged_panel<T, ROWS, VECTORS>(count, columns, depth, a, lda, b, target, ldc, epilogue, upcoming);
+        ragged_panel<A, ROWS, VECTORS>(count, columns, depth, a, lda, b, target, ldc, epilogue, upcoming);
       }
       a += count * lda;
       target += count * ldc;
@@ -166,22 +186,22 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const T* a,
   }
 }
 
-// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of Tile::panel
-// columns; a last panel of one vector is stored as such. The A of the next product, `distance` elements from this
+// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of two vectors;
+// a last panel of one vector is stored as such. The A of the next product, `distance` elements from this
 // one, is fetched meanwhile; 0 if there is none.
-template <class T>
-void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const T* a, int64_t lda, const T* b, T* c,
-                    int64_t ldc, Epilogue<T> epilogue, int64_t distance = 0) {
-  constexpr int width = Simd<T>::width, panel = Tile<T>::panel;
-  const T* bias = epilogue.bias;
+template <class A>
+void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
+                    MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, int64_t distance = 0) {
+  constexpr int64_t panel = panel_columns<A>;
+  const MultiplierC<A>* bias = epilogue.bias;
   for (int64_t j = 0; j < columns; j += panel) {
-    const int64_t count = min<int64_t>(panel, columns - j);
+    const int64_t count = min(panel, columns - j);
     const Ahead ahead{distance, distance == 0 ? depth : depth * j / columns, depth * min(j + panel, columns) / columns};
     epilogue.bias = bias == nullptr ? nullptr : bias + j;
-    if (count > width) {
-      panel_product<T, Tile<T>::rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
+    if (count > Multiplier<A>::width) {
+      panel_product<A, micro_rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
     } else {
-      panel_product<T, Tile<T>::rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
+      panel_product<A, micro_rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
     }
   }
 }

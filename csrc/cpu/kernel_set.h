@@ -12,13 +12,27 @@
 namespace dcnzoo::cpu {
 namespace {
 
+template <class Factor>
+constexpr DenseKernels dense_kernels() {
+  return {winograd_kernels<Factor, 4, PlainMaps>(), linear_kernels<Factor>(), mask_logits_kernels<Factor>()};
+}
+
+#ifdef DCNZOO_FLOAT16_FMA
+constexpr HalfKernels half_kernels = {deform_conv2d_kernels<HalfMultiplied>(), dense_kernels<Twice>()};
+constexpr const HalfKernels* half = &half_kernels;
+#else
+constexpr const HalfKernels* half = nullptr;
+#endif
+
 constexpr Kernels kernel_set() {
   return {{deform_conv2d_kernels<float>(), deform_conv2d_kernels<double>(), deform_conv2d_kernels<BFloat16>(),
            deform_conv2d_kernels<Float16>(), deform_conv2d_grad_kernels<float>(), deform_conv2d_grad_kernels<double>()},
           {roi_pool_kernels<float>(), roi_pool_kernels<double>(), roi_pool_kernels<BFloat16>(),
            roi_pool_kernels<Float16>(), roi_pool_grad_kernels<float>(), roi_pool_grad_kernels<double>()},
-          {winograd_kernels<4, PlainMaps>(), winograd_kernels<6, Mosaic>(), linear_kernels(), stem_kernels(),
-           mask_logits_kernels()}};
+          dense_kernels<float>(),
+          winograd_kernels<float, 6, Mosaic>(),
+          stem_kernels(),
+          half};
 }
 
 }  // namespace

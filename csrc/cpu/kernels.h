@@ -56,7 +56,7 @@ struct Schedule {
 
 // The kernels of one element type.
 struct DeformConv2dKernels {
-  int64_t (*packed_numel)(const ConvShape&);  // in elements of the weight's type, whatever it is packed as
+  int64_t (*packed_numel)(const ConvShape&);  // in elements of the packed tensor's type, whatever it is packed as
   // Packs the units [begin, end) of a dense (out_channels, in_channels / groups, kernel_h, kernel_w) weight.
   void (*pack)(const ConvShape&, const void* weight, void* packed, int64_t begin, int64_t end);
   int64_t (*pack_units)(const ConvShape&);
@@ -151,15 +151,25 @@ struct ByElement {
   }
 };
 
+// Kernels for float32 maps that multiply in float16; their packed weights are float16.
+struct HalfKernels {
+  DeformConv2dKernels deform_conv2d;
+  DenseKernels dense;
+};
+
 struct Kernels {
   ByElement<DeformConv2dKernels, DeformConv2dGradKernels> deform_conv2d;
   ByElement<RoiPoolKernels, RoiPoolGradKernels> roi_pool;
   DenseKernels dense;
+  WinogradKernels mosaic;  // F(6×6, 3×3) over all images at once
+  StemKernels stem;
+  const HalfKernels* half;  // null where float16 is not multiplied at twice the rate of float32
 };
 
 extern const Kernels kernels_default;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512bf16;
+extern const Kernels kernels_avx512fp16;
 
 }  // namespace dcnzoo::cpu

@@ -1,10 +1,12 @@
 // Linear layers, and 1×1 convolutions on channels-last maps, as matrix products with packed weights.
 //
 // A task is some blocks of rows; the reduction axis is cut into pieces, so that a panel of the weights and
-// a block's part of the input stay in the caches while the result accumulates in the output itself.
+// a block's part of the input stay in the caches while the result accumulates in the output itself. Factor is what is
+// multiplied: float, or a float16 to which a block's part of the input is rounded first.
 #pragma once
 
 #include "dense.h"
+#include "float16_gemm.h"
 #include "gemm.h"
 #include "strassen.h"
 
@@ -12,8 +14,12 @@ namespace dcnzoo::cpu {
 namespace {
 
 // The packed weights: [piece of channels][panel of columns], or, large enough, [piece][part of Strassen's][panel].
+template <class Factor>
 struct LinearLayout {
-  static constexpr int64_t longest_piece = 256, panel = Tile<float>::panel;
+  static constexpr bool rounds = !std::is_same_v<Factor, float>;
+  static constexpr int64_t longest_piece = 256, panel = panel_columns<Factor>;
+  // As long as the second-level cache allows, since every piece adds the partial products to the output.
+  static constexpr int64_t strassen_piece = DCNZOO_VECTOR_BYTES == 64 ? 2048 : 512;
 
   int64_t channels, columns, padded_columns;
   bool strassen;
@@ -22,9 +28,9 @@ struct LinearLayout {
   LinearLayout(int64_t out_channels, int64_t in_channels)
       : channels(in_channels),
         columns(out_channels),
-        padded_columns(round_up(out_channels, Simd<float>::width)),
-        strassen(strassen_pays(in_channels, out_channels) && in_channels % 2 == 0) {
-    const int64_t longest = strassen ? 2 * longest_piece : longest_piece;
+        padded_columns(round_up(out_channels, Multiplier<Factor>::width)),
+        strassen(!rounds && strassen_pays(in_channels, out_channels) && in_channels % 2 == 0) {
+    const int64_t longest = strassen ? strassen_piece : longest_piece;
     piece_channels = ceil_div(in_channels, ceil_div(in_channels, longest));
     if (strassen) piece_channels = round_up(piece_channels, 2);
   }
@@ -46,46 +52,53 @@ struct LinearLayout {
 
   // Of a worker, for products of at most so many rows; whole cache lines.
   size_t scratch_bytes(int64_t rows) const {
+    if constexpr (rounds) return round_up(rows * piece_channels * static_cast<int64_t>(sizeof(Factor)), 64);
     return strassen ? round_up(StrassenProduct::scratch_bytes(rows, piece_channels, columns), 64) : 0;
   }
 };
 
-inline int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
-  return LinearLayout(out_channels, in_channels).numel();
+template <class Factor>
+int64_t linear_packed_numel(int64_t out_channels, int64_t in_channels) {
+  return LinearLayout<Factor>(out_channels, in_channels).numel();
 }
 
-inline int64_t linear_pieces(int64_t out_channels, int64_t in_channels) {
-  return LinearLayout(out_channels, in_channels).pieces();
+template <class Factor>
+int64_t linear_pieces(int64_t out_channels, int64_t in_channels) {
+  return LinearLayout<Factor>(out_channels, in_channels).pieces();
 }
 
-inline void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+template <class Factor>
+void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels, void* packed, int64_t begin,
                  int64_t end) {
-  const LinearLayout layout(out_channels, in_channels);
+  const LinearLayout<Factor> layout(out_channels, in_channels);
   const auto at = [&](int64_t channel, int64_t column) { return weight[column * layout.channels + channel]; };
   for (int64_t piece = begin; piece < end; ++piece) {
     const int64_t first = piece * layout.piece_channels, depth = min(layout.piece_channels, layout.channels - first);
-    float* target = packed + layout.offset(first);
+    auto* target = static_cast<MultiplierB<Factor>*>(packed) + layout.offset(first);
     if (!layout.strassen) {
-      for (int64_t panel = 0; panel < layout.padded_columns; panel += LinearLayout::panel) {
-        const int64_t panel_end = min(panel + LinearLayout::panel, layout.padded_columns);
+      for (int64_t panel = 0; panel < layout.padded_columns; panel += layout.panel) {
+        const int64_t panel_end = min(panel + layout.panel, layout.padded_columns);
         for (int64_t channel = 0; channel < depth; ++channel)
           for (int64_t column = panel; column < panel_end; ++column)
-            *target++ = column < layout.columns ? at(first + channel, column) : 0.0f;
+            store_number(target++, column < layout.columns ? at(first + channel, column) : 0.0f);
       }
       continue;
     }
-    const int64_t d = depth / 2, n = layout.columns / 2;
-    for (int64_t part = 0; part < strassen_parts; ++part) {
-      for (int64_t panel = 0; panel < n; panel += LinearLayout::panel, target += d * LinearLayout::panel) {
-        pack_strassen_panel(static_cast<StrassenPart>(part), d, n, panel, target,
-                            [&](int64_t channel, int64_t column) { return at(first + channel, column); });
+    if constexpr (!layout.rounds) {
+      const int64_t d = depth / 2, n = layout.columns / 2;
+      for (int64_t part = 0; part < strassen_parts; ++part) {
+        for (int64_t panel = 0; panel < n; panel += layout.panel, target += d * layout.panel) {
+          pack_strassen_panel(static_cast<StrassenPart>(part), d, n, panel, target,
+                              [&](int64_t channel, int64_t column) { return at(first + channel, column); });
+        }
       }
     }
   }
 }
 
-inline LinearSchedule schedule_linear(const Linear& call, int threads) {
-  const LinearLayout layout(call.out_channels, call.in_channels);
+template <class Factor>
+LinearSchedule schedule_linear(const Linear& call, int threads) {
+  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
   const int64_t most_rows = layout.block_rows();
   const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
   LinearSchedule schedule{call.runs, 1, 0};
@@ -103,30 +116,50 @@ inline LinearSchedule schedule_linear(const Linear& call, int threads) {
   return schedule;
 }
 
+// Copies a matrix as factors, and fetches the one that is `distance` elements from it.
+template <class Factor>
+void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, int64_t distance, Factor* target) {
+  constexpr int width = Simd<float>::width;
+  for (int64_t row = 0; row < rows; ++row, input += stride, target += depth) {
+    int64_t k = 0;
+    for (; k + width <= depth; k += width) {
+      __builtin_prefetch(input + distance + k, 0, 2);
+      store_vector(target + k, load_vector(input + k));
+    }
+    for (; k < depth; ++k) store_number(target + k, input[k]);
+  }
+}
+
 // A block of rows: of `runs` runs, or of one.
-inline void run_linear_block(const Linear& call, const LinearLayout& layout, const Rows& rows, const float* input,
-                             float* output, int64_t output_ahead, void* scratch) {
+template <class Factor>
+void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, const Rows& rows, const float* input,
+                      float* output, int64_t output_ahead, void* scratch) {
   const int64_t input_ahead = rows.runs == 1 ? rows.length * call.row_stride : rows.runs * call.run_stride;
   for (int64_t piece = 0; piece < call.in_channels; piece += layout.piece_channels) {
     const int64_t depth = min(layout.piece_channels, call.in_channels - piece);
     const bool first = piece == 0, last = piece + depth == call.in_channels;
-    const float* weight = call.packed_weight + layout.offset(piece);
+    const auto* weight = static_cast<const MultiplierB<Factor>*>(call.packed_weight) + layout.offset(piece);
     const Epilogue<float> epilogue{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr,
                                    last ? output_ahead : 0};
     const int64_t distance = last ? input_ahead - piece : depth;
-    if (!layout.strassen) {
+    if constexpr (layout.rounds) {
+      auto* rounded = static_cast<Factor*>(scratch);
+      round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, distance, rounded);
+      matrix_product(rows, call.out_channels, depth, rounded, depth, weight, output, call.out_channels, epilogue);
+    } else if (!layout.strassen) {
       matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
                      epilogue, distance);
-      continue;
+    } else {
+      StrassenProduct(rows, call.out_channels, depth, input + piece, call.row_stride, output, call.out_channels,
+                      epilogue, scratch)
+          .run(weight, 0, call.out_channels / 2, distance);
     }
-    StrassenProduct(rows, call.out_channels, depth, input + piece, call.row_stride, output, call.out_channels, epilogue,
-                    scratch)
-        .run(weight, 0, call.out_channels / 2, distance);
   }
 }
 
-inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task, void* scratch) {
-  const LinearLayout layout(call.out_channels, call.in_channels);
+template <class Factor>
+void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task, void* scratch) {
+  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
   const int64_t row_task = task % schedule.row_blocks, run_task = task / schedule.row_blocks;
   const int64_t run = call.runs * run_task / schedule.run_blocks;
   const int64_t runs = call.runs * (run_task + 1) / schedule.run_blocks - run;
@@ -142,8 +175,10 @@ inline void run_linear(const Linear& call, const LinearSchedule& schedule, int64
   }
 }
 
+template <class Factor>
 constexpr LinearKernels linear_kernels() {
-  return {linear_packed_numel, pack_linear, linear_pieces, schedule_linear, run_linear};
+  return {linear_packed_numel<Factor>, pack_linear<Factor>, linear_pieces<Factor>, schedule_linear<Factor>,
+          run_linear<Factor>};
 }
 
 }  // namespace

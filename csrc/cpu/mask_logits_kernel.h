@@ -8,6 +8,7 @@
 namespace dcnzoo::cpu {
 namespace {
 
+template <class Factor>
 class MaskLogitsBlock {
  public:
   static int64_t block_rows(const MaskLogits& call) { return min(call.height, max<int64_t>(1, 98 / call.width)); }
@@ -16,7 +17,7 @@ class MaskLogitsBlock {
   static size_t scratch_bytes(const MaskLogits& call) {
     const int64_t pixels = block_rows(call) * call.width, columns = 2 * call.channels;
     const size_t upsampled = static_cast<size_t>(round_up(pixels * columns, 16)) * sizeof(float);
-    return upsampled + LinearLayout(columns, call.in_channels).scratch_bytes(pixels);
+    return upsampled + LinearLayout<Factor>(columns, call.in_channels).scratch_bytes(pixels);
   }
 
   MaskLogitsBlock(const MaskLogits& call, int64_t task, void* scratch)
@@ -48,7 +49,7 @@ class MaskLogitsBlock {
     Linear product{};
     product.row_stride = product.in_channels = call_.in_channels;
     product.out_channels = 2 * call_.channels;
-    product.packed_weight = call_.packed_weight + i * layout_.numel();
+    product.packed_weight = static_cast<const MultiplierB<Factor>*>(call_.packed_weight) + i * layout_.numel();
     product.bias = call_.bias;
     product.relu = true;
     run_linear_block(product, layout_, {1, pixels_, 0}, call_.input + first_pixel * call_.in_channels, upsampled_, 0,
@@ -67,19 +68,24 @@ class MaskLogitsBlock {
   }
 
   const MaskLogits& call_;
-  const LinearLayout layout_;
+  const LinearLayout<Factor> layout_;
   const int64_t roi_, row_, pixels_;
   float* const upsampled_;
 };
 
-inline int64_t mask_logits_tasks(const MaskLogits& call) { return call.rois * MaskLogitsBlock::blocks(call); }
-
-inline void run_mask_logits(const MaskLogits& call, int64_t task, void* scratch) {
-  MaskLogitsBlock(call, task, scratch).run();
+template <class Factor>
+int64_t mask_logits_tasks(const MaskLogits& call) {
+  return call.rois * MaskLogitsBlock<Factor>::blocks(call);
 }
 
+template <class Factor>
+void run_mask_logits(const MaskLogits& call, int64_t task, void* scratch) {
+  MaskLogitsBlock<Factor>(call, task, scratch).run();
+}
+
+template <class Factor>
 constexpr MaskLogitsKernels mask_logits_kernels() {
-  return {mask_logits_tasks, MaskLogitsBlock::scratch_bytes, run_mask_logits};
+  return {mask_logits_tasks<Factor>, MaskLogitsBlock<Factor>::scratch_bytes, run_mask_logits<Factor>};
 }
 
 }  // namespace

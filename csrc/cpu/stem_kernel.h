@@ -19,7 +19,7 @@ class StemBand {
 
   static size_t scratch_bytes(const Stem& call) {
     const int64_t numel = tile_pixels * depth(call) + ring * conv_size(call.width) * call.out_channels;
-    const LinearLayout layout(call.out_channels, depth(call));
+    const LinearLayout<float> layout(call.out_channels, depth(call));
     return static_cast<size_t>(round_up(numel, 16)) * sizeof(float) + layout.scratch_bytes(tile_pixels);
   }
 
@@ -57,7 +57,7 @@ class StemBand {
       product.input = tile_, product.packed_weight = call_.packed_weight, product.bias = call_.bias;
       product.output = conv_row(y) + x * call_.out_channels;
       product.relu = true;
-      run_linear(product, LinearSchedule{1, 1, 0}, 0, product_);
+      run_linear<float>(product, LinearSchedule{1, 1, 0}, 0, product_);
     }
   }
 

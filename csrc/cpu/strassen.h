@@ -34,7 +34,7 @@ inline float strassen_element(StrassenPart part, double b11, double b12, double 
 template <class At>
 void pack_strassen_panel(StrassenPart part, int64_t depth, int64_t columns, int64_t first, float* target, const At& at) {
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t column = first; column < first + Tile<float>::panel; ++column) {
+    for (int64_t column = first; column < first + panel_columns<float>; ++column) {
       *target++ = strassen_element(part, at(k, column), at(k, column + columns), at(k + depth, column),
                                    at(k + depth, column + columns));
     }
@@ -43,7 +43,7 @@ void pack_strassen_panel(StrassenPart part, int64_t depth, int64_t columns, int6
 
 // Whether it takes less time: the depth has to be worth the sums of A, and half of the columns are whole panels.
 constexpr bool strassen_pays(int64_t depth, int64_t columns) {
-  return depth >= 512 && columns >= 128 && columns % (2 * Tile<float>::panel) == 0;
+  return depth >= 512 && columns >= 128 && columns % (2 * panel_columns<float>) == 0;
 }
 
 constexpr int64_t strassen_numel(int64_t depth, int64_t columns) { return strassen_parts * (depth / 2) * (columns / 2); }

@@ -4,10 +4,12 @@
 //
 // A block of tiles at a time: its inputs are transformed into a matrix per point [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
-// Everything between input and output stays in the caches.
+// Everything between input and output stays in the caches. Factor is what is multiplied: float, or a float16 to which
+// the transformed input is rounded.
 #pragma once
 
 #include "dense.h"
+#include "float16_gemm.h"
 #include "gemm.h"
 
 namespace dcnzoo::cpu {
@@ -109,11 +111,13 @@ struct Filtering<6> {
 };
 
 // The packed weights: [chunk of columns][point][piece of channels], each a matrix in panels.
-template <int TILE>
+template <class Factor, int TILE>
 struct WinogradLayout {
   static constexpr int64_t points = Filtering<TILE>::size * Filtering<TILE>::size;
-  static constexpr int64_t chunk_columns = 64, longest_piece = 256;
-  static constexpr int width = Simd<float>::width;
+  // Products and transformed input are to stay in the second-level cache, while the chunk's weights pass through it. It
+  // is larger where vectors are: 1 to 2 MiB instead of 256 to 512 KiB.
+  static constexpr int64_t chunk_columns = DCNZOO_VECTOR_BYTES == 64 ? 256 : 64, longest_piece = 256;
+  static constexpr int width = Simd<float>::width, column_width = Multiplier<Factor>::width;
 
   int64_t channels, columns;
   int64_t padded_channels;  // a row of transformed input
@@ -125,12 +129,12 @@ struct WinogradLayout {
 
   int64_t chunks() const { return ceil_div(columns, chunk_columns); }
   int64_t columns_of(int64_t chunk) const { return min(chunk_columns, columns - chunk * chunk_columns); }
-  int64_t padded_columns_of(int64_t chunk) const { return round_up(columns_of(chunk), width); }
+  int64_t padded_columns_of(int64_t chunk) const { return round_up(columns_of(chunk), column_width); }
   int64_t piece_channels() const { return min(channels, round_up(ceil_div(channels, ceil_div(channels, longest_piece)), width)); }
   int64_t offset(int64_t chunk, int64_t point) const {
     return points * channels * chunk * chunk_columns + point * channels * padded_columns_of(chunk);
   }
-  int64_t numel() const { return points * channels * round_up(columns, width); }
+  int64_t numel() const { return points * channels * round_up(columns, column_width); }
 };
 
 template <int TILE>
@@ -149,12 +153,12 @@ void transform_weight(const float* weight, float* transformed) {
 }
 
 // Packs the input channels [begin, end).
-template <int TILE>
-void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, float* packed, int64_t begin,
+template <class Factor, int TILE>
+void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channels, void* packed, int64_t begin,
                    int64_t end) {
-  constexpr int64_t panel = Tile<float>::panel;
-  const WinogradLayout<TILE> layout(out_channels, in_channels);
-  float transformed[WinogradLayout<TILE>::points] = {};
+  constexpr int64_t panel = panel_columns<Factor>;
+  const WinogradLayout<Factor, TILE> layout(out_channels, in_channels);
+  float transformed[layout.points] = {};
   for (int64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
     const int64_t padded = layout.padded_columns_of(chunk);
     for (int64_t channel = begin; channel < end; ++channel) {
@@ -164,11 +168,11 @@ void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channel
         const int64_t row = chunk * layout.chunk_columns + column;
         const bool real = row < layout.columns;  // the rest are zeros
         if (real) transform_weight<TILE>(weight + (row * layout.channels + channel) * 9, transformed);
-        const int64_t first = column / panel * panel, panel_columns = min(panel, padded - first);
-        float* target = packed + layout.offset(chunk, 0) + piece * padded + first * depth +
-                        (channel - piece) * panel_columns + column - first;
+        const int64_t first = column / panel * panel, columns = min(panel, padded - first);
+        auto* target = static_cast<MultiplierB<Factor>*>(packed) + layout.offset(chunk, 0) + piece * padded +
+                       first * depth + (channel - piece) * columns + column - first;
         for (int64_t point = 0; point < layout.points; ++point)
-          target[point * layout.channels * padded] = real ? transformed[point] : 0.0f;
+          store_number(target + point * layout.channels * padded, real ? transformed[point] : 0.0f);
       }
     }
   }
@@ -222,11 +226,11 @@ struct Mosaic {
   }
 };
 
-template <int TILE, class Maps>
+template <class Factor, int TILE, class Maps>
 class WinogradBlock {
  public:
   using F = Filtering<TILE>;
-  using Layout = WinogradLayout<TILE>;
+  using Layout = WinogradLayout<Factor, TILE>;
   static constexpr int tile = F::tile, size = F::size, points = size * size;
   // Off a multiple of 4096 bytes, so that the matrices of the points do not share cache sets.
   static constexpr int64_t stagger = 16;
@@ -237,6 +241,7 @@ class WinogradBlock {
   }
 
   static size_t scratch_bytes(const Layout& layout, int64_t block_tiles) {
+    static_assert(sizeof(Factor) == sizeof(float));
     const int64_t transformed = points * (block_tiles * layout.padded_channels + stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
     return static_cast<size_t>(round_up(transformed + products + layout.padded_channels, 16)) * sizeof(float);
@@ -252,8 +257,9 @@ class WinogradBlock {
     zeros_ = scratch;
     input_stride_ = (end_ - begin_) * layout_.padded_channels + stagger;
     product_stride_ = (end_ - begin_) * layout_.chunk_columns + stagger;
-    transformed_ = zeros_ + layout_.padded_channels;
-    products_ = transformed_ + points * input_stride_;
+    float* transformed = zeros_ + layout_.padded_channels;
+    transformed_ = reinterpret_cast<Factor*>(transformed);
+    products_ = transformed + points * input_stride_;
   }
 
   void run() {
@@ -291,14 +297,14 @@ class WinogradBlock {
     const int64_t step = layout_.piece_channels();
     for (int64_t piece = 0; piece < layout_.channels; piece += step) {
       const int64_t depth = min(step, layout_.channels - piece);
-      float* target = transformed_ + piece * (end_ - begin_) + (index - begin_) * round_up(depth, S::width);
+      Factor* target = transformed_ + piece * (end_ - begin_) + (index - begin_) * round_up(depth, S::width);
       int64_t c = 0;
       for (; c + S::width <= depth; c += S::width) transform_input_vector(pixels, piece + c, S::width, target + c);
       if (c < depth) transform_input_vector(pixels, piece + c, depth - c, target + c);
     }
   }
 
-  DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, float* target) const {
+  DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, Factor* target) const {
     V half[size][size];
 #pragma GCC unroll 8
     for (int j = 0; j < size; ++j) {
@@ -314,13 +320,13 @@ class WinogradBlock {
       V r[size];
       F::input(half[i], r);
 #pragma GCC unroll 8
-      for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * input_stride_, r[j]);
+      for (int j = 0; j < size; ++j) store_vector(target + (i * size + j) * input_stride_, r[j]);
     }
   }
 
   void multiply(int64_t chunk, int64_t point) {
-    const float* b = call_.packed_weight + layout_.offset(chunk, point);
-    const float* a = transformed_ + point * input_stride_;
+    const auto* b = static_cast<const MultiplierB<Factor>*>(call_.packed_weight) + layout_.offset(chunk, point);
+    const Factor* a = transformed_ + point * input_stride_;
     const int64_t step = layout_.piece_channels();
     for (int64_t piece = 0; piece < layout_.channels; piece += step) {
       const int64_t depth = min(step, layout_.channels - piece);
@@ -378,35 +384,38 @@ class WinogradBlock {
   const Layout layout_;
   int64_t begin_, end_, chunk_begin_, chunk_end_;  // tiles and chunks of columns of this task
   int64_t input_stride_, product_stride_;          // from point to point
-  float *zeros_, *transformed_, *products_;
+  float *zeros_, *products_;
+  Factor* transformed_;
 };
 
-template <int TILE>
+template <class Factor, int TILE>
 int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
-  return WinogradLayout<TILE>(out_channels, in_channels).numel();
+  return WinogradLayout<Factor, TILE>(out_channels, in_channels).numel();
 }
 
-template <int TILE, class Maps>
+template <class Factor, int TILE, class Maps>
 WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
-  constexpr int64_t most_tiles = TILE == 4 ? 48 : 32;  // their matrices are somewhat larger than the second-level cache
-  const WinogradLayout<TILE> layout(call.out_channels, call.in_channels);
-  const int64_t tiles = WinogradBlock<TILE, Maps>::tiles(call);
+  // Their matrices are somewhat larger than the second-level cache.
+  constexpr int64_t most_tiles = DCNZOO_VECTOR_BYTES == 64 ? (TILE == 4 ? 32 : 24) : (TILE == 4 ? 48 : 32);
+  const WinogradLayout<Factor, TILE> layout(call.out_channels, call.in_channels);
+  const int64_t tiles = WinogradBlock<Factor, TILE, Maps>::tiles(call);
   WinogradSchedule schedule{};
   schedule.blocks = ceil_div(tiles, most_tiles);
   schedule.parts = min(layout.chunks(), ceil_div(threads, schedule.blocks));
   if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
-  schedule.scratch_bytes = WinogradBlock<TILE, Maps>::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
+  schedule.scratch_bytes = WinogradBlock<Factor, TILE, Maps>::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
   return schedule;
 }
 
-template <int TILE, class Maps>
+template <class Factor, int TILE, class Maps>
 void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
-  WinogradBlock<TILE, Maps>(call, schedule, task, static_cast<float*>(scratch)).run();
+  WinogradBlock<Factor, TILE, Maps>(call, schedule, task, static_cast<float*>(scratch)).run();
 }
 
-template <int TILE, class Maps>
+template <class Factor, int TILE, class Maps>
 constexpr WinogradKernels winograd_kernels() {
-  return {winograd_packed_numel<TILE>, pack_winograd<TILE>, schedule_winograd<TILE, Maps>, run_winograd<TILE, Maps>};
+  return {winograd_packed_numel<Factor, TILE>, pack_winograd<Factor, TILE>, schedule_winograd<Factor, TILE, Maps>,
+          run_winograd<Factor, TILE, Maps>};
 }
 
 }  // namespace

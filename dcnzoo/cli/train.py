@@ -315,7 +315,7 @@ def run(options: Options, manifest: Path | None) -> None:
     from dcnzoo.processes import environment_share, find_processes
 
     device = find_device(own_device(options.device, environment_share()))
-    prepare_precision(options.precision, device)
+    prepare_precision(options.precision, device, training=True)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with find_processes(backend) as processes, exclusive(options.out, processes.is_first):
         folder = open_folder(options, processes)

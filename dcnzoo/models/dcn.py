@@ -42,6 +42,7 @@ class DeformConv2d(nn.Module):
         super().__init__()
         self.stride, self.groups = (stride, stride), groups
         self.relu = False
+        self.half_products = False
         self.packed_weight: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias: nn.Parameter | None = None
@@ -68,7 +69,7 @@ class DeformConv2d(nn.Module):
 
         To be called when weight, device and dtype are final.
         """
-        self.packed_weight = pack_deform_conv2d_weight(self.weight, self.groups)
+        self.packed_weight = pack_deform_conv2d_weight(self.weight, self.groups, half=self.half_products)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H/stride, W/stride)."""

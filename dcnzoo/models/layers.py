@@ -1,7 +1,9 @@
 """Layers that carry their activation and run on the compiled kernels once their weights are packed.
 
-They are PyTorch's own layers otherwise: same parameters, same names, trainable. Shape letters:
-N images, C channels, O output channels, H, W map size, R rows.
+They are PyTorch's own layers otherwise: same parameters, same names, trainable. `half_products`, set before
+packing, has them multiply in float16 (`dcnzoo.ops.dense` says what that means).
+
+Shape letters: N images, C channels, O output channels, H, W map size, R rows.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, relu: bool = False) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
         self.relu = relu
+        self.half_products = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_conv3x3_weight(self.weight)
+        self.packed_weight = dense.pack_conv3x3_weight(self.weight, half=self.half_products)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H, W)."""
@@ -37,14 +40,22 @@ class Conv3x3(nn.Conv2d):
 
 
 class SmallConv3x3(Conv3x3):
-    """`Conv3x3` for many small maps where larger rounding errors do not matter: only a threshold follows."""
+    """`Conv3x3` for many small maps where larger rounding errors do not matter: only a threshold follows.
+
+    With `half_products` they would, and it is as `Conv3x3`.
+    """
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_small_conv3x3_weight(self.weight)
+        if self.half_products:
+            super().pack()
+        else:
+            self.packed_weight = dense.pack_small_conv3x3_weight(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H, W)."""
+        if self.half_products:
+            return super().forward(input)
         return dense.small_conv3x3(
             input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
         )
@@ -66,11 +77,12 @@ class Conv1x1(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, 1, stride, bias=bias)
         self.relu = relu
+        self.half_products = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_linear_weight(self.weight)
+        self.packed_weight = dense.pack_linear_weight(self.weight, half=self.half_products)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, ⌈H/stride⌉, ⌈W/stride⌉)."""
@@ -122,11 +134,12 @@ class ConvTranspose2x2(nn.ConvTranspose2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 2, stride=2)
+        self.half_products = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_conv_transpose2x2_weight(self.weight)
+        self.packed_weight = dense.pack_conv_transpose2x2_weight(self.weight, half=self.half_products)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
         """Maps (N, C, H, W) to (N, O, 2H, 2W)."""
@@ -147,11 +160,12 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, *, relu: bool = False) -> None:
         super().__init__(in_features, out_features)
         self.relu = relu
+        self.half_products = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_linear_weight(self.weight)
+        self.packed_weight = dense.pack_linear_weight(self.weight, half=self.half_products)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (R, C) to (R, O)."""
@@ -176,7 +190,7 @@ class MapLinear(Linear):
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        self.packed_weight = dense.pack_map_linear_weight(self.weight, self.map_size)
+        self.packed_weight = dense.pack_map_linear_weight(self.weight, self.map_size, half=self.half_products)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (R, C, P, P) to (R, O)."""

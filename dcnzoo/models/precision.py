@@ -1,17 +1,26 @@
-"""A detector in a lower precision: what is rounded, and what stays float32.
+"""A detector on a CPU in a lower precision: what is rounded, and what stays float32.
 
 A detection hangs on comparisons (which proposals are kept, which of two boxes suppresses the other), so
-small errors change it. On a CPU these layers stay float32:
+small errors change it. There are two ways, and docs/performance.md says what each choice gave.
 
-- the stem, since the image itself would lose grey levels, and stages c2 and c3, whose errors all inherit;
+Where the processor multiplies float16 at twice the rate of float32 (AVX512-FP16; such processors multiply
+bfloat16 at half of that rate), all maps stay float32, and factors are rounded to float16 within the layers.
+That is done in nearly all of them, but not in
+
+- the stem, since the image itself would lose grey levels;
+- what predicts offsets, and the last layers, where rounded scores are ties;
+- grouped convolutions, which gain nothing.
+
+Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
+
+- the stem, and stages c2 and c3, whose errors all inherit;
 - the pyramid, the proposals and the convolutions of the masks: nearly all their work is plain 3×3
   convolutions, which Winograd's algorithm computes with a quarter of the multiplications;
-- what predicts offsets;
-- the last layers, since rounded scores are ties;
+- what predicts offsets, and the last layers;
 - the sums along the shortcuts, which would be rounded in every block.
 
-What multiplies in the lower precision are the 1×1, deformable, grouped and strided convolutions of c4 and c5,
-and the linear layers. docs/performance.md says what each choice gave.
+What multiplies in the lower precision are then the 1×1, deformable, grouped and strided convolutions of c4
+and c5, and the linear layers.
 """
 
 from __future__ import annotations
@@ -23,11 +32,15 @@ from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import FoldedBasicBlock, FoldedBottleneck
-from dcnzoo.models.layers import Conv3x3
+from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 from dcnzoo.models.rcnn import RCNN
+from dcnzoo.ops.backend import multiplies_float16
 
-_KEPT = ("conv_offset", "fc_cls", "fc_reg")
+_KEPT = ("conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
 """Names of layers that stay float32 wherever they are."""
+
+_HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
+"""Layers that can multiply in float16."""
 
 
 def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
@@ -35,11 +48,13 @@ def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
 
     Args:
         model: with batch norm folded, in float32; not packed yet.
-        dtype: of what is lowered.
+        dtype: of what is lowered, unless float16 is multiplied (see above).
 
     Returns:
         `model`; it takes float32 images.
     """
+    if multiplies_float16():
+        return _multiply_in_float16(model)
     backbone = model.backbone
     parts = (backbone.conv1, backbone.layer1, backbone.layer2, model.neck, model.rpn_head)
     wide = {module for part in parts for module in part.modules()}
@@ -81,6 +96,14 @@ def round_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:
         rounded[..., tap] = wanted
         error = wanted - rounded[..., tap].to(weight.dtype)
     return rounded.reshape(weight.shape)
+
+
+def _multiply_in_float16(model: RCNN) -> RCNN:
+    for name, module in model.named_modules():
+        grouped = isinstance(module, DeformConv2d) and module.groups > 1
+        if isinstance(module, _HALF_LAYERS) and not grouped and name.rpartition(".")[2] not in _KEPT:
+            module.half_products = True
+    return model
 
 
 def _lower(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv2d, dtype: torch.dtype) -> None:

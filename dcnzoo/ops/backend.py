@@ -1,7 +1,8 @@
 """Which implementation computes the operators: the compiled ones, torchvision's, or the readable reference.
 
 The environment variable DCNZOO_OPS (native, torchvision or reference) forces one, and
-DCNZOO_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16) forces a variant of the compiled CPU kernels.
+DCNZOO_CPU_CAPABILITY (default, avx2, avx512, avx512_bf16, avx512_fp16) forces a variant of the compiled CPU
+kernels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def active_backend() -> tuple[str, str]:
     if _chosen is None:
         _chosen = _choose(os.environ.get("DCNZOO_OPS", ""))
     return _chosen
+
+
+def multiplies_float16() -> bool:
+    """Whether the compiled CPU kernels can multiply in float16, at twice the rate of float32."""
+    return active_backend()[0] == "native" and bool(torch.ops.dcnzoo.cpu_multiplies_float16())
 
 
 def _choose(wanted: str) -> tuple[str, str]:

@@ -65,11 +65,11 @@ def deform_conv2d(
         raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     _check_kinds((input, offset, weight, bias, mask))
     tensors = (*autocast.lowered(input, weight, bias), offset, mask)
+    if tensors[1] is not weight:
+        packed_weight = None  # made before autocast lowered the weight
     x, weight, bias = cast(tuple[Tensor, Tensor, Tensor | None], tensors[:3])
     _check_dtypes(x, weight, bias)
     if active_backend()[0] == "native" and _kernels_take(*tensors):
-        if packed_weight is not None and packed_weight.dtype != x.dtype:
-            packed_weight = None  # made before autocast lowered the weight
         geometry = stride, padding, dilation
         rounded = x.device.type == "cuda" and x.dtype == torch.float32 and allows_tf32()
         operator = torch.ops.dcnzoo.deform_conv2d_tf32 if rounded else torch.ops.dcnzoo.deform_conv2d
@@ -84,7 +84,7 @@ def deform_conv2d(
     return output.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
+def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1, *, half: bool = False) -> Tensor | None:
     """Arranges a weight as the compiled kernels of this processor read it.
 
     The result is for this process, and for this weight: pack again when the weight changes.
@@ -92,19 +92,21 @@ def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1) -> Tensor | None:
     Args:
         weight: (O, C/G, kernel height, kernel width).
         groups: G.
+        half: float32 samples and weights are rounded to float16 and multiplied in it; the result is float32.
 
     Returns:
-        The weight's elements in an order of the kernels' own; None where the compiled kernels do not
-        compute with this weight (another backend or dtype), or read it as it is (a GPU).
+        The weight's elements in an order of the kernels' own, in float16 if `half`; None where the compiled
+        kernels do not compute with this weight (another backend or dtype), or read it as it is (a GPU).
 
     Raises:
         ValueError: `groups` does not divide O.
+        RuntimeError: `half` with another dtype, or where `dcnzoo.ops.backend.multiplies_float16` says no.
     """
     if weight.ndim != 4 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"weight {tuple(weight.shape)} cannot have {groups} groups")
     if active_backend()[0] != "native" or weight.device.type != "cpu" or not _kernels_take(weight.detach()):
         return None
-    packed: Tensor = torch.ops.dcnzoo.pack_deform_conv2d_weight(weight.detach(), groups)
+    packed: Tensor = torch.ops.dcnzoo.pack_deform_conv2d_weight(weight.detach(), groups, half)
     return packed
 
 
@@ -155,9 +157,9 @@ if NATIVE_PROBLEM is None:
         return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
     @torch.library.register_fake("dcnzoo::pack_deform_conv2d_weight")  # type: ignore[untyped-decorator]
-    def _fake_pack_deform_conv2d_weight(weight: Tensor, groups: int) -> Tensor:
-        numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(weight.shape, groups, weight.dtype)
-        return weight.new_empty(numel)
+    def _fake_pack_deform_conv2d_weight(weight: Tensor, groups: int, half: bool = False) -> Tensor:
+        numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(weight.shape, groups, weight.dtype, half)
+        return weight.new_empty(numel, dtype=torch.float16 if half else None)
 
     def _autocast_rule(
         dtype: torch.dtype,

@@ -262,9 +262,9 @@ class TestModel:
         outcome = dcnzoo("predict", "a.png", "--weights", checkpoint, "--arch", ARCH, "--device", "cuda")
         assert_error(outcome, "cannot use cuda", "use --device cpu")
 
-    def test_fp16_on_a_cpu(self, dcnzoo: Program, checkpoint: Path) -> None:
-        arguments = ["--weights", checkpoint, "--arch", ARCH, "--device", "cpu", "--precision", "fp16"]
-        assert_error(dcnzoo("predict", "a.png", *arguments), "fp16 needs a GPU", "--precision fp32 or bf16")
+    def test_tf32_on_a_cpu(self, dcnzoo: Program, checkpoint: Path) -> None:
+        arguments = ["--weights", checkpoint, "--arch", ARCH, "--device", "cpu", "--precision", "tf32"]
+        assert_error(dcnzoo("predict", "a.png", *arguments), "tf32 needs a GPU", "--precision fp32 or bf16")
 
     def test_failed_load_keeps_earlier_results(self, predict: Predict, dcnzoo: Program) -> None:
         predict("a.png")

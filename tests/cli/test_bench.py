@@ -332,7 +332,7 @@ class TestErrors:
             (["--model", "fastr"], "unknown model 'fastr'"),
             (["--arch", "fastr"], "unknown architecture 'fastr'"),
             (["--model", DCONV, "--device", "tpu"], "unknown device 'tpu'"),
-            (["--model", DCONV, "--device", "cpu", "--precision", "fp32,fp16"], "fp16 needs a GPU"),
+            (["--model", DCONV, "--device", "cpu", "--precision", "fp32,tf32"], "tf32 needs a GPU"),
         ],
     )
     def test_found_before_measuring(

@@ -7,11 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo.ops import dense
+from dcnzoo.ops.backend import multiplies_float16
 
 WINOGRAD_TOLERANCE = 2e-5
 SMALL_WINOGRAD_TOLERANCE = 4e-4
 STRASSEN_TOLERANCE = 2e-5
 TOLERANCE = 5e-6
+HALF_TOLERANCE = 2e-2
+HALF_WINOGRAD_TOLERANCE = 6e-2
 """Largest error, in standard deviations of the output before its ReLU."""
 
 CONV3X3 = {  # N, C, O, H, W
@@ -125,12 +128,12 @@ def error(found: Tensor, expected: Tensor, relu: bool) -> float:
     return ((found.double() - expected).abs().max() / max(scale, 0.1)).item()
 
 
-def conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
+def conv3x3_error(name: str, bias: bool = True, relu: bool = False, half: bool = False) -> float:
     """Error of `conv3x3` for one of CONV3X3."""
     n, c, o, h, w = CONV3X3[name]
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o) if bias else None
-    found = dense.conv3x3(x, weight, b, relu=relu, packed_weight=dense.pack_conv3x3_weight(weight))
+    found = dense.conv3x3(x, weight, b, relu=relu, packed_weight=dense.pack_conv3x3_weight(weight, half=half))
     expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), padding=1)
     return error(found, expected, relu)
 
@@ -146,12 +149,14 @@ def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> flo
     return error(found, expected, relu)
 
 
-def conv1x1_error(sizes: tuple[int, int, int, int, int, int], bias: bool = True, relu: bool = False) -> float:
+def conv1x1_error(
+    sizes: tuple[int, int, int, int, int, int], bias: bool = True, relu: bool = False, half: bool = False
+) -> float:
     """Error of `conv1x1`, and of `conv1x1_add_` where the stride is 1, for (N, C, O, H, W, stride)."""
     n, c, o, h, w, stride = sizes
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(o, c, 1, 1, scale=c**-0.5), random(o) if bias else None
-    packed = dense.pack_linear_weight(weight)
+    packed = dense.pack_linear_weight(weight, half=half)
     found = dense.conv1x1(x, weight, b, stride=stride, relu=relu, packed_weight=packed)
     expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), stride)
     largest = error(found, expected, relu)
@@ -163,25 +168,25 @@ def conv1x1_error(sizes: tuple[int, int, int, int, int, int], bias: bool = True,
     return largest
 
 
-def conv_transpose2x2_error(name: str, bias: bool = True, relu: bool = False) -> float:
+def conv_transpose2x2_error(name: str, bias: bool = True, relu: bool = False, half: bool = False) -> float:
     """Error of `conv_transpose2x2` for one of CONV_TRANSPOSE2X2."""
     n, c, o, h, w = CONV_TRANSPOSE2X2[name]
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(c, o, 2, 2, scale=c**-0.5), random(o) if bias else None
-    packed = dense.pack_conv_transpose2x2_weight(weight)
+    packed = dense.pack_conv_transpose2x2_weight(weight, half=half)
     found = dense.conv_transpose2x2(x, weight, b, relu=relu, packed_weight=packed)
     expected = F.conv_transpose2d(x.double(), weight.double(), b if b is None else b.double(), stride=2)
     return error(found, expected, relu)
 
 
-def mask_logits_error(name: str, bias: bool = True) -> float:
+def mask_logits_error(name: str, bias: bool = True, half: bool = False) -> float:
     """Error of `class_mask_logits` for one of MASK_LOGITS."""
     n, c, o, k, h, w = MASK_LOGITS[name]
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(c, o, 2, 2, scale=c**-0.5), random(o) if bias else None
     class_weight, class_bias = random(k, o, 1, 1, scale=o**-0.5), random(k) if bias else None
     labels = torch.randint(k, (n,))
-    packed = dense.pack_conv_transpose2x2_weight(weight)
+    packed = dense.pack_conv_transpose2x2_weight(weight, half=half)
     found = dense.class_mask_logits(x, weight, b, class_weight, class_bias, labels, packed_weight=packed)
     doubles = [None if t is None else t.double() for t in (b, class_bias)]
     upsampled = F.conv_transpose2d(x.double(), weight.double(), doubles[0], stride=2).relu()
@@ -199,13 +204,31 @@ def stem_error(name: str, bias: bool = True) -> float:
     return error(found, F.max_pool2d(maps.relu(), 3, 2, 1), relu=False)
 
 
-def linear_error(sizes: tuple[int, int, int], bias: bool = True, relu: bool = False) -> float:
+def linear_error(
+    sizes: tuple[int, int, int], bias: bool = True, relu: bool = False, half: bool = False
+) -> float:
     """Error of `linear` for (R, C, O)."""
     r, c, o = sizes
     torch.manual_seed(0)
     x, weight, b = random(r, c), random(o, c, scale=c**-0.5), random(o) if bias else None
-    found = dense.linear(x, weight, b, relu=relu, packed_weight=dense.pack_linear_weight(weight))
+    found = dense.linear(x, weight, b, relu=relu, packed_weight=dense.pack_linear_weight(weight, half=half))
     return error(found, F.linear(x.double(), weight.double(), b if b is None else b.double()), relu)
+
+
+def half_errors() -> dict[str, float]:
+    """Errors of products in float16, in multiples of what is tolerated, by case."""
+    winograd = {f"conv3x3 {name}": conv3x3_error(name, half=True) for name in CONV3X3}
+    others = {
+        f"conv_transpose2x2 {name}": conv_transpose2x2_error(name, half=True) for name in CONV_TRANSPOSE2X2
+    }
+    others |= {f"mask logits {name}": mask_logits_error(name, half=True) for name in MASK_LOGITS}
+    for name, conv_sizes in (CONV1X1 | STRASSEN_CONV1X1).items():
+        others[f"conv1x1 {name}"] = conv1x1_error(conv_sizes, relu=True, half=True)
+    for name, sizes in (LINEAR | STRASSEN_LINEAR).items():
+        others[f"linear {name}"] = linear_error(sizes, half=True)
+    errors = {name: value / HALF_WINOGRAD_TOLERANCE for name, value in winograd.items()}
+    errors |= {name: value / HALF_TOLERANCE for name, value in others.items()}
+    return {f"{name} in float16": value for name, value in errors.items()}
 
 
 def check() -> None:
@@ -227,6 +250,7 @@ def check() -> None:
     }
     errors |= {f"mask logits {name}": mask_logits_error(name) / STRASSEN_TOLERANCE for name in MASK_LOGITS}
     errors |= {f"stem {name}": stem_error(name) / tolerance(name) for name in STEM}
+    errors |= half_errors() if multiplies_float16() else {}
     wrong = {name: value for name, value in errors.items() if not value <= 1}
     if wrong:
         raise SystemExit(f"beyond the tolerance: {wrong}")

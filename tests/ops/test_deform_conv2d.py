@@ -10,8 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcnzoo import ops
-from dcnzoo.ops.backend import NATIVE_PROBLEM
-from tests.ops.deform_conv2d_cases import CASES, TOLERANCE, Case, conversion_errors, error
+from dcnzoo.ops.backend import NATIVE_PROBLEM, multiplies_float16
+from tests.ops.deform_conv2d_cases import (
+    CASES,
+    HALF_TOLERANCE,
+    TOLERANCE,
+    Case,
+    conversion_errors,
+    error,
+    half_error,
+)
 
 needs_native = pytest.mark.skipif(
     NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
@@ -206,6 +214,28 @@ def test_operator_obeys_the_rules_of_pytorch(packed: bool, dtype: torch.dtype) -
     torch.library.opcheck(torch.ops.dcnzoo.deform_conv2d.default, (*head, *geometry, *tail))
     arguments = tensors["weight"], SMALL.groups
     torch.library.opcheck(torch.ops.dcnzoo.pack_deform_conv2d_weight.default, arguments)
+
+
+@pytest.mark.skipif(not multiplies_float16(), reason="this processor has no AVX512-FP16")
+@pytest.mark.parametrize("name", CASES)
+def test_products_in_float16_are_near(name: str) -> None:
+    assert half_error(CASES[name]) <= HALF_TOLERANCE
+
+
+@pytest.mark.skipif(not multiplies_float16(), reason="this processor has no AVX512-FP16")
+def test_operator_with_float16_obeys_the_rules_of_pytorch() -> None:
+    tensors = SMALL.tensors(torch.float32)
+    head = [tensors[name] for name in ("input", "weight", "offset", "mask", "bias")]
+    packed = ops.pack_deform_conv2d_weight(tensors["weight"], SMALL.groups, half=True)
+    arguments = (*head, [1, 1], [1, 1], [1, 1], packed, True, True)
+    torch.library.opcheck(torch.ops.dcnzoo.deform_conv2d.default, arguments)
+    pack = torch.ops.dcnzoo.pack_deform_conv2d_weight.default
+    torch.library.opcheck(pack, (tensors["weight"], SMALL.groups, True))
+    with pytest.raises(RuntimeError, match="only float32 is multiplied in float16"):
+        ops.pack_deform_conv2d_weight(tensors["weight"].double(), SMALL.groups, half=True)
+    lowered = [tensor.bfloat16() for tensor in head]
+    with pytest.raises(RuntimeError, match="packed_weight does not fit"):
+        torch.ops.dcnzoo.deform_conv2d(*lowered, *arguments[5:])
 
 
 @needs_native

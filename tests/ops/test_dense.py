@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.ops import dense
-from dcnzoo.ops.backend import NATIVE_PROBLEM
+from dcnzoo.ops.backend import NATIVE_PROBLEM, multiplies_float16
 from tests.ops import dense_cases as cases
 from tests.ops.dense_cases import (
     SMALL_WINOGRAD_TOLERANCE,
@@ -26,6 +28,8 @@ from tests.ops.dense_cases import (
 needs_native = pytest.mark.skipif(
     NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
 )
+
+needs_float16 = pytest.mark.skipif(not multiplies_float16(), reason="this processor has no AVX512-FP16")
 
 OPTIONS = [pytest.param(True, False, id="bias"), pytest.param(False, True, id="relu")]
 
@@ -374,6 +378,76 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
         "pack_linear_weight": (layers.full,),
     }
     torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
+
+
+@needs_float16
+def test_products_in_float16_are_near() -> None:
+    errors = cases.half_errors()
+    assert {name: value for name, value in errors.items() if not 0 < value <= 1} == {}
+
+
+@needs_float16
+def test_float16_overflows_to_infinity() -> None:
+    weight = torch.eye(64)
+    x = torch.zeros(5, 64)
+    x[1, 2], x[2, 3], x[3, 4] = 65000, -66000, torch.nan
+    found = dense.linear(x, weight, packed_weight=dense.pack_linear_weight(weight, half=True))
+    assert found[1, 2] == 64992  # the nearest float16
+    assert not found[2].isfinite().any()  # infinity times 0
+    assert found[3].isnan().all()
+    assert torch.equal(found[[0, 4]], x[[0, 4]])
+
+
+@needs_float16
+@pytest.mark.parametrize(
+    "name", ["conv3x3", "conv1x1", "conv1x1_add_", "conv_transpose2x2", "class_mask_logits", "linear"]
+)
+def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
+    layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
+    pack = torch.ops.dcnzoo.pack_linear_weight
+    point, full = pack(layers.point, True), pack(layers.full, True)
+    corner = dense.pack_conv_transpose2x2_weight(layers.corner, half=True)
+    arguments: dict[str, tuple[object, ...]] = {
+        "conv3x3": (x, dense.pack_conv3x3_weight(layers.square, half=True), bias, 16, True),
+        "conv1x1": (x, point, bias, 16, 2, True),
+        "conv1x1_add_": (x.clone(), x, point, bias, True),
+        "conv_transpose2x2": (x, corner, bias.repeat(2), 16, True),
+        "class_mask_logits": (x, corner, None, layers.full, None, torch.tensor([9, 0])),
+        "linear": (random(5, 16), full, None, 10, False),
+    }
+    torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
+    torch.library.opcheck(pack.default, (layers.full, True))
+    torch.library.opcheck(torch.ops.dcnzoo.pack_conv3x3_weight.default, (layers.square, True))
+
+
+@needs_native
+def test_float16_is_refused_where_it_is_not_multiplied() -> None:
+    program = "import torch, dcnzoo.ops.dense as d; d.pack_linear_weight(torch.ones(2, 2), half=True)"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"DCNZOO_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "the kernels for default do not multiply in float16" in run.stderr
+
+
+@needs_float16
+def test_float16_weights_of_another_layer_are_refused() -> None:
+    layers, x = _Layers(), random(2, 16, 6, 7)
+    half = dense.pack_conv3x3_weight(layers.square, half=True)
+    point = dense.pack_linear_weight(layers.point, half=True)
+    wrong = [
+        lambda: torch.ops.dcnzoo.conv3x3(x, point, None, 16, False),
+        lambda: torch.ops.dcnzoo.small_conv3x3(x, half, None, 16, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x, half, None, 16, 1, False),
+        lambda: torch.ops.dcnzoo.linear(x.half(), point, None, 16, False),
+        lambda: torch.ops.dcnzoo.stem(x[:, :3], point, None, 16),
+    ]
+    for call in wrong:
+        with pytest.raises(RuntimeError):
+            call()
 
 
 @needs_native

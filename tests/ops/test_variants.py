@@ -18,6 +18,7 @@ from tests.ops.test_deform_conv2d import needs_native
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx2"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512"}, marks=needs_native),
         pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512_bf16"}, marks=needs_native),
+        pytest.param({"DCNZOO_CPU_CAPABILITY": "avx512_fp16"}, marks=needs_native),
         {"DCNZOO_OPS": "torchvision"},
         {"DCNZOO_OPS": "reference"},
     ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcnzoo.build import build_model, prepare_for_inference
+from dcnzoo.build import build_model, pack_weights, prepare_for_inference
 from dcnzoo.manifest import Architecture
+from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.precision import lower_precision, round_kernels
 
 
@@ -28,7 +29,8 @@ def test_the_errors_of_a_kernel_cancel(size: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_r18w16_fpn16_fc32_mdconv_c3-c5", "cascade_rcnn_r50w16_fpn16_fc32_dconv_c3-c5"]
 )
-def test_what_stays_float32(name: str) -> None:
+def test_what_stays_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcnzoo.models.precision.multiplies_float16", lambda: False)
     torch.manual_seed(0)
     model = lower_precision(prepare_for_inference(build_model(Architecture.parse(name), 3)), torch.bfloat16)
     lowered = {key for key, value in model.state_dict().items() if value.dtype == torch.bfloat16}
@@ -45,6 +47,37 @@ def test_what_stays_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "grouped"),
+    [
+        ("mask_rcnn_r50w16_fpn16_fc32_mdconv_c3-c5", False),
+        ("mask_rcnn_x101_32x4dw16_fpn64_fc256_mdconv_c3-c5", True),
+    ],
+)
+def test_what_multiplies_in_float16(name: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcnzoo.models.precision.multiplies_float16", lambda: True)
+    model = lower_precision(prepare_for_inference(build_model(Architecture.parse(name), 3)), torch.bfloat16)
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    modules = {key: module for key, module in model.named_modules() if hasattr(module, "half_products")}
+    kept = {key for key, module in modules.items() if not module.half_products}
+    lowered = modules.keys() - kept
+    names = {"conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg"}
+    expected = {key for key in modules if key.rpartition(".")[2] in names}
+    if grouped:
+        expected |= {key for key, module in modules.items() if isinstance(module, DeformConv2d)}
+    assert kept == expected
+    parts = (
+        "layer1.0.conv1",
+        "layer4.2.conv3",
+        "fpn_convs",
+        "rpn_conv",
+        "shared_fcs",
+        "mask_head.convs",
+        "upsample",
+    )
+    assert all(any(part in key for key in lowered) for part in parts)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "mask_rcnn_r50w16_fpn16_fc32_mdconv_c3-c5_mdpool",
@@ -58,7 +91,8 @@ def test_near_float32(name: str) -> None:
     images = torch.randn(2, 3, 96, 64)
     with torch.inference_mode():
         expected = model.neck(model.backbone(images))
-        found = lower_precision(model, torch.bfloat16).neck(model.backbone(images))
+        pack_weights(lower_precision(model, torch.bfloat16))
+        found = model.neck(model.backbone(images))
         model(images, [(96, 64)] * 2, [(96, 64)] * 2)
     for level, value in expected.items():
         difference = (found[level] - value).square().mean().sqrt()
