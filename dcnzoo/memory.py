@@ -1,9 +1,11 @@
-"""When memory runs out."""
+"""When memory runs out, and how less of it is taken."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -29,6 +31,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
     return known or told or is_out_of_memory(error.__cause__)
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed, but which the C library keeps, back to the system (glibc only)."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.gpu import GpuDetector
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
-from dcnzoo.memory import is_out_of_memory
+from dcnzoo.memory import is_out_of_memory, return_freed_memory
 from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import active_backend, paste_masks
 from dcnzoo.ops.backend import multiplies_float16
@@ -81,6 +81,7 @@ class Predictor:
         dtype = PRECISIONS[precision]
         lowered = device.type == "cpu" and dtype != torch.float32
         self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
+        return_freed_memory()  # of the weights before they were arranged
         self._image_dtype = torch.float32 if lowered else dtype
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
@@ -423,6 +424,7 @@ def load(
     )
     preprocessing = with_sides(preprocessing, short_side, long_side)
     model = load_model(architecture, checkpoint)
+    del checkpoint, chosen, weights  # so that weights are freed as their arranged copies are made
     return Predictor(model, preprocessing, classes, torch_device, precision, cuda_graphs)
 
 

@@ -33,12 +33,14 @@ class FPN(nn.Module):
         self.fpn_convs = nn.ModuleList(named(Conv3x3(channels, channels)) for _ in in_channels)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps "c2" … "c5" to "p2" … "p6", each (N, channels, H/stride, W/stride)."""
-        c2, c3, c4, c5 = (features[f"c{level}"] for level in range(2, 6))
-        sums = [self.lateral_convs[3](c5)]
-        for level, feature in ((2, c4), (1, c3), (0, c2)):
+        """Maps "c2" … "c5" to "p2" … "p6", each (N, channels, H/stride, W/stride).
+
+        Takes the features out of the dictionary, so that each is freed where nobody else needs it.
+        """
+        sums = [self.lateral_convs[3](features.pop("c5"))]
+        for level, name in ((2, "c4"), (1, "c3"), (0, "c2")):
             lateral = cast(Conv1x1, self.lateral_convs[level].conv)
-            sums.insert(0, lateral.add_to(dense.upsample2x(sums[0]), feature))
-        outputs = [conv(total) for conv, total in zip(self.fpn_convs, sums, strict=True)]
+            sums.append(lateral.add_to(dense.upsample2x(sums[-1]), features.pop(name)))
+        outputs = [conv(sums.pop()) for conv in self.fpn_convs]
         outputs.append(outputs[-1][:, :, ::2, ::2])
         return dict(zip(STRIDES, outputs, strict=True))
