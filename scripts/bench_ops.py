@@ -104,7 +104,7 @@ def measure(layer: Layer, numbers: str, modulated: bool, with_torchvision: bool,
 
 
 def measure_roi_pooling(repeats: int) -> dict[str, float]:
-    """Median milliseconds of both poolings: 1000 RoIs of 16 to 200 pixels to 7 × 7, 256 channels at stride 4."""
+    """Median milliseconds of both: 1000 RoIs of 16 to 200 pixels to 7 × 7, of 256 channels at stride 4."""
     torch.manual_seed(0)
     maps = torch.randn(1, 256, 200, 304).contiguous(memory_format=torch.channels_last)
     corners, sizes = torch.rand(1000, 2) * torch.tensor([1000.0, 600.0]), 16 + 184 * torch.rand(1000, 2)

@@ -140,7 +140,7 @@ _MACHINE_OPTIONS = (
         type=click.Choice(PRECISIONS),
         default="fp32",
         show_default=True,
-        help="Numbers to compute with; tf32 and fp16 need a GPU.",
+        help="Numbers to compute with; tf32 needs a GPU, fp16 one or a CPU with AVX512-FP16.",
     ),
     click.option(
         "--workers",
