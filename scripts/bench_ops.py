@@ -7,7 +7,6 @@ slow minute of the machine hits them all; medians.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
 import statistics
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo import ops
+from dcnzoo.memory import return_freed_memory
 from dcnzoo.ops.backend import multiplies_float16
 
 
@@ -121,17 +121,18 @@ def measure_roi_pooling(repeats: int) -> dict[str, float]:
 
 
 def extra_memory(computation: Callable[[], Tensor]) -> float | None:
-    """Peak of the resident memory over that before, less the output, in MiB per thread; Linux only."""
+    """Peak of the resident memory over what an output takes, in MiB per thread; Linux only."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not hide what this one takes
+    output = computation()
+    return_freed_memory()  # what earlier runs freed must not hide what this one takes
     before = _kibibytes(status, "VmRSS")
     reset.write_text("5", encoding="ascii")  # the peak starts anew
-    output = computation()
+    del output  # the next one takes its place
+    computation()
     peak = _kibibytes(status, "VmHWM")
-    output_kib = output.numel() * output.element_size() / 1024
-    return round(max(0.0, peak - before - output_kib) / 1024 / torch.get_num_threads(), 2)
+    return round(max(0, peak - before) / 1024 / torch.get_num_threads(), 2)
 
 
 def _kibibytes(status: Path, field: str) -> int:

@@ -59,11 +59,11 @@ CONV1X1 = {  # N, C, O, H, W, stride
 STRASSEN_CONV1X1 = {  # large enough for Strassen's algorithm in every vector width
     "c4": (1, 1024, 256, 13, 19, 1),
     "c5-odd": (1, 512, 2048, 5, 7, 1),
-    "batch": (3, 512, 128, 7, 9, 1),
-    "one-pixel": (1, 512, 128, 1, 1, 1),
-    "two-pixels": (1, 512, 128, 1, 2, 1),
-    "stride": (2, 514, 256, 9, 12, 2),
-    "one-row": (1, 640, 192, 1, 97, 1),
+    "batch": (3, 512, 512, 7, 9, 1),
+    "one-pixel": (1, 512, 512, 1, 1, 1),
+    "two-pixels": (1, 512, 512, 1, 2, 1),
+    "stride": (2, 514, 640, 9, 12, 2),
+    "one-row": (1, 640, 448, 1, 97, 1),
     "wide": (1, 1026, 1280, 11, 12, 1),
 }
 
@@ -72,14 +72,14 @@ CONV_TRANSPOSE2X2 = {  # N, C, O, H, W
     "mask-head": (5, 256, 256, 14, 14),
     "wide": (1, 20, 9, 3, 200),
     "odd": (2, 300, 7, 5, 3),
-    "strassen": (2, 514, 128, 5, 7),
-    "strassen-one-pixel": (1, 512, 64, 1, 1),
+    "strassen": (2, 514, 256, 5, 7),
+    "strassen-one-pixel": (1, 512, 256, 1, 1),
 }
 
 MASK_LOGITS = {  # N, C, O, K, H, W
     "one-pixel": (1, 3, 5, 2, 1, 1),
     "mask-head": (5, 256, 256, 80, 14, 14),
-    "strassen": (3, 512, 128, 7, 14, 14),
+    "strassen": (3, 512, 256, 7, 14, 14),
     "wide": (2, 20, 9, 3, 3, 200),
     "odd": (4, 300, 7, 1, 9, 3),
 }
@@ -90,8 +90,8 @@ STEM = {  # N, C, O, H, W
     "odd": (1, 2, 17, 33, 47),
     "even": (2, 3, 64, 64, 96),
     "wide": (1, 3, 64, 9, 450),
-    "strassen": (1, 12, 128, 30, 210),
-    "strassen-one-pixel": (1, 14, 192, 1, 1),
+    "strassen": (1, 12, 512, 30, 210),
+    "strassen-one-pixel": (1, 14, 384, 1, 1),
 }
 
 LINEAR = {  # R, C, O
@@ -102,10 +102,10 @@ LINEAR = {  # R, C, O
 }
 
 STRASSEN_LINEAR = {
-    "one": (1, 512, 128),
+    "one": (1, 512, 512),
     "streamed": (300, 1100, 4096),
     "box-head": (101, 12544, 256),
-    "more-than-a-block": (507, 576, 384),
+    "more-than-a-block": (507, 576, 512),
 }
 
 

@@ -124,7 +124,7 @@ def test_linear_by_strassens_algorithm(name: str, bias: bool, relu: bool) -> Non
 @given(
     rows=st.integers(1, 400),
     half_channels=st.integers(256, 640),
-    panels=st.integers(1, 9),
+    panels=st.integers(4, 10),
     threads=st.integers(1, 5),
     accumulate=st.booleans(),
 )
