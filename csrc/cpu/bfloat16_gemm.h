@@ -57,6 +57,11 @@ struct Multiplier<BFloat16> {
   using B = BFloat16;
   using C = float;
   static constexpr int width = Simd<float>::width;
+  static constexpr int64_t depth_multiple = 2;
+
+  static int64_t place(int64_t k, int64_t column, int64_t columns) {
+    return k / 2 * 2 * columns + column * 2 + k % 2;
+  }
 
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc,

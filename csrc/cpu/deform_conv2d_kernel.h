@@ -28,30 +28,30 @@ inline float number(HalfMultiplied element) { return element.value; }
 DCNZOO_INLINE Floats load_vector(const HalfMultiplied* source) { return load_vector(&source->value); }
 
 // What the sampled tile consists of. Short floats are widened, except where there is an
-// instruction for products of bfloat16; it takes pairs, so that depths are padded to even ones.
+// instruction for products of bfloat16.
 template <class Element>
 struct TileElement {
   using type = Computed<Element>;
-  static constexpr int64_t depth_multiple = 1;
 };
 #ifdef DCNZOO_FLOAT16_FMA
 template <>
 struct TileElement<HalfMultiplied> {
-  using type = Twice;
-  static constexpr int64_t depth_multiple = 1;
+  using type = Float16;
 };
 #endif
 #ifdef DCNZOO_BF16_DOT
 template <>
 struct TileElement<BFloat16> {
   using type = BFloat16;
-  static constexpr int64_t depth_multiple = 2;
 };
 #endif
 
+template <class Element>
+using TileMultiplier = Multiplier<typename TileElement<Element>::type>;
+
 // What packed weights consist of, and the tensor that holds them, which are those of the weight but for float16.
 template <class Element>
-using PackedElement = MultiplierB<typename TileElement<Element>::type>;
+using PackedElement = typename TileMultiplier<Element>::B;
 template <class Element>
 using PackedTensorElement = std::conditional_t<std::is_same_v<Element, HalfMultiplied>, Float16, Element>;
 
@@ -79,8 +79,8 @@ struct Layout {
 
   template <class Element>
   static Layout of(const ConvShape& shape) {
-    return Layout(shape, Multiplier<typename TileElement<Element>::type>::width, TileElement<Element>::depth_multiple,
-                  std::is_same_v<Element, float>);
+    using Products = TileMultiplier<Element>;
+    return Layout(shape, Products::width, Products::depth_multiple, std::is_same_v<Element, float>);
   }
 
   Layout(const ConvShape& shape, int width, int64_t multiple, bool has_strassen) : depth_multiple(multiple) {
@@ -123,25 +123,19 @@ struct Layout {
   static constexpr int64_t longest_piece = 256, longest_grouped_piece = 512;
 };
 
-// One column of a piece of a merged group's weight; zero between different groups of the convolution. The column's
-// elements lie `stride` runs of depth_multiple elements apart.
-template <class Element>
-void pack_column(const Layout& layout, const Piece& piece, const Element* weight, int64_t group, int64_t column,
-                 PackedElement<Element>* target, int64_t stride) {
-  constexpr int64_t multiple = TileElement<Element>::depth_multiple;
+// One column of a piece of a merged group's weight; zero between different groups of the convolution. put(k, value) takes
+// its elements.
+template <class Element, class Put>
+void pack_column(const Layout& layout, const Piece& piece, const Element* weight, int64_t group, int64_t column, const Put& put) {
   const int64_t channels = layout.channels / layout.merged, columns = layout.columns / layout.merged;
   const bool real = column < layout.columns;
   const int64_t begin = column / columns * channels, end = real ? begin + channels : begin;
   const Element* source = weight + ((group * layout.columns + column) * channels - begin) * layout.taps;
   int64_t k = 0;
-  const auto put = [&](Computed<Element> value) {
-    store_number(target + k / multiple * stride * multiple + k % multiple, value);
-    ++k;
-  };
   for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap)
-    for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel)
-      put(channel >= begin && channel < end ? number(source[channel * layout.taps + tap]) : 0);
-  while (k % multiple != 0) put(0);
+    for (int64_t channel = piece.channel_begin; channel < piece.channel_end; ++channel, ++k)
+      put(k, channel >= begin && channel < end ? number(source[channel * layout.taps + tap]) : 0);
+  for (; k < layout.padded_depth(piece); ++k) put(k, 0);
 }
 
 // The packed weight: [merged group][piece][panel of columns], or [piece][part of Strassen's][panel]. A unit of work is
@@ -175,7 +169,9 @@ void pack(const ConvShape& shape, const void* weight, void* packed, int64_t begi
       const int64_t depth = layout.padded_depth(piece);
       for (int64_t column = 0; column < columns; ++column) {
         pack_column(layout, piece, static_cast<const Element*>(weight), group, first + column,
-                    piece_target + first * depth + column * layout.depth_multiple, columns);
+                    [&](int64_t k, Computed<Element> value) {
+          store_number(piece_target + first * depth + TileMultiplier<Element>::place(k, column, columns), value);
+        });
       }
       piece_target += layout.packed_numel(piece);
     });

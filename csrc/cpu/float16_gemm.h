@@ -1,8 +1,10 @@
 // Matrix product of float32 matrices that are rounded to float16, by fused multiply-add of float16 (AVX512-FP16), at twice the
 // rate of float32.
 //
-// Sums of up to 64 products are float16, too, the sums of those float32: the error is about that of factors rounded to
-// bfloat16 (1.2e-3 standard deviations of the result; with sums of 128, 1.7e-3). What exceeds 65504 becomes infinite.
+// Along the depth two elements at a time, since processors broadcast 32 bits as they load them, but not 16: a vector of
+// sums is 16 columns, those over even rows of B beside those over odd ones. Sums of up to 64 products are float16, too, the sums
+// of those float32: the error is about that of factors rounded to bfloat16 (1.2e-3 standard deviations of the result; with
+// sums of 128, 1.7e-3). What exceeds 65504 becomes infinite. A's rows and depth are even.
 #pragma once
 
 #include "elements.h"
@@ -13,90 +15,89 @@ namespace {
 
 #ifdef DCNZOO_FLOAT16_FMA
 
-// A float16 twice, in either half of 32 bits: processors broadcast those as they load them, but not 16 bits.
-struct Twice {
-  uint32_t bits;
-};
+constexpr int half_columns = 32;  // of two vectors of sums
 
-DCNZOO_INLINE void store_vector(Twice* target, Floats value) {
-  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, value, _MM_FROUND_TO_NEAREST_INT);
-  const Words words = (Words)_mm512_maskz_cvtepu16_epi32(0xffff, halves);
-  const Words twice = words | words << 16;
-  __builtin_memcpy(target, &twice, sizeof(twice));
-}
-
-inline void store_number(Twice* target, float value) {
-  target->bits = narrowed<uint32_t>(value, Float16{}) * 0x10001;
-}
-
-// One sum of products; a function of its own, as in gemm.h.
-template <int ROWS, int VECTORS>
-__attribute__((noinline)) void half_kernel(int64_t depth, const Twice* a, int64_t lda, const Float16* b, float* c,
-                                           int64_t ldc, Epilogue<float> epilogue, Upcoming upcoming) {
-  constexpr int columns = 32, width = Simd<float>::width;  // a vector of sums is two of C
-  __m512h acc[ROWS][VECTORS] = {};
+// Sums of products for 32 columns; a function of its own, as in gemm.h. From pair to pair of its rows B goes on by
+// `b_stride` elements.
+template <int ROWS>
+__attribute__((noinline)) void half_kernel(int64_t pairs, const Float16* a, int64_t lda, const Float16* b,
+                                           int64_t b_stride, float* c, int64_t ldc, Epilogue<float> epilogue,
+                                           Upcoming upcoming) {
+  constexpr int width = Simd<float>::width;
+  for (int i = 0; i < ROWS; ++i) {
+    for (int j = 0; j < half_columns; j += width) {
+      __builtin_prefetch(c + (ROWS + i) * ldc + j, 0, 2);  // of the next call; of long rows the first level holds too few
+      if (epilogue.ahead != 0) __builtin_prefetch(c + epilogue.ahead + i * ldc + j, 1, 2);
+    }
+  }
+  __m512h acc[ROWS][2] = {};
   constexpr int stride = 3, pointers = (ROWS + stride - 1) / stride;
-  const Twice* row_a[pointers];
+  const Float16* row_a[pointers];
   for (int i = 0; i < pointers; ++i) {
     row_a[i] = a + i * stride * lda;
     __asm__("" : "+r"(row_a[i]));
   }
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < pairs; ++k, b += b_stride) {
     upcoming.fetch();
-    __m512h row_b[VECTORS];
-#pragma GCC unroll 2
-    for (int j = 0; j < VECTORS; ++j) row_b[j] = _mm512_loadu_ph(b + (k * VECTORS + j) * columns);
+    const __m512h row_b[2] = {_mm512_loadu_ph(b), _mm512_loadu_ph(b + half_columns)};
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      const auto bits = static_cast<int32_t>(row_a[i / stride][i % stride * lda + k].bits);
-      const __m512h element = (__m512h)_mm512_set1_epi32(bits);
+      int32_t pair;
+      __builtin_memcpy(&pair, row_a[i / stride] + i % stride * lda + 2 * k, sizeof(pair));
+      const __m512h element = (__m512h)_mm512_set1_epi32(pair);
 #pragma GCC unroll 2
-      for (int j = 0; j < VECTORS; ++j) acc[i][j] = _mm512_fmadd_ph(element, row_b[j], acc[i][j]);
+      for (int j = 0; j < 2; ++j) acc[i][j] = _mm512_fmadd_ph(element, row_b[j], acc[i][j]);
     }
   }
+  const auto finish = [&](__m256i sums, float* row, int column) {
+    Floats value = _mm512_maskz_cvtph_ps(0xffff, sums);
+    if (epilogue.accumulate) value += load_vector(row + column);
+    if (epilogue.bias != nullptr) value += load_vector(epilogue.bias + column);
+    if (epilogue.relu) value = value < Floats{} ? Floats{} : value;  // keeps NaN
+    store_vector(row + column, value);
+  };
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 2 * VECTORS; ++j) {
-      const auto sums = (__m512i)acc[i][j / 2];
-      const auto part = j % 2 == 0 ? __builtin_shufflevector(sums, sums, 0, 1, 2, 3)
-                                   : __builtin_shufflevector(sums, sums, 4, 5, 6, 7);
-      Floats value = _mm512_maskz_cvtph_ps(0xffff, (__m256i)part);
-      float* target = c + i * ldc + j * width;
-      if (epilogue.accumulate) value += load_vector(target);
-      if (epilogue.bias != nullptr) value += load_vector(epilogue.bias + j * width);
-      if (epilogue.relu) value = value < Floats{} ? Floats{} : value;  // keeps NaN
-      store_vector(target, value);
-    }
+    // Both sums of a column, those of the first vector in the lower halves of 32 bits, of the second in the upper ones.
+    const auto low = (__m512i)_mm512_add_ph(acc[i][0], (__m512h)((Words)acc[i][0] >> 16));
+    const auto high = (__m512i)_mm512_add_ph(acc[i][1], (__m512h)((Words)acc[i][1] << 16));
+    const __m512i sums = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, high);
+    finish((__m256i)__builtin_shufflevector(sums, sums, 0, 1, 2, 3), c + i * ldc, 0);
+    finish((__m256i)__builtin_shufflevector(sums, sums, 4, 5, 6, 7), c + i * ldc, width);
   }
 }
 
 template <>
-struct Multiplier<Twice> {
+struct Multiplier<Float16> {
   using B = Float16;
   using C = float;
-  static constexpr int width = 32;
+  static constexpr int width = half_columns;
+  static constexpr int64_t depth_multiple = 2;
+
+  // Of 32 columns one half is in the lower, the other in the upper halves of 32 bits of the sums that `half_kernel` joins.
+  static int64_t place(int64_t k, int64_t column, int64_t columns) {
+    const int64_t first = column / width * width, pair = column % 2 * (width / 2) + column % width / 2;
+    return k / 2 * 2 * columns + 2 * (first + pair) + k % 2;
+  }
 
   template <int ROWS, int VECTORS>
-  static DCNZOO_INLINE void run(int64_t depth, const Twice* a, int64_t lda, const Float16* b, float* c, int64_t ldc,
+  static DCNZOO_INLINE void run(int64_t depth, const Float16* a, int64_t lda, const Float16* b, float* c, int64_t ldc,
                                 const Epilogue<float>& epilogue, const Upcoming& upcoming) {
-    constexpr int64_t longest_sum = 64;
-    if (epilogue.ahead != 0) {
-      for (int i = 0; i < ROWS; ++i) {
-        for (int j = 0; j < 2 * VECTORS; ++j)
-          __builtin_prefetch(c + epilogue.ahead + i * ldc + j * Simd<float>::width, 1, 2);
-      }
-    }
+    constexpr int64_t longest_sum = 128;  // 64 of even rows and 64 of odd ones
+    constexpr int64_t b_stride = 2 * VECTORS * width;
     Epilogue<float> step = epilogue;
     Upcoming ahead = upcoming;
-    step.relu = false;
     for (int64_t begin = 0; begin < depth; begin += longest_sum) {
-      const int64_t end = min(begin + longest_sum, depth);
-      if (end == depth) step.relu = epilogue.relu;
-      half_kernel<ROWS, VECTORS>(end - begin, a + begin, lda, b + begin * VECTORS * width, c, ldc, step, ahead);
-      step.accumulate = true, step.bias = nullptr;
-      ahead.begin += longest_sum * ahead.stride;
+      const int64_t pairs = (min(begin + longest_sum, depth) - begin) / 2;
+      step.relu = epilogue.relu && begin + longest_sum >= depth;
+      for (int j = 0; j < VECTORS; ++j) {
+        if (epilogue.bias != nullptr && begin == 0) step.bias = epilogue.bias + j * width;
+        half_kernel<ROWS>(pairs, a + begin, lda, b + begin / 2 * b_stride + 2 * j * width, b_stride, c + j * width, ldc,
+                          step, ahead);
+        ahead.begin += (j + 1) % VECTORS == 0 ? pairs * ahead.stride : 0;
+      }
+      step.accumulate = true, step.bias = nullptr, step.ahead = 0;
     }
   }
 };

@@ -1,6 +1,6 @@
 // Register-blocked matrix product C[rows × columns] (+)= A[rows × depth] · B[depth × columns].
 //
-// A is row-major (the tile of sampled pixels), B is packed into panels of two vectors of columns,
+// A is row-major (the tile of sampled pixels), B is packed into panels of two vectors of columns (a last one may have one),
 // C is row-major (the channels-last output itself). What multiplies depends on the elements of A: Multiplier<A>.
 #pragma once
 
@@ -37,7 +37,9 @@ struct Upcoming {
   }
 };
 
-// How matrices of A are multiplied: the elements of B and of C, the columns of a vector of B, and `run`, the micro-kernel.
+// How matrices of A are multiplied: the elements of B and of C; the columns of a vector of B; the multiple that the depth has
+// to be, since so many of its elements are multiplied in a step; where element (k, column) of a panel of B lies, which has
+// `columns` columns; and `run`, the micro-kernel.
 template <class A>
 struct Multiplier;
 
@@ -103,6 +105,9 @@ struct Multiplier {
   using B = T;
   using C = T;
   static constexpr int width = Simd<T>::width;
+  static constexpr int64_t depth_multiple = 1;
+
+  static int64_t place(int64_t k, int64_t column, int64_t columns) { return k * columns + column; }
 
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
@@ -166,9 +171,10 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a,
   const bool full = columns == VECTORS * Multiplier<A>::width;
   const int64_t steps = ceil_div(rows.length, ROWS);
   const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
-  constexpr int64_t row_bytes = VECTORS * Multiplier<A>::width * sizeof(MultiplierB<A>);
-  Upcoming upcoming{reinterpret_cast<const char*>(b) + depth * row_bytes,
-                    min(row_bytes / (rows.runs * steps), Upcoming::line_bytes)};
+  constexpr int64_t multiple = Multiplier<A>::depth_multiple;
+  constexpr int64_t step_bytes = multiple * VECTORS * Multiplier<A>::width * sizeof(MultiplierB<A>);
+  Upcoming upcoming{reinterpret_cast<const char*>(b) + depth / multiple * step_bytes,
+                    min(step_bytes / (rows.runs * steps), Upcoming::line_bytes)};
   for (int64_t run = 0; run < rows.runs; ++run) {
     MultiplierC<A>* target = c + run * rows.c_stride;
     for (int64_t step = 0; step < steps; ++step) {
@@ -181,7 +187,7 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a,
       }
       a += count * lda;
       target += count * ldc;
-      upcoming.begin += depth * upcoming.stride;
+      upcoming.begin += depth / multiple * upcoming.stride;
     }
   }
 }

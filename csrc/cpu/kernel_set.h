@@ -18,7 +18,7 @@ constexpr DenseKernels dense_kernels() {
 }
 
 #ifdef DCNZOO_FLOAT16_FMA
-constexpr HalfKernels half_kernels = {deform_conv2d_kernels<HalfMultiplied>(), dense_kernels<Twice>()};
+constexpr HalfKernels half_kernels = {deform_conv2d_kernels<HalfMultiplied>(), dense_kernels<Float16>()};
 constexpr const HalfKernels* half = &half_kernels;
 #else
 constexpr const HalfKernels* half = nullptr;

@@ -17,7 +17,7 @@ namespace {
 template <class Factor>
 struct LinearLayout {
   static constexpr bool rounds = !std::is_same_v<Factor, float>;
-  static constexpr int64_t longest_piece = 256, panel = panel_columns<Factor>;
+  static constexpr int64_t longest_piece = rounds ? 512 : 256, panel = panel_columns<Factor>;
   // As long as the second-level cache allows, since every piece adds the partial products to the output.
   static constexpr int64_t strassen_piece = DCNZOO_VECTOR_BYTES == 64 ? 2048 : 512;
 
@@ -32,11 +32,13 @@ struct LinearLayout {
         strassen(!rounds && strassen_pays(in_channels, out_channels) && in_channels % 2 == 0) {
     const int64_t longest = strassen ? strassen_piece : longest_piece;
     piece_channels = ceil_div(in_channels, ceil_div(in_channels, longest));
-    if (strassen) piece_channels = round_up(piece_channels, 2);
+    piece_channels = strassen ? round_up(piece_channels, 2) : padded(piece_channels);
   }
 
+  // A depth that can be multiplied.
+  static int64_t padded(int64_t depth) { return round_up(depth, Multiplier<Factor>::depth_multiple); }
   int64_t pieces() const { return ceil_div(channels, piece_channels); }
-  int64_t numel() const { return offset(channels); }
+  int64_t numel() const { return offset(strassen ? channels : padded(channels)); }
   int64_t offset(int64_t first_channel) const {
     return strassen ? strassen_numel(first_channel, columns) : first_channel * padded_columns;
   }
@@ -74,13 +76,19 @@ void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels,
   const auto at = [&](int64_t channel, int64_t column) { return weight[column * layout.channels + channel]; };
   for (int64_t piece = begin; piece < end; ++piece) {
     const int64_t first = piece * layout.piece_channels, depth = min(layout.piece_channels, layout.channels - first);
+    const int64_t padded_depth = layout.padded(depth);
     auto* target = static_cast<MultiplierB<Factor>*>(packed) + layout.offset(first);
     if (!layout.strassen) {
       for (int64_t panel = 0; panel < layout.padded_columns; panel += layout.panel) {
         const int64_t panel_end = min(panel + layout.panel, layout.padded_columns);
-        for (int64_t channel = 0; channel < depth; ++channel)
-          for (int64_t column = panel; column < panel_end; ++column)
-            store_number(target++, column < layout.columns ? at(first + channel, column) : 0.0f);
+        for (int64_t channel = 0; channel < padded_depth; ++channel) {
+          for (int64_t column = panel; column < panel_end; ++column) {
+            const bool real = column < layout.columns && channel < depth;
+            store_number(target + Multiplier<Factor>::place(channel, column - panel, panel_end - panel),
+                         real ? at(first + channel, column) : 0.0f);
+          }
+        }
+        target += padded_depth * (panel_end - panel);
       }
       continue;
     }
@@ -116,17 +124,19 @@ LinearSchedule schedule_linear(const Linear& call, int threads) {
   return schedule;
 }
 
-// Copies a matrix as factors, and fetches the one that is `distance` elements from it.
+// Copies a matrix as factors, with zeros behind its rows, and fetches the one that is `distance` elements from it.
 template <class Factor>
-void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, int64_t distance, Factor* target) {
+void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, int64_t distance, Factor* target,
+                int64_t target_stride) {
   constexpr int width = Simd<float>::width;
-  for (int64_t row = 0; row < rows; ++row, input += stride, target += depth) {
+  for (int64_t row = 0; row < rows; ++row, input += stride, target += target_stride) {
     int64_t k = 0;
     for (; k + width <= depth; k += width) {
       __builtin_prefetch(input + distance + k, 0, 2);
       store_vector(target + k, load_vector(input + k));
     }
     for (; k < depth; ++k) store_number(target + k, input[k]);
+    for (; k < target_stride; ++k) store_number(target + k, 0.0f);
   }
 }
 
@@ -144,8 +154,10 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
     const int64_t distance = last ? input_ahead - piece : depth;
     if constexpr (layout.rounds) {
       auto* rounded = static_cast<Factor*>(scratch);
-      round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, distance, rounded);
-      matrix_product(rows, call.out_channels, depth, rounded, depth, weight, output, call.out_channels, epilogue);
+      const int64_t padded_depth = layout.padded(depth);
+      round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, distance, rounded, padded_depth);
+      matrix_product(rows, call.out_channels, padded_depth, rounded, padded_depth, weight, output, call.out_channels,
+                     epilogue);
     } else if (!layout.strassen) {
       matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
                      epilogue, distance);

@@ -130,11 +130,14 @@ struct WinogradLayout {
   int64_t chunks() const { return ceil_div(columns, chunk_columns); }
   int64_t columns_of(int64_t chunk) const { return min(chunk_columns, columns - chunk * chunk_columns); }
   int64_t padded_columns_of(int64_t chunk) const { return round_up(columns_of(chunk), column_width); }
-  int64_t piece_channels() const { return min(channels, round_up(ceil_div(channels, ceil_div(channels, longest_piece)), width)); }
-  int64_t offset(int64_t chunk, int64_t point) const {
-    return points * channels * chunk * chunk_columns + point * channels * padded_columns_of(chunk);
+  int64_t piece_channels() const {
+    return min(packed_channels(), round_up(ceil_div(channels, ceil_div(channels, longest_piece)), width));
   }
-  int64_t numel() const { return points * channels * round_up(columns, column_width); }
+  int64_t packed_channels() const { return round_up(channels, Multiplier<Factor>::depth_multiple); }
+  int64_t offset(int64_t chunk, int64_t point) const {
+    return packed_channels() * (points * chunk * chunk_columns + point * padded_columns_of(chunk));
+  }
+  int64_t numel() const { return points * packed_channels() * round_up(columns, column_width); }
 };
 
 template <int TILE>
@@ -161,18 +164,18 @@ void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channel
   float transformed[layout.points] = {};
   for (int64_t chunk = 0; chunk < layout.chunks(); ++chunk) {
     const int64_t padded = layout.padded_columns_of(chunk);
-    for (int64_t channel = begin; channel < end; ++channel) {
+    for (int64_t channel = begin; channel < (end == in_channels ? layout.packed_channels() : end); ++channel) {
       const int64_t piece = channel / layout.piece_channels() * layout.piece_channels();
-      const int64_t depth = min(layout.piece_channels(), layout.channels - piece);
+      const int64_t depth = min(layout.piece_channels(), layout.packed_channels() - piece);
       for (int64_t column = 0; column < padded; ++column) {
         const int64_t row = chunk * layout.chunk_columns + column;
-        const bool real = row < layout.columns;  // the rest are zeros
+        const bool real = row < layout.columns && channel < in_channels;  // the rest are zeros
         if (real) transform_weight<TILE>(weight + (row * layout.channels + channel) * 9, transformed);
         const int64_t first = column / panel * panel, columns = min(panel, padded - first);
         auto* target = static_cast<MultiplierB<Factor>*>(packed) + layout.offset(chunk, 0) + piece * padded +
-                       first * depth + (channel - piece) * columns + column - first;
+                       first * depth + Multiplier<Factor>::place(channel - piece, column - first, columns);
         for (int64_t point = 0; point < layout.points; ++point)
-          store_number(target + point * layout.channels * padded, real ? transformed[point] : 0.0f);
+          store_number(target + point * layout.packed_channels() * padded, real ? transformed[point] : 0.0f);
       }
     }
   }
@@ -233,7 +236,7 @@ class WinogradBlock {
   using Layout = WinogradLayout<Factor, TILE>;
   static constexpr int tile = F::tile, size = F::size, points = size * size;
   // Off a multiple of 4096 bytes, so that the matrices of the points do not share cache sets.
-  static constexpr int64_t stagger = 16;
+  static constexpr int64_t stagger = 16, input_stagger = stagger * sizeof(float) / sizeof(Factor);
 
   static int64_t tiles(const Winograd& call) {
     const Maps maps{call};
@@ -241,10 +244,10 @@ class WinogradBlock {
   }
 
   static size_t scratch_bytes(const Layout& layout, int64_t block_tiles) {
-    static_assert(sizeof(Factor) == sizeof(float));
-    const int64_t transformed = points * (block_tiles * layout.padded_channels + stagger);
+    const int64_t transformed = points * (block_tiles * layout.padded_channels + input_stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
-    return static_cast<size_t>(round_up(transformed + products + layout.padded_channels, 16)) * sizeof(float);
+    return static_cast<size_t>(round_up(transformed, 16)) * sizeof(Factor) +
+           static_cast<size_t>(round_up(products + layout.padded_channels, 16)) * sizeof(float);
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
@@ -255,11 +258,10 @@ class WinogradBlock {
     chunk_begin_ = layout_.chunks() * part / schedule.parts;
     chunk_end_ = layout_.chunks() * (part + 1) / schedule.parts;
     zeros_ = scratch;
-    input_stride_ = (end_ - begin_) * layout_.padded_channels + stagger;
+    input_stride_ = (end_ - begin_) * layout_.padded_channels + input_stagger;
     product_stride_ = (end_ - begin_) * layout_.chunk_columns + stagger;
-    float* transformed = zeros_ + layout_.padded_channels;
-    transformed_ = reinterpret_cast<Factor*>(transformed);
-    products_ = transformed + points * input_stride_;
+    products_ = zeros_ + layout_.padded_channels;
+    transformed_ = reinterpret_cast<Factor*>(products_ + points * product_stride_);
   }
 
   void run() {
@@ -329,7 +331,7 @@ class WinogradBlock {
     const Factor* a = transformed_ + point * input_stride_;
     const int64_t step = layout_.piece_channels();
     for (int64_t piece = 0; piece < layout_.channels; piece += step) {
-      const int64_t depth = min(step, layout_.channels - piece);
+      const int64_t depth = min(step, layout_.packed_channels() - piece);
       matrix_product(Rows{1, end_ - begin_, 0}, layout_.padded_columns_of(chunk), depth, a + piece * (end_ - begin_),
                      round_up(depth, S::width), b + piece * layout_.padded_columns_of(chunk),
                      products_ + point * product_stride_, layout_.chunk_columns, Epilogue<float>{piece > 0, false, nullptr},
