@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dcnzoo.ops import autocast, deform_conv2d_grad, reference
+from dcnzoo.ops import autocast, deform_conv2d_grad, gpu_tuning, reference
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 from dcnzoo.ops.gpu import allows_tf32, gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
@@ -38,7 +38,8 @@ def deform_conv2d(
     bilinear; a corner outside the map contributes 0, and a point at or beyond -1 or H (W) is 0. With
     short floats (float16, bfloat16) positions and sums are float32 all the same. Autocast lowers input,
     weight and bias. On a GPU float32 factors are rounded to TensorFloat-32 where PyTorch's switch for
-    convolutions, `torch.backends.cudnn.conv.fp32_precision`, allows it.
+    convolutions, `torch.backends.cudnn.conv.fp32_precision`, allows it; with
+    `torch.backends.cudnn.benchmark` the first inference of a shape looks for the fastest kernel.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -71,11 +72,15 @@ def deform_conv2d(
     _check_dtypes(x, weight, bias)
     if active_backend()[0] == "native" and _kernels_take(*tensors):
         geometry = stride, padding, dilation
-        rounded = x.device.type == "cuda" and x.dtype == torch.float32 and allows_tf32()
+        on_gpu = x.device.type == "cuda"
+        rounded = on_gpu and x.dtype == torch.float32 and allows_tf32()
         operator = torch.ops.dcnzoo.deform_conv2d_tf32 if rounded else torch.ops.dcnzoo.deform_conv2d
-        output: Tensor = operator(
-            x, weight, offset, mask, bias, *geometry, packed_weight, mask_is_logits, relu
-        )
+        operands = x, weight, offset, mask, bias, *geometry
+        output: Tensor
+        if on_gpu and gpu_tuning.applies(*tensors):
+            output = gpu_tuning.deform_conv2d(gpu_tuning.Call(*operands, mask_is_logits, relu, rounded))
+        else:
+            output = operator(*operands, packed_weight, mask_is_logits, relu)
     else:
         scale = mask.sigmoid() if mask is not None and mask_is_logits else mask
         output = _compute_elsewhere((x, offset, weight), bias, scale, stride, padding, dilation)

@@ -53,9 +53,9 @@ def input_grads(
     grad_input = sums.permute(0, 3, 1, 2)
     grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
     grad_mask = None if mask is None else torch.empty_like(mask, memory_format=torch.contiguous_format)
-    rows, matrix = _rows(grad.to(input.dtype), input, weight), _matrix(input, weight)
+    rows, matrix = _rows(grad.to(input.dtype), input, weight), weight_matrix(input, weight)
     call = (input, weight, offset, mask, stride, padding, dilation, mask_is_logits)
-    for begin, end in _pieces(rows, matrix):
+    for begin, end in column_pieces(rows.shape[1], matrix):
         columns = torch.bmm(rows[:, begin:end], matrix)
         torch.ops.dcnzoo.deform_conv2d_scatter_(grad_input, grad_offset, grad_mask, columns, *call, begin)
     return grad_input.to(input.dtype), grad_offset, offset.new_empty(0) if grad_mask is None else grad_mask
@@ -73,10 +73,10 @@ def weight_grad(
     mask_is_logits: bool,
 ) -> Tensor:
     """Gradient of the weight, given that of the output, (N, O, Ho, Wo)."""
-    rows, matrix = _rows(grad.to(input.dtype), input, weight), _matrix(input, weight)
+    rows, matrix = _rows(grad.to(input.dtype), input, weight), weight_matrix(input, weight)
     sums = torch.zeros_like(matrix, dtype=wide_dtype(input.dtype))
     call = (input, weight, offset, mask, stride, padding, dilation, mask_is_logits)
-    for begin, end in _pieces(rows, matrix):
+    for begin, end in column_pieces(rows.shape[1], matrix):
         columns = torch.ops.dcnzoo.deform_conv2d_columns(*call, begin, end - begin)
         sums += torch.bmm(rows[:, begin:end].transpose(1, 2), columns)
     out_channels, group_channels, *kernel = weight.shape
@@ -105,15 +105,19 @@ def _rows(grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     return by_pixel.transpose(0, 1)
 
 
-def _matrix(input: Tensor, weight: Tensor) -> Tensor:
+def weight_matrix(input: Tensor, weight: Tensor) -> Tensor:
     """(O, C/G, kernel height, kernel width) → (G, O/G, T·C/G)."""
     groups = input.shape[1] // weight.shape[1]
     return weight.permute(0, 2, 3, 1).reshape(groups, weight.shape[0] // groups, -1)
 
 
-def _pieces(rows: Tensor, matrix: Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of output pixels whose columns take no more than `COLUMN_BYTES`."""
-    groups, pixels, _ = rows.shape
-    step = max(1, COLUMN_BYTES // (groups * matrix.shape[2] * matrix.element_size()))
+def column_pieces(pixels: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of output pixels whose columns take no more than `COLUMN_BYTES`.
+
+    Args:
+        pixels: of all images.
+        matrix: of `weight_matrix`.
+    """
+    step = max(1, COLUMN_BYTES // (matrix.shape[0] * matrix.shape[2] * matrix.element_size()))
     for begin in range(0, pixels, step):
         yield begin, min(begin + step, pixels)

@@ -1,4 +1,6 @@
-"""Runs the derivatives for GPUs, kernels emulated, and compares with those of the reference in float64.
+"""Runs what columns of samples serve on GPUs, kernels emulated, and compares with the reference in float64.
+
+Those are the derivatives, and the forward pass in two steps.
 
 Run as a program, it prints a line of JSON per run; see `emulated_gpu` for why it is one.
 """
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dcnzoo import ops
-from dcnzoo.ops import gpu_grad
+from dcnzoo.ops import gpu_grad, gpu_tuning
+from dcnzoo.ops.gpu_tuning import Call
 from tests.ops import emulated_gpu
 from tests.ops.cuda_deform_conv2d_cases import BFLOAT16, DOUBLE, HALF, SINGLE, expected
 from tests.ops.deform_conv2d_cases import CASES, Case
@@ -42,6 +45,18 @@ RUNS: dict[str, tuple[Case, torch.dtype]] = {
     },
     **{f"groups-{dtype}": (GROUPS, dtype) for dtype in (DOUBLE, BFLOAT16)},
 }
+
+TWO_STEPS: dict[str, tuple[Case, torch.dtype]] = {
+    f"two-step-{name}-{dtype}": (case, dtype)
+    for name, case, dtype in (
+        ("one_pixel", CASES["one_pixel"], DOUBLE),
+        ("odd_everything", CASES["odd_everything"], SINGLE),
+        ("dense", CASES["dense"], HALF),
+        ("dense", CASES["dense"], BFLOAT16),
+        ("groups", replace(GROUPS, bias=True, relu=True), DOUBLE),
+    )
+}
+"""The forward pass by the same columns."""
 
 
 def exact_grads(case: Case, tensors: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
@@ -101,6 +116,25 @@ def error(case: Case, dtype: torch.dtype) -> float:
     return worst / TOLERANCE[dtype]
 
 
+def two_step_call(case: Case, tensors: dict[str, Tensor]) -> Call:
+    """The arguments of `gpu_tuning.compute`."""
+    options = case.options()
+    operands = (tensors.get(name) for name in ("input", "weight", "offset", "mask", "bias"))
+    geometry = (options[name] for name in ("stride", "padding", "dilation"))
+    return Call(*operands, *geometry, case.mask, case.relu, False)  # type: ignore[arg-type]
+
+
+def two_step_error(case: Case, dtype: torch.dtype) -> float:
+    """Largest error of the output, in tolerances; output pixels in several pieces."""
+    tensors = case.tensors(dtype)
+    columns = tensors["weight"][0].numel() * case.groups * tensors["weight"].element_size()
+    gpu_grad.COLUMN_BYTES = 50 * columns  # pixels at a time
+    found = gpu_tuning.two_step(two_step_call(case, tensors))
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    return relative(found, expected(case, tensors)) / TOLERANCE[dtype]
+
+
 def main() -> None:
     """Runs all, or those named."""
     torch.set_num_threads(1)
@@ -109,6 +143,9 @@ def main() -> None:
     for name, (case, dtype) in RUNS.items():
         if len(sys.argv) == 1 or name in sys.argv:
             print(json.dumps({"name": name, "error": error(case, dtype)}), flush=True)
+    for name, (case, dtype) in TWO_STEPS.items():
+        if len(sys.argv) == 1 or name in sys.argv:
+            print(json.dumps({"name": name, "error": two_step_error(case, dtype)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ def grad_reports(emulator: Path) -> tuple[dict[str, Any], str]:
     return run_program("cuda_grad_cases", emulator)
 
 
-@pytest.mark.parametrize("name", cuda_grad_cases.RUNS)
-def test_gradients_agree_with_those_of_the_reference(
+@pytest.mark.parametrize("name", [*cuda_grad_cases.RUNS, *cuda_grad_cases.TWO_STEPS])
+def test_gradients_and_the_two_step_way_agree_with_the_reference(
     name: str, grad_reports: tuple[dict[str, Any], str]
 ) -> None:
     reports, ending = grad_reports
