@@ -34,6 +34,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "deform_conv2d_tf32(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, Tensor? packed_weight=None, bool mask_is_logits=False, "
       "bool relu=False) -> Tensor");
+  // On a GPU the same by one kernel: "mma_128x128/2" is that kernel with the reduction in 2 parts. An error where it cannot
+  // compute this.
+  m.def(
+      "deform_conv2d_by_kernel(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
+      "int[2] padding, int[2] dilation, bool mask_is_logits, bool relu, bool tf32, str kernel) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups, bool half=False) -> Tensor");
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype, bool half=False) -> int");

@@ -1,7 +1,7 @@
 // Binds the deformable convolution of the CUDA kernels to PyTorch tensors.
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
+#include <string>
 
 #include "binding.h"
 
@@ -84,23 +84,28 @@ Operands operands(const Tensor& input, const Tensor& weight, const std::optional
   return found;
 }
 
-// DCNZOO_CUDA_KERNEL=name/splits asks for a kernel, for measurements: see `Kernel`; 0 splits are any number.
+// "mma_128x128/2" is that kernel with the reduction in 2 parts: see `Kernel`. Without a number, any.
+Choice parse_choice(const std::string& text) {
+  constexpr const char* names[] = {"simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256"};
+  const size_t slash = text.find('/');
+  const std::string name = text.substr(0, slash);
+  for (int32_t i = 0; i < static_cast<int32_t>(std::size(names)); ++i) {
+    if (name == names[i]) return {static_cast<Kernel>(i), slash == std::string::npos ? 0 : std::atoi(&text[slash + 1])};
+  }
+  STD_TORCH_CHECK(false, "deform_conv2d: there is no kernel ", name);
+}
+
+// What DCNZOO_CUDA_KERNEL asks for, for measurements.
 std::optional<Choice> forced_choice() {
   const char* setting = std::getenv("DCNZOO_CUDA_KERNEL");
   if (setting == nullptr || *setting == '\0') return std::nullopt;
-  constexpr const char* names[] = {"simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256"};
-  const char* slash = std::strchr(setting, '/');
-  const std::string name(setting, slash == nullptr ? std::strlen(setting) : static_cast<size_t>(slash - setting));
-  for (int32_t i = 0; i < static_cast<int32_t>(std::size(names)); ++i) {
-    if (name == names[i]) return Choice{static_cast<Kernel>(i), slash == nullptr ? 0 : std::atoi(slash + 1)};
-  }
-  STD_TORCH_CHECK(false, "DCNZOO_CUDA_KERNEL=", setting, " names no kernel");
+  return parse_choice(setting);
 }
 
 Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool mask_is_logits,
-                bool relu, bool allow_tf32) {
+                bool relu, bool allow_tf32, const std::optional<Choice>& forced) {
   const Device device(input);
   const ConvShape shape = conv_shape(input, weight, offset, stride, padding, dilation);
   device.check(offset, "deform_conv2d: offset");
@@ -118,11 +123,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
   call.output = output.mutable_data_ptr();
   call.mask_is_logits = mask_is_logits;
   call.relu = relu;
-  const std::optional<Choice> forced = forced_choice();
   const Gpu gpu = device.gpu();
   const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, gpu, forced ? &*forced : nullptr);
-  STD_TORCH_CHECK(!forced || plan.kernel == forced->kernel, "deform_conv2d: the kernel that DCNZOO_CUDA_KERNEL names "
-                  "cannot compute this");
+  STD_TORCH_CHECK(!forced || plan.kernel == forced->kernel, "deform_conv2d: the kernel that was named cannot compute this");
   std::optional<Tensor> partial;
   if (plan.tiling.splits > 1) {
     partial = torch::stable::empty({plan.tiling.splits, shape.pixels(), shape.out_channels}, ScalarType::Float,
@@ -212,7 +215,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                      const std::optional<Tensor>& packed_weight, bool mask_is_logits, bool relu) {
   refuse_packed(packed_weight);
-  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, false);
+  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, false,
+                  forced_choice());
 }
 
 Tensor deform_conv2d_tf32(const Tensor& input, const Tensor& weight, const Tensor& offset,
@@ -221,7 +225,17 @@ Tensor deform_conv2d_tf32(const Tensor& input, const Tensor& weight, const Tenso
                           const std::vector<int64_t>& dilation, const std::optional<Tensor>& packed_weight,
                           bool mask_is_logits, bool relu) {
   refuse_packed(packed_weight);
-  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, true);
+  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, true,
+                  forced_choice());
+}
+
+Tensor deform_conv2d_by_kernel(const Tensor& input, const Tensor& weight, const Tensor& offset,
+                               const std::optional<Tensor>& mask, const std::optional<Tensor>& bias,
+                               const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                               const std::vector<int64_t>& dilation, bool mask_is_logits, bool relu, bool tf32,
+                               const std::string& kernel) {
+  return convolve(input, weight, offset, mask, bias, stride, padding, dilation, mask_is_logits, relu, tf32,
+                  parse_choice(kernel));
 }
 
 }  // namespace
@@ -230,6 +244,7 @@ Tensor deform_conv2d_tf32(const Tensor& input, const Tensor& weight, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("deform_conv2d", TORCH_BOX(&dcnzoo::cuda::deform_conv2d));
   m.impl("deform_conv2d_tf32", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_tf32));
+  m.impl("deform_conv2d_by_kernel", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_by_kernel));
   m.impl("deform_conv2d_columns", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_columns));
   m.impl("deform_conv2d_scatter_", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_scatter_));
 }

@@ -150,6 +150,7 @@ def _kernels_take(*tensors: Tensor | None) -> bool:
 
 if NATIVE_PROBLEM is None:
 
+    @torch.library.register_fake("dcnzoo::deform_conv2d_by_kernel")  # type: ignore[untyped-decorator]
     @torch.library.register_fake("dcnzoo::deform_conv2d_tf32")  # type: ignore[untyped-decorator]
     @torch.library.register_fake("dcnzoo::deform_conv2d")  # type: ignore[untyped-decorator]
     def _fake_deform_conv2d(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo import ops
-from dcnzoo.ops import gpu
+from dcnzoo.ops import gpu, gpu_tuning
 from tests.ops import cuda_grad_cases
 from tests.ops.cuda_deform_conv2d_cases import RUNS, SINGLE_TOLERANCE, TOLERANCE, expected
 from tests.ops.deform_conv2d_cases import CASES, Case
@@ -86,6 +86,51 @@ def test_every_kernel_agrees_with_the_reference(name: str, monkeypatch: pytest.M
     assert settings.forced is not None
     monkeypatch.setenv("DCNZOO_CUDA_KERNEL", f"{KERNELS[settings.forced.kernel]}/{settings.forced.splits}")
     assert run(case, dtype) <= (SINGLE_TOLERANCE[True] if dtype == SINGLE else TOLERANCE[dtype])
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> gpu_tuning.KernelTuner:
+    """A tuner that knows nothing yet, switched on."""
+    tuner = gpu_tuning.KernelTuner()
+    monkeypatch.setattr(gpu_tuning, "_TUNER", tuner)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    return tuner
+
+
+@pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, SINGLE, DOUBLE], ids=str)
+def test_whatever_is_found_fastest_agrees_with_the_reference(
+    dtype: torch.dtype, search: gpu_tuning.KernelTuner
+) -> None:
+    assert run(SMALL, dtype) <= (TOLERANCE | {SINGLE: SINGLE_TOLERANCE[False]})[dtype]
+    assert len(search._fastest) == 1
+
+
+@pytest.mark.parametrize("name", ["dense", "resnext_8", "odd_everything"])
+def test_every_way_that_is_tried_agrees_with_the_reference(name: str) -> None:
+    case, computed = CASES[name], 0
+    tensors = case.tensors(HALF)
+    call = cuda_grad_cases.two_step_call(case, on_gpu(tensors))
+    for way in gpu_tuning.ways(call):
+        try:
+            found = gpu_tuning.compute(call, way)
+        except RuntimeError as problem:
+            assert "cannot compute" in str(problem)  # noqa: PT017
+            continue
+        computed += 1
+        assert error(case, tensors, found) <= TOLERANCE[HALF], way
+    assert computed >= 2
+
+
+def test_a_graph_captures_what_was_found_fastest(search: gpu_tuning.KernelTuner) -> None:
+    tensors = on_gpu(SMALL.tensors(HALF))
+    wanted = ops.deform_conv2d(**tensors, **SMALL.options())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = ops.deform_conv2d(**tensors, **SMALL.options())
+        ops.deform_conv2d(**tensors, **(SMALL.options() | {"relu": False}))  # new: not timed meanwhile
+    graph.replay()
+    assert captured.equal(wanted)
+    assert len(search._fastest) == 1
 
 
 def test_large_maps() -> None:
