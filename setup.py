@@ -147,6 +147,8 @@ def cuda_targets() -> list[str]:
     else:
         here = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
         archs = sorted({f"{major}{minor}" for major, minor in here if major >= 8}) or ["80"]
+    # every GPU of compute capability 9.0 runs the code for 90a, which alone has wgmma
+    archs = list(dict.fromkeys("90a" if arch == "90" else arch for arch in archs))
     machine_code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     lowest = min(archs, key=lambda arch: int(re.sub(r"\D", "", arch)))
     portable = re.sub(r"\D", "", lowest)

@@ -1,19 +1,20 @@
 """Times the deformable convolution on a GPU against cuDNN's dense one of the same shape and torchvision's.
 
 Each candidate is captured as a graph of several calls, so that Python and launches take no part, and replayed
-in turn with the others; medians. With --sweep also every kernel and split that can compute a layer.
+in turn with the others; medians. Then what a search (`dcnzoo.ops.gpu_tuning`) finds fastest, and with --sweep
+every way that can compute a layer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from detector_layers import LAYERS, Layer
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcnzoo import ops
-from dcnzoo.ops import reference
-from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops import gpu_tuning, reference
+from dcnzoo.ops.gpu import allows_tf32, gpu_problem
+from dcnzoo.ops.gpu_tuning import KERNELS, SPLITS, TWO_STEP, Call, KernelTuner
 
 try:
     from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
@@ -32,8 +33,6 @@ except ImportError:  # compared without it
     torchvision_deform_conv2d = None
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
-KERNELS = ("grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
-SPLITS = (1, 2, 3, 4, 6, 8)
 CALLS = 10
 """Per graph."""
 
@@ -51,7 +50,7 @@ class Timing:
         torchvision_us: torchvision's operator in float32, NCHW; None where it was not run.
         extra_mib: memory that a call takes beside its output.
         error: against the readable reference in float64 for the first image.
-        kernel: what was forced; None for the operator's own choice.
+        kernel: what was asked for, or found by a search; None for what the estimates choose.
     """
 
     layer: str
@@ -100,9 +99,15 @@ class Operands:
         tensors = (t.to(dtype).contiguous() for t in (self.x[:images], self.offset[:images], self.weight))
         return Operands(self.layer, *tensors, self.bias.to(dtype))
 
-    def native(self) -> Tensor:
-        """The compiled kernel."""
-        return ops.deform_conv2d(self.x, self.offset, self.weight, self.bias, padding=(1, 1))
+    def native(self, way: str | None = None) -> Tensor:
+        """The compiled kernels, in one of the ways of `gpu_tuning`."""
+        return gpu_tuning.compute(self.call(), way)
+
+    def call(self) -> Call:
+        """The arguments of `gpu_tuning`."""
+        rounded = self.x.dtype == torch.float32 and allows_tf32()
+        tensors = (self.x, self.weight, self.offset, None, self.bias)
+        return Call(*tensors, *[(1, 1)] * 3, mask_is_logits=False, relu=False, tf32=rounded)
 
     def dense(self) -> Tensor:
         """The dense convolution of cuDNN."""
@@ -128,16 +133,6 @@ def tf32(allowed: bool) -> Iterator[None]:
     yield
     for switch, value in zip(switches, before, strict=True):
         switch.fp32_precision = value
-
-
-@contextmanager
-def forced(kernel: str) -> Iterator[None]:
-    """Makes the operator use a kernel: name/splits."""
-    os.environ["DCNZOO_CUDA_KERNEL"] = kernel
-    try:
-        yield
-    finally:
-        del os.environ["DCNZOO_CUDA_KERNEL"]
 
 
 def captured(computation: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
@@ -180,9 +175,8 @@ def extra_memory(computation: Callable[[], Tensor]) -> float:
     return round((torch.cuda.max_memory_allocated() - before - output.nbytes) / 2**20, 2)
 
 
-def measure(layer: Layer, batch_size: int, precision: str, repeats: int, with_torchvision: bool) -> Timing:
+def measure(operands: Operands, precision: str, repeats: int, with_torchvision: bool) -> Timing:
     """Times one layer."""
-    operands = Operands.random(layer, batch_size, DTYPES[precision])
     exact = operands.to(torch.float64, images=1).exact()
     error = (operands.native()[:1].double() - exact).abs().max() / exact.abs().max()
     single = operands.to(torch.float32)
@@ -191,8 +185,8 @@ def measure(layer: Layer, batch_size: int, precision: str, repeats: int, with_to
         computations["torchvision"] = single.torchvision
     found = medians(computations, repeats)
     return Timing(
-        layer.name,
-        batch_size,
+        operands.layer.name,
+        len(operands.x),
         precision,
         found["native"],
         found["dense"],
@@ -202,21 +196,27 @@ def measure(layer: Layer, batch_size: int, precision: str, repeats: int, with_to
     )
 
 
-def sweep(layer: Layer, batch_size: int, precision: str, usual: Timing, repeats: int) -> Iterator[Timing]:
-    """Times the kernels that can compute a layer, the fastest first."""
-    operands, found = Operands.random(layer, batch_size, DTYPES[precision]), []
-    for name, splits in product(KERNELS, SPLITS):
-        kernel = f"{name}/{splits}"
-        if (name == "grouped") != (layer.groups > 1) or (name == "grouped" and splits > 1):
+def searched(operands: Operands, usual: Timing, repeats: int) -> Timing:
+    """Times what the search of `gpu_tuning` finds fastest."""
+    way = KernelTuner().fastest(operands.call())
+    time = medians({"native": partial(operands.native, way)}, repeats)["native"]
+    return replace(usual, native_us=time, kernel=f"found: {way or 'the chosen one'}")
+
+
+def sweep(operands: Operands, usual: Timing, repeats: int) -> Iterator[Timing]:
+    """Times all ways to compute a layer, the fastest first."""
+    found = []
+    for way in (TWO_STEP, *(f"{kernel}/{splits}" for kernel, splits in product(KERNELS[1:], SPLITS))):
+        grouped = operands.layer.groups > 1
+        if way != TWO_STEP and (way != "grouped/1" if grouped else way.startswith("grouped")):
             continue
         try:
-            with forced(kernel):
-                time = medians({"native": operands.native}, repeats)["native"]
+            time = medians({"native": partial(operands.native, way)}, repeats)["native"]
         except RuntimeError as error:
             if "cannot compute" not in str(error):
                 raise
             continue
-        found.append(replace(usual, native_us=time, kernel=kernel))
+        found.append(replace(usual, native_us=time, kernel=way))
     yield from sorted(found, key=lambda timing: timing.native_us)
 
 
@@ -263,10 +263,11 @@ def main() -> None:
     with torch.inference_mode():
         for precision, batch_size, layer in product(options.precision, options.batch_size, LAYERS):
             with tf32(precision == "tf32"):
-                usual = measure(layer, batch_size, precision, options.repeats, with_torchvision)
-                timings.append(usual)
+                operands = Operands.random(layer, batch_size, DTYPES[precision])
+                usual = measure(operands, precision, options.repeats, with_torchvision)
+                timings += [usual, searched(operands, usual, options.repeats)]
                 if options.sweep and precision != "fp32":
-                    timings += sweep(layer, batch_size, precision, usual, options.repeats)
+                    timings += sweep(operands, usual, options.repeats)
     print("\n".join(table(timings)))
     if options.json is not None:
         stamp = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}

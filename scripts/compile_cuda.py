@@ -41,7 +41,7 @@ def compile_source(nvcc: str, source: Path, target: str, folder: Path) -> list[K
     """Compiles a file for one target.
 
     Raises:
-        click.ClickException: nvcc fails or warns.
+        click.ClickException: nvcc fails or warns, or must wait for each wgmma before the next.
     """
     command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{target},code=sm_{target}"]
     command += ["--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v", "-c"]
@@ -50,6 +50,8 @@ def compile_source(nvcc: str, source: Path, target: str, folder: Path) -> list[K
     )
     if run.returncode:
         raise click.ClickException(f"{source.name} for sm_{target}:\n{run.stdout}{run.stderr}")
+    if "serialized" in run.stderr:  # no warning to ptxas
+        raise click.ClickException(f"{source.name} for sm_{target}: wgmma serialized\n{run.stderr}")
     return list(parse(run.stderr, target))
 
 

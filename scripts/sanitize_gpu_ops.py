@@ -12,6 +12,7 @@ from dcnzoo import ops
 from dcnzoo.ops.gpu import gpu_problem
 
 KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
+HOPPER_KERNELS = ("wgmma_128x128", "wgmma_128x256")
 
 
 def convolutions() -> None:
@@ -19,6 +20,10 @@ def convolutions() -> None:
     for kernel, dtype in product(KERNELS, (torch.float16, torch.bfloat16, torch.float32)):
         os.environ["DCNZOO_CUDA_KERNEL"] = f"{kernel}/2"
         convolve(dtype, channels=72, groups=1)
+    if torch.cuda.get_device_capability() == (9, 0):
+        for kernel, dtype in product(HOPPER_KERNELS, (torch.float16, torch.bfloat16)):
+            os.environ["DCNZOO_CUDA_KERNEL"] = f"{kernel}/2"
+            convolve(dtype, channels=72, groups=1)
     os.environ.pop("DCNZOO_CUDA_KERNEL")
     convolve(torch.float64, channels=24, groups=2)
     for channels, dtype in product((128, 256, 512), (torch.float16, torch.float32)):

@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <map>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -42,10 +44,16 @@ class Device {
     return static_cast<Stream>(stream);
   }
 
+  // Asked once, since the answer takes longer than a small kernel.
   Gpu gpu() const {
+    static std::mutex mutex;
+    static std::map<int32_t, Gpu> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(index_);
+    if (found != known.end()) return found->second;
     Gpu gpu{};
     check_cuda(query_gpu(index_, gpu));
-    return gpu;
+    return known[index_] = gpu;
   }
 
   void check(const Tensor& tensor, const char* name) const {

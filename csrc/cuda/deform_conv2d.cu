@@ -7,12 +7,23 @@
 namespace dcnzoo::cuda {
 namespace {
 
-extern __shared__ __align__(128) char shared_memory[];
+extern __shared__ __align__(1024) char shared_memory[];  // wgmma's swizzle counts from multiples of 1024
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads, 1)
     mma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   MmaBlock<Tile>(call, tiling, shared_memory).run();
+}
+
+// Code for GPUs without wgmma is a stub that no block of the right size can be launched of.
+template <class Tile>
+__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, 1)
+    wgmma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
+  if constexpr (has_wgmma) {
+    WgmmaBlock<Tile>(call, tiling, shared_memory).run();
+  } else {
+    stop();
+  }
 }
 
 template <class Tile>
@@ -44,17 +55,26 @@ KernelFunction mma_function(Kernel kernel) {
   }
 }
 
+template <class Factors>
+KernelFunction half_function(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::wgmma_128x128: return wgmma_kernel<Wgmma128x128<Factors>>;
+    case Kernel::wgmma_128x256: return wgmma_kernel<Wgmma128x256<Factors>>;
+    default: return mma_function<Factors>(kernel);
+  }
+}
+
 KernelFunction kernel_function(const DeformConv2d& call, const Plan& plan) {
   const bool simt = plan.kernel == Kernel::simt, grouped = plan.kernel == Kernel::grouped;
   switch (call.element) {
     case Element::float16:
       return simt      ? simt_kernel<Simt<Half>>
              : grouped ? grouped_kernel<Grouped<HalfFactors, 1>>
-                       : mma_function<HalfFactors>(plan.kernel);
+                       : half_function<HalfFactors>(plan.kernel);
     case Element::bfloat16:
       return simt      ? simt_kernel<Simt<Bfloat16>>
              : grouped ? grouped_kernel<Grouped<Bfloat16Factors, 1>>
-                       : mma_function<Bfloat16Factors>(plan.kernel);
+                       : half_function<Bfloat16Factors>(plan.kernel);
     case Element::float32:
       if (simt) return simt_kernel<Simt<float>>;
       if (!grouped) return mma_function<Tf32Factors>(plan.kernel);
@@ -73,6 +93,21 @@ cudaError_t reduce(const DeformConv2d& call, int splits, cudaStream_t stream) {
     default: reduce_kernel<float><<<blocks, reduce_threads, 0, stream>>>(call, splits); break;
   }
   return cudaGetLastError();
+}
+
+// Whether the current device, which has this number, runs code for sm_90a. Newer ones have no wgmma; those of its own
+// capability may have got code for sm_90, or of PTX, in which the kernel is a stub.
+cudaError_t query_wgmma(int device, bool& has) {
+  int major = 0, minor = 0;
+  has = false;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error != cudaSuccess || major != 9 || minor != 0) return error;
+  using Tile = Wgmma128x128<HalfFactors>;
+  cudaFuncAttributes code{};
+  error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(wgmma_kernel<Tile>));
+  has = error == cudaSuccess && code.maxThreadsPerBlock >= Tile::threads;
+  return error;
 }
 
 }  // namespace
@@ -96,9 +131,10 @@ int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, const Gpu& gpu
 }
 
 int query_gpu(int device, Gpu& gpu) {
-  const cudaError_t error = cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaError_t error = cudaDeviceGetAttribute(&gpu.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  return cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  error = cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return error != cudaSuccess ? error : query_wgmma(device, gpu.wgmma);
 }
 
 }  // namespace dcnzoo::cuda

@@ -56,7 +56,8 @@ class GroupedBlock {
         sync_block();
         window_end = smaller(tap + tiling_.window_taps, call_.shape.taps());
         table_.fill(call_, first_, pixels_,
-                    Window{tap, window_end - tap, block_channel_ / call_.shape.deform_channels(), deform_groups()});
+                    Window{tap, window_end - tap, block_channel_ / call_.shape.deform_channels(), deform_groups()},
+                    thread_index(), Tile::threads);
         sync_block();
       }
       if (idle) continue;

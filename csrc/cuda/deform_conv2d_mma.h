@@ -119,6 +119,129 @@ DCNZOO_DEVICE void finish_sums(float (&sums)[TILES][4], const T* bias, int first
   }
 }
 
+// What a block computes: a tile of output pixels × columns of a group, and a part of the steps of the reduction axis.
+template <class Storage, int PIXELS, int COLUMNS>
+class BlockWork {
+  // Which tile and part. For the rest to be constants too, it is known before them.
+  struct Place {
+    int64_t first_pixel;
+    int group, split, column;
+
+    DCNZOO_DEVICE Place(const Tiling& tiling, int64_t block) {
+      column = static_cast<int>(block % tiling.column_tiles) * COLUMNS;
+      block /= tiling.column_tiles;
+      split = static_cast<int>(block % tiling.splits);
+      block /= tiling.splits;
+      first_pixel = block % tiling.pixel_tiles * PIXELS;
+      group = static_cast<int>(block / tiling.pixel_tiles);
+    }
+  };
+
+ public:
+  using Table = SampleTable<float, PIXELS>;
+
+  const DeformConv2d& call;
+  const Tiling& tiling;
+  const Place place;
+  const Pixel first;
+  const int pixels, columns;  // of the tile that exist
+  const int group_bytes, steps_per_tap, begin, end;
+
+  DCNZOO_DEVICE BlockWork(const DeformConv2d& given_call, const Tiling& given_tiling)
+      : BlockWork(given_call, given_tiling, Place(given_tiling, block_index())) {}
+
+  DCNZOO_DEVICE int64_t pixel_bytes() const { return call.shape.channels * static_cast<int64_t>(sizeof(Storage)); }
+  DCNZOO_DEVICE int tap(int step) const { return step / steps_per_tap; }
+
+  // Of the channels of a step the one that a thread with this number of a chunk has, in bytes from the start of the
+  // group; there may be none.
+  DCNZOO_DEVICE int byte(int step, int chunk) const { return step % steps_per_tap * step_bytes + chunk * chunk_bytes; }
+  DCNZOO_DEVICE bool has(int byte) const { return byte < group_bytes; }
+
+  // The deformable group of the channels that start `byte` bytes into this block's group.
+  DCNZOO_DEVICE int deform_group(int byte) const {
+    const int channel = place.group * call.shape.group_channels() + byte / static_cast<int>(sizeof(Storage));
+    return channel / call.shape.deform_channels();
+  }
+
+  // The first pixel of the input at these channels.
+  DCNZOO_DEVICE const char* input(int byte) const {
+    return static_cast<const char*>(call.input) + static_cast<int64_t>(place.group) * group_bytes + byte;
+  }
+
+  // The samples to have in the table when the steps reach `tap`.
+  DCNZOO_DEVICE Window window(int tap) const {
+    const int window_end = smaller(tap + tiling.window_taps, this->tap(end - 1) + 1);
+    return {tap, window_end - tap, deform_group(0), deform_group(group_bytes - chunk_bytes) - deform_group(0) + 1};
+  }
+
+  // Starts to copy weights: of this tap and these channels every ROWS_AT_ONCE-th column from `row` on, which go to
+  // `target` and as many rows of shared memory further.
+  template <int ROWS_AT_ONCE>
+  DCNZOO_DEVICE void copy_weights(int tap, int byte, int row, Chunk* target) const {
+    const bool inside = has(byte);
+    const int64_t row_step = static_cast<int64_t>(call.shape.taps()) * group_bytes;
+    const int64_t first_row = static_cast<int64_t>(place.group) * call.shape.group_columns() + place.column + row;
+    const char* source = static_cast<const char*>(call.weight) + first_row * row_step +
+                         static_cast<int64_t>(tap) * group_bytes + byte;
+    DCNZOO_UNROLL
+    for (int i = 0; i < COLUMNS / ROWS_AT_ONCE; ++i) {
+      copy_async(target, source, inside && row < columns);
+      row += ROWS_AT_ONCE;
+      source += ROWS_AT_ONCE * row_step;
+      target += ROWS_AT_ONCE * step_chunks;
+    }
+  }
+
+  // Writes the sums of a warp: the tile's pixels from `row` on, its columns from `column` on. `staging` is memory of
+  // the block, of which the warp takes its part.
+  template <int TILES_M, int TILES_N>
+  DCNZOO_DEVICE void store(float (&sums)[TILES_M][TILES_N][4], int row, int column, char* staging) const {
+    const ConvShape& shape = call.shape;
+    const int first_column = place.group * shape.group_columns() + place.column + column;
+    const int64_t target = (place.first_pixel + row) * shape.out_channels + first_column;
+    if (call.partial != nullptr) {
+      store_to(call.partial + place.split * shape.pixels() * shape.out_channels + target, sums, row, column, staging);
+      return;
+    }
+    DCNZOO_UNROLL
+    for (int i = 0; i < TILES_M; ++i) {
+      finish_sums(sums[i], static_cast<const Storage*>(call.bias), first_column, columns - column, call.relu);
+    }
+    store_to(static_cast<Storage*>(call.output) + target, sums, row, column, staging);
+  }
+
+ private:
+  DCNZOO_DEVICE BlockWork(const DeformConv2d& given_call, const Tiling& given_tiling, const Place& given_place)
+      : call(given_call),
+        tiling(given_tiling),
+        place(given_place),
+        first(pixel_at(place.first_pixel, call.shape)),
+        pixels(static_cast<int>(smaller<int64_t>(PIXELS, call.shape.pixels() - place.first_pixel))),
+        columns(smaller(COLUMNS, call.shape.group_columns() - place.column)),
+        group_bytes(call.shape.group_channels() * static_cast<int>(sizeof(Storage))),
+        steps_per_tap((group_bytes + step_bytes - 1) / step_bytes),
+        begin(part(place.split)),
+        end(part(place.split + 1)) {}
+
+  DCNZOO_DEVICE int part(int split) const {
+    return static_cast<int>(static_cast<int64_t>(call.shape.taps()) * steps_per_tap * split / tiling.splits);
+  }
+
+  template <int TILES_M, int TILES_N, class Out>
+  DCNZOO_DEVICE void store_to(Out* output, const float (&sums)[TILES_M][TILES_N][4], int row, int column,
+                              char* staging) const {
+    char* own = staging + thread_index() / warp_threads * 16 * staging_row_bytes(8 * TILES_N, sizeof(Out));
+    const bool aligned = call.shape.group_columns() % (chunk_bytes / static_cast<int>(sizeof(Out))) == 0;
+    DCNZOO_UNROLL
+    for (int i = 0; i < TILES_M; ++i) {
+      store_rows(sums[i], own,
+                 OutputRows<Out>{output + static_cast<int64_t>(16 * i) * call.shape.out_channels,
+                                 call.shape.out_channels, pixels - row - 16 * i, columns - column, aligned});
+    }
+  }
+};
+
 // Sizes of a block. A warp computes (PIXELS / WARPS_M) × (COLUMNS / WARPS_N); BATCH is how many of its samples a
 // thread loads ahead of the products.
 template <class FACTORS, int PIXELS, int COLUMNS, int WARPS_M, int WARPS_N, int BATCH>
@@ -132,6 +255,7 @@ struct MmaTile {
   static constexpr int rows_at_once = threads / step_chunks;
   static constexpr int samples = PIXELS / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
   static constexpr int stage_bytes = (PIXELS + COLUMNS) * step_bytes;
+  static constexpr int operand_rows = WARPS_M * WARPS_N * (warp_rows + warp_columns);  // that warps read per step
   static_assert(tiles_m * 16 * WARPS_M == PIXELS && tiles_n * 8 * WARPS_N == COLUMNS, "warps divide the tile");
   static_assert(samples * rows_at_once == PIXELS && copies * rows_at_once == COLUMNS, "threads divide the tile");
   static_assert(samples % BATCH == 0, "batches divide the samples");
@@ -140,33 +264,37 @@ struct MmaTile {
                 "the output's way through shared memory");
 };
 
-template <class Tile>
+template <class TILE>
 class MmaBlock {
-  using Factors = typename Tile::Factors;
-  using Storage = typename Factors::Storage;
-  using Table = SampleTable<float, Tile::pixels>;
+  using Factors = typename TILE::Factors;
+  using Work = BlockWork<typename Factors::Storage, TILE::pixels, TILE::columns>;
+  using Table = typename Work::Table;
 
  public:
+  using Tile = TILE;
+
   // Shared memory that a block needs.
   static DCNZOO_BOTH int shared_bytes(int table_capacity) {
     return 2 * Tile::stage_bytes + table_capacity * Table::bytes;
   }
 
   DCNZOO_DEVICE MmaBlock(const DeformConv2d& call, const Tiling& tiling, char* shared)
-      : MmaBlock(call, tiling, shared, Place(tiling, block_index())) {}
+      : work_(call, tiling),
+        shared_(shared),
+        table_(shared + 2 * Tile::stage_bytes, tiling.table_capacity, work_.pixel_bytes()) {}
 
   DCNZOO_DEVICE void run() {
     float sums[Tile::tiles_m][Tile::tiles_n][4] = {};
     Chunk corners[Tile::batch][4];
-    enter(begin_);
-    start(begin_, corners);
-    finish(begin_, corners);
+    enter(work_.begin);
+    start(work_.begin, corners);
+    finish(work_.begin, corners);
     wait_for_copies();
     sync_block();
     // Warps that share an issue slot take turns, so that neither tensor cores nor loads ever stand still.
     const bool sample_first = thread_index() / warp_threads / 4 % 2 == 1;
-    for (int step = begin_; step < end_; ++step) {
-      const bool more = step + 1 < end_;
+    for (int step = work_.begin; step < work_.end; ++step) {
+      const bool more = step + 1 < work_.end;
       if (more) {
         enter(step + 1);
         start(step + 1, corners);
@@ -177,64 +305,21 @@ class MmaBlock {
       wait_for_copies();
       sync_block();
     }
-    store(sums);
+    work_.store(sums, warp_row(), warp_column(), shared_);
   }
 
  private:
-  // Which part of the output and of the reduction axis a block computes.
-  struct Place {
-    int64_t first_pixel;
-    int group, split, column;
-
-    DCNZOO_DEVICE Place(const Tiling& tiling, int64_t block) {
-      column = static_cast<int>(block % tiling.column_tiles) * Tile::columns;
-      block /= tiling.column_tiles;
-      split = static_cast<int>(block % tiling.splits);
-      block /= tiling.splits;
-      first_pixel = block % tiling.pixel_tiles * Tile::pixels;
-      group = static_cast<int>(block / tiling.pixel_tiles);
-    }
-  };
-
-  DCNZOO_DEVICE MmaBlock(const DeformConv2d& call, const Tiling& tiling, char* shared, const Place& place)
-      : call_(call),
-        tiling_(tiling),
-        shared_(shared),
-        place_(place),
-        first_(pixel_at(place.first_pixel, call.shape)),
-        pixels_(static_cast<int>(smaller<int64_t>(Tile::pixels, call.shape.pixels() - place.first_pixel))),
-        columns_(smaller(Tile::columns, call.shape.group_columns() - place.column)),
-        group_bytes_(call.shape.group_channels() * static_cast<int>(sizeof(Storage))),
-        steps_per_tap_((group_bytes_ + step_bytes - 1) / step_bytes),
-        begin_(part(place.split)),
-        end_(part(place.split + 1)),
-        table_(shared + 2 * Tile::stage_bytes, tiling.table_capacity, pixel_bytes()) {}
-
-  DCNZOO_DEVICE int64_t pixel_bytes() const { return call_.shape.channels * static_cast<int64_t>(sizeof(Storage)); }
-
-  DCNZOO_DEVICE int part(int split) const {
-    return static_cast<int>(static_cast<int64_t>(call_.shape.taps()) * steps_per_tap_ * split / tiling_.splits);
-  }
-
-  // The deformable group of the channels that start `byte` bytes into this block's group.
-  DCNZOO_DEVICE int deform_group(int byte) const {
-    const int channel = place_.group * call_.shape.group_channels() + byte / static_cast<int>(sizeof(Storage));
-    return channel / call_.shape.deform_channels();
-  }
-
-  DCNZOO_DEVICE int deform_groups() const { return deform_group(group_bytes_ - chunk_bytes) - deform_group(0) + 1; }
-
   // Makes sure that the samples of a step are in the table. No thread may still read the ones before.
   DCNZOO_DEVICE void enter(int step) {
-    const int tap = step / steps_per_tap_;
-    if (tap < window_end_) return;
-    window_end_ = smaller(tap + tiling_.window_taps, (end_ - 1) / steps_per_tap_ + 1);
-    table_.fill(call_, first_, pixels_, Window{tap, window_end_ - tap, deform_group(0), deform_groups()});
+    if (work_.tap(step) < window_end_) return;
+    const Window window = work_.window(work_.tap(step));
+    window_end_ = window.tap + window.taps;
+    table_.fill(work_.call, work_.first, work_.pixels, window, thread_index(), Tile::threads);
     sync_block();
   }
 
   DCNZOO_DEVICE Chunk* stage(int step) const {
-    return reinterpret_cast<Chunk*>(shared_ + (step - begin_) % 2 * Tile::stage_bytes);
+    return reinterpret_cast<Chunk*>(shared_ + (step - work_.begin) % 2 * Tile::stage_bytes);
   }
 
   // Where a chunk of a row lies: rows are rotated among themselves so that neither the threads that write a row
@@ -243,54 +328,39 @@ class MmaBlock {
     return row * step_chunks + (chunk ^ (row / 2 % 4 | row % 2 * 4));
   }
 
-  // The chunk of channels that this thread samples and copies in a step, in bytes from the start of the group.
-  DCNZOO_DEVICE int own_byte(int step) const {
-    return step % steps_per_tap_ * step_bytes + thread_index() % step_chunks * chunk_bytes;
-  }
+  // The row and the chunk of channels that this thread samples and copies first in a step.
+  static DCNZOO_DEVICE int own_row() { return thread_index() / step_chunks; }
+  static DCNZOO_DEVICE int own_chunk() { return thread_index() % step_chunks; }
 
   // Starts what the next step needs: the copies of the weights, and the loads of the first samples.
   DCNZOO_DEVICE void start(int step, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = own_byte(step), tap = step / steps_per_tap_, chunk = thread_index() % step_chunks;
-    const bool inside = byte < group_bytes_;
-    const int64_t row_step = static_cast<int64_t>(call_.shape.taps()) * group_bytes_;
-    const int64_t first = static_cast<int64_t>(place_.group) * call_.shape.group_columns() + place_.column;
-    int row = thread_index() / step_chunks;
-    const char* source = static_cast<const char*>(call_.weight) + (first + row) * row_step +
-                         static_cast<int64_t>(tap) * group_bytes_ + byte;
-    Chunk* target = stage(step) + (Tile::pixels * step_chunks + chunk_index(row, chunk));
-    DCNZOO_UNROLL
-    for (int i = 0; i < Tile::copies; ++i) {
-      copy_async(target, source, inside && row < columns_);
-      row += Tile::rows_at_once;
-      source += Tile::rows_at_once * row_step;
-      target += Tile::rows_at_once * step_chunks;
-    }
+    Chunk* target = stage(step) + (Tile::pixels * step_chunks + chunk_index(own_row(), own_chunk()));
+    work_.template copy_weights<Tile::rows_at_once>(work_.tap(step), work_.byte(step, own_chunk()), own_row(), target);
     load_batch(step, 0, corners);
   }
 
   DCNZOO_DEVICE void load_batch(int step, int batch, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = own_byte(step);
-    if (byte >= group_bytes_) return;
-    const char* source = static_cast<const char*>(call_.input) + static_cast<int64_t>(place_.group) * group_bytes_ + byte;
+    const int byte = work_.byte(step, own_chunk());
+    if (!work_.has(byte)) return;
     const int first = own_samples(step, byte) + batch * Tile::batch * Tile::rows_at_once;
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) {
-      load_corners(corners[i], source, table_.corner(first + i * Tile::rows_at_once), pixel_bytes(),
-                   pixel_bytes() * call_.shape.width);
+      load_corners(corners[i], work_.input(byte), table_.corner(first + i * Tile::rows_at_once), work_.pixel_bytes(),
+                   work_.pixel_bytes() * work_.call.shape.width);
     }
   }
 
   // The table's entry of this thread's first sample of a step.
   DCNZOO_DEVICE int own_samples(int step, int byte) const {
-    return table_.index(step / steps_per_tap_, deform_group(byte), thread_index() / step_chunks);
+    return table_.index(work_.tap(step), work_.deform_group(byte), own_row());
   }
 
   // Interpolates and stores the samples of a step, the first of which are loaded.
   DCNZOO_DEVICE void finish(int step, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = own_byte(step), chunk = thread_index() % step_chunks;
-    const bool inside = byte < group_bytes_;
+    const int byte = work_.byte(step, own_chunk());
+    const bool inside = work_.has(byte);
     const int entry = inside ? own_samples(step, byte) : 0;
-    Chunk* target = stage(step) + chunk_index(thread_index() / step_chunks, chunk);
+    Chunk* target = stage(step) + chunk_index(own_row(), own_chunk());
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::samples; ++i) {
       if (i > 0 && i % Tile::batch == 0) load_batch(step, i / Tile::batch, corners);
@@ -329,41 +399,8 @@ class MmaBlock {
     }
   }
 
-  DCNZOO_DEVICE void store(float (&sums)[Tile::tiles_m][Tile::tiles_n][4]) const {
-    const ConvShape& shape = call_.shape;
-    const int column = place_.group * shape.group_columns() + place_.column + warp_column();
-    const int64_t first = (place_.first_pixel + warp_row()) * shape.out_channels + column;
-    if (call_.partial != nullptr) {
-      store_to(call_.partial + place_.split * shape.pixels() * shape.out_channels + first, sums);
-      return;
-    }
-    DCNZOO_UNROLL
-    for (int i = 0; i < Tile::tiles_m; ++i) {
-      finish_sums(sums[i], static_cast<const Storage*>(call_.bias), column, columns_ - warp_column(), call_.relu);
-    }
-    store_to(static_cast<Storage*>(call_.output) + first, sums);
-  }
-
-  template <class Out>
-  DCNZOO_DEVICE void store_to(Out* output, const float (&sums)[Tile::tiles_m][Tile::tiles_n][4]) const {
-    char* staging = shared_ + thread_index() / warp_threads * 16 * staging_row_bytes(Tile::warp_columns, sizeof(Out));
-    const bool aligned = call_.shape.group_columns() % (chunk_bytes / static_cast<int>(sizeof(Out))) == 0;
-    DCNZOO_UNROLL
-    for (int i = 0; i < Tile::tiles_m; ++i) {
-      store_rows(sums[i], staging,
-                 OutputRows<Out>{output + static_cast<int64_t>(16 * i) * call_.shape.out_channels,
-                                 call_.shape.out_channels, pixels_ - warp_row() - 16 * i, columns_ - warp_column(),
-                                 aligned});
-    }
-  }
-
-  const DeformConv2d& call_;
-  const Tiling& tiling_;
+  const Work work_;
   char* const shared_;
-  const Place place_;
-  const Pixel first_;
-  const int pixels_, columns_;  // of the tile that exist
-  const int group_bytes_, steps_per_tap_, begin_, end_;
   Table table_;
   int window_end_ = 0;
 };

@@ -3,6 +3,7 @@
 
 #include "deform_conv2d_grouped.h"
 #include "deform_conv2d_simt.h"
+#include "deform_conv2d_wgmma.h"
 
 namespace dcnzoo::cuda {
 
@@ -15,6 +16,11 @@ using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4>;
 template <class Factors>
 using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1>;
 
+template <class Factors>
+using Wgmma128x128 = WgmmaTile<Factors, 128, 4, 136, 4>;
+template <class Factors>
+using Wgmma128x256 = WgmmaTile<Factors, 256, 3, 168, 2>;
+
 template <class Factors, int SEGMENTS>
 using Grouped = GroupedTile<Factors, SEGMENTS, 2, 2>;
 
@@ -23,11 +29,12 @@ template <class T>
 using Simt = SimtTile<T, sizeof(typename Accumulator<T>::type) == 4 ? 8 : 4>;
 
 // Estimates of what a block costs, in clock cycles of a multiprocessor. They follow from the bytes that pass
-// through the first-level cache, 128 per cycle, and the rate of mma.sync; none has been measured.
+// through the first-level cache, 128 per cycle, and the rates of mma.sync and wgmma; none has been measured.
 struct Cost {
   static constexpr double start = 3000;         // of a kernel
   static constexpr double table = 1500;         // of a window of samples
-  static constexpr double bytes_per_cycle = 128, factors_per_cycle = 1200, device_bytes_per_cycle = 1500;
+  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500;
+  static constexpr double mma_factors_per_cycle = 1200, wgmma_factors_per_cycle = 2048;  // of 16 bits
 };
 
 class Planner {
@@ -49,6 +56,14 @@ class Planner {
     }
     for (const Kernel kernel : {Kernel::mma_128x256, Kernel::mma_128x128, Kernel::mma_128x64, Kernel::mma_64x128}) {
       consider_splits(kernel, forced, consider);
+    }
+    // These have not run on a GPU yet. Until they have, they compute only what they are asked to: without this
+    // condition their estimates would take them for most layers.
+    const bool asked = forced != nullptr;
+    if (asked && gpu_.wgmma && element_bytes(element_) == 2) {
+      for (const Kernel kernel : {Kernel::wgmma_128x256, Kernel::wgmma_128x128}) {
+        consider_splits(kernel, forced, consider);
+      }
     }
     return best;
   }
@@ -136,19 +151,26 @@ class Planner {
 
   template <class Consider>
   void consider_splits(Kernel kernel, const Choice* forced, const Consider& consider) const {
+    using Factors = HalfFactors;  // the sizes that matter here are the same for all
     switch (kernel) {
-      case Kernel::mma_64x128: return consider_tile<Mma64x128<HalfFactors>>(kernel, forced, consider);
-      case Kernel::mma_128x64: return consider_tile<Mma128x64<HalfFactors>>(kernel, forced, consider);
-      case Kernel::mma_128x128: return consider_tile<Mma128x128<HalfFactors>>(kernel, forced, consider);
-      default: return consider_tile<Mma128x256<HalfFactors>>(kernel, forced, consider);
+      case Kernel::mma_64x128: return consider_block<MmaBlock<Mma64x128<Factors>>>(kernel, forced, consider);
+      case Kernel::mma_128x64: return consider_block<MmaBlock<Mma128x64<Factors>>>(kernel, forced, consider);
+      case Kernel::mma_128x128: return consider_block<MmaBlock<Mma128x128<Factors>>>(kernel, forced, consider);
+      case Kernel::wgmma_128x128: return consider_block<WgmmaBlock<Wgmma128x128<Factors>>>(kernel, forced, consider);
+      case Kernel::wgmma_128x256: return consider_block<WgmmaBlock<Wgmma128x256<Factors>>>(kernel, forced, consider);
+      default: return consider_block<MmaBlock<Mma128x256<Factors>>>(kernel, forced, consider);
     }
   }
 
   int steps() const { return shape_.taps() * ceil(group_bytes(), step_bytes); }
 
-  template <class Tile, class Consider>
-  void consider_tile(Kernel kernel, const Choice* forced, const Consider& consider) const {
+  template <class Block, class Consider>
+  void consider_block(Kernel kernel, const Choice* forced, const Consider& consider) const {
+    using Tile = typename Block::Tile;
     constexpr int most_splits = 8, fewest_steps = 4;
+    const double rate = kernel == Kernel::wgmma_128x128 || kernel == Kernel::wgmma_128x256
+                            ? Cost::wgmma_factors_per_cycle
+                            : Cost::mma_factors_per_cycle;
     const int limit = smaller(steps(), larger(1, smaller(most_splits, steps() / fewest_steps)));
     for (int splits = 1; splits <= limit; ++splits) {
       const bool wanted = forced == nullptr || forced->splits <= 0 || forced->splits == splits;
@@ -157,18 +179,19 @@ class Planner {
       plan.threads = Tile::threads;
       const int deform_groups = deform_groups_of(shape_.group_channels(), shape_.group_channels());
       set_window(plan, deform_groups, SampleTable<float, Tile::pixels>::bytes,
-                 gpu_.shared_bytes - 2 * Tile::stage_bytes);
-      plan.shared_bytes = MmaBlock<Tile>::shared_bytes(plan.tiling.table_capacity);
-      consider(plan, estimate<Tile>(plan));
+                 gpu_.shared_bytes - Block::shared_bytes(0));
+      plan.shared_bytes = Block::shared_bytes(plan.tiling.table_capacity);
+      consider(plan, estimate<Tile>(plan, rate));
     }
   }
 
+  // `rate` is the tensor cores' for factors of 16 bits.
   template <class Tile>
-  double estimate(const Plan& plan) const {
-    constexpr double warp_reads = Tile::warps_m * Tile::warps_n * (Tile::warp_rows + Tile::warp_columns);
-    constexpr double bytes = (5.0 * Tile::pixels + Tile::columns + warp_reads) * step_bytes;  // 4 corners, 1 store
+  double estimate(const Plan& plan, double rate) const {
+    constexpr double samples = 5 * Tile::pixels;  // 4 corners, 1 store
+    constexpr double bytes = (samples + Tile::columns + Tile::operand_rows) * step_bytes;
     const double factors = static_cast<double>(Tile::pixels) * Tile::columns * step_bytes / element_bytes(element_);
-    const double rate = element_ == Element::float32 ? Cost::factors_per_cycle / 2 : Cost::factors_per_cycle;
+    if (element_ == Element::float32) rate /= 2;
     const double step = larger(bytes / Cost::bytes_per_cycle, factors / rate);
     const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;

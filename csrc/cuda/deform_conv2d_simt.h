@@ -78,7 +78,7 @@ class SimtBlock {
   // Fills the table with the samples of some taps for the channels that start at `first` of the group.
   DCNZOO_DEVICE void fill(int tap, int taps, int first, int channels) {
     const int begin = deform_group(first), end = deform_group(first + channels - 1) + 1;
-    table_.fill(call_, first_, pixels_, Window{tap, taps, begin, end - begin});
+    table_.fill(call_, first_, pixels_, Window{tap, taps, begin, end - begin}, thread_index(), Tile::threads);
     sync_block();
   }
 

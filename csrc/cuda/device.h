@@ -17,6 +17,11 @@ struct Pair {
   float low, high;
 };
 
+// In shared memory.
+struct alignas(8) PhaseBarrier {
+  uint64_t state;
+};
+
 }  // namespace dcnzoo::cuda
 
 #ifdef __CUDACC__
@@ -30,7 +35,6 @@ struct Pair {
 namespace dcnzoo::cuda {
 
 DCNZOO_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-DCNZOO_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
 DCNZOO_DEVICE int64_t block_index() { return blockIdx.x; }
 DCNZOO_DEVICE int64_t grid_blocks() { return gridDim.x; }
 
@@ -159,6 +163,106 @@ DCNZOO_DEVICE void multiply_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+
+// Hopper (sm_90a) from here on, for code that is only compiled where `has_wgmma`.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool has_wgmma = true;
+#else
+constexpr bool has_wgmma = false;
+#endif
+
+[[noreturn]] DCNZOO_DEVICE void stop() {
+  __trap();
+  __builtin_unreachable();
+}
+
+// Where memory lies in the window of shared memory.
+DCNZOO_DEVICE uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// A barrier whose phases follow each other: one ends when `arrivals` threads have arrived. Threads see it after the
+// next barrier of the block.
+DCNZOO_DEVICE void init_barrier(PhaseBarrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// What this thread has written is seen by those that wait for the phase.
+DCNZOO_DEVICE void arrive(PhaseBarrier* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Waits for the end of the phase of this parity: the first phase has 0, and the one before it, which has ended, 1.
+DCNZOO_DEVICE void wait_for_phase(PhaseBarrier* barrier, uint32_t parity) {
+  uint32_t ended;
+  do {
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (ended == 0);
+}
+
+// A barrier of some warps of the block. Number 0 is that of sync_block.
+DCNZOO_DEVICE void sync_threads(int number, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// What this thread has stored to shared memory can be read by multiply_async of those that wait for it afterwards.
+DCNZOO_DEVICE void publish_to_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Four warps, of which the first has a number that is a multiple of 4, change how many registers their threads have.
+template <int REGISTERS>
+DCNZOO_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+DCNZOO_DEVICE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
+// Products of four such warps, c += a · b for 64 × 128 results and 16 elements of the reduction axis, which
+// the tensor cores read from shared memory as the descriptors `a` and `b` say (wgmma.m64n128k16, both along K). Each
+// warp has 16 of the rows, and its threads have c as they have that of multiply_half. The products happen some time
+// between allow_products, which follows all other uses of c, and the return of wait_for_products for their batch.
+DCNZOO_DEVICE void allow_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Makes a batch of the products since the last.
+DCNZOO_DEVICE void end_batch() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most PENDING batches are not done.
+template <int PENDING>
+DCNZOO_DEVICE void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// The same for all of them; then c may be used.
+template <int TILES>
+DCNZOO_DEVICE void wait_for_products(float (&c)[TILES][4]) {
+  wait_for_products<0>();
+  DCNZOO_UNROLL
+  for (int j = 0; j < TILES; ++j) {  // the compiler must not read them any earlier
+    asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
+  }
+}
+
+#define DCNZOO_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
+#define DCNZOO_4_TILES(j) DCNZOO_TILE(j), DCNZOO_TILE(j + 1), DCNZOO_TILE(j + 2), DCNZOO_TILE(j + 3)
+#define DCNZOO_WGMMA(types)                                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." types " {"                     \
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                      \
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"            \
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"            \
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"             \
+               "}, %64, %65, 1, 1, 1, 0, 0;"                                                 \
+               : DCNZOO_4_TILES(0), DCNZOO_4_TILES(4), DCNZOO_4_TILES(8), DCNZOO_4_TILES(12) \
+               : "l"(a), "l"(b))
+DCNZOO_DEVICE void multiply_half_async(float (&c)[16][4], uint64_t a, uint64_t b) { DCNZOO_WGMMA("f16.f16"); }
+DCNZOO_DEVICE void multiply_bfloat16_async(float (&c)[16][4], uint64_t a, uint64_t b) { DCNZOO_WGMMA("bf16.bf16"); }
+#undef DCNZOO_WGMMA
+#undef DCNZOO_4_TILES
+#undef DCNZOO_TILE
 
 }  // namespace dcnzoo::cuda
 

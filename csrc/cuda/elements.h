@@ -21,6 +21,10 @@ struct HalfFactors {
                                      uint32_t b1) {
     multiply_half(c, a0, a1, a2, a3, b0, b1);
   }
+  template <int TILES>
+  static DCNZOO_DEVICE void multiply_async(float (&c)[TILES][4], uint64_t a, uint64_t b) {
+    multiply_half_async(c, a, b);
+  }
 };
 
 struct Bfloat16Factors {
@@ -33,6 +37,10 @@ struct Bfloat16Factors {
   static DCNZOO_DEVICE void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                      uint32_t b1) {
     multiply_bfloat16(c, a0, a1, a2, a3, b0, b1);
+  }
+  template <int TILES>
+  static DCNZOO_DEVICE void multiply_async(float (&c)[TILES][4], uint64_t a, uint64_t b) {
+    multiply_bfloat16_async(c, a, b);
   }
 };
 

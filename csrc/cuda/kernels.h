@@ -26,6 +26,7 @@ DCNZOO_BOTH constexpr int element_bytes(Element element) {
 struct Gpu {
   int multiprocessors;
   int shared_bytes;  // that a block can have
+  bool wgmma;        // it has these instructions, and this library has machine code for it that uses them
 };
 
 // A 4-d tensor (N, C, H, W) of floating point numbers read through arbitrary strides (in elements).
@@ -86,7 +87,7 @@ struct Tiling {
   int table_capacity;  // pairs of a tap and a deformable group whose samples have room there
 };
 
-enum class Kernel : int32_t { simt, grouped, mma_64x128, mma_128x64, mma_128x128, mma_128x256 };
+enum class Kernel : int32_t { simt, grouped, mma_64x128, mma_128x64, mma_128x128, mma_128x256, wgmma_128x128, wgmma_128x256 };
 
 // Which kernel computes a call, and how.
 struct Plan {
@@ -151,7 +152,7 @@ struct Suppression {
   bool* kept;
 };
 
-// Each of these returns a cudaError_t.
+// Each of these returns a cudaError_t. `device` is the current one.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, const Gpu& gpu, Stream stream);
 int sample_columns(const DeformConv2dColumns& work, Stream stream);

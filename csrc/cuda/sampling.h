@@ -141,12 +141,13 @@ class SampleTable {
         corners_(reinterpret_cast<Corner*>(weights_ + capacity * PIXELS)),
         stride_(stride) {}
 
-  // All threads of a block take part. Of the pixels from `first` on, those from number `pixels` on do not exist:
-  // they get no weight.
-  DCNZOO_DEVICE void fill(const DeformConv2d& call, const Pixel& first, int pixels, const Window& window) {
+  // This is one of the `threads` threads that take part, counted from 0. Of the pixels from `first` on, those from
+  // number `pixels` on do not exist: they get no weight.
+  DCNZOO_DEVICE void fill(const DeformConv2d& call, const Pixel& first, int pixels, const Window& window, int thread,
+                          int threads) {
     window_ = window;
-    const int entries = window.taps * window.deform_groups * PIXELS, threads = block_threads();
-    for (int begin = thread_index(); begin < entries; begin += at_once * threads) {
+    const int entries = window.taps * window.deform_groups * PIXELS;
+    for (int begin = thread; begin < entries; begin += at_once * threads) {
       SampleSource<T> sources[at_once];
       DCNZOO_UNROLL
       for (int i = 0; i < at_once; ++i) sources[i] = read(call, first, pixels, begin + i * threads, entries);

@@ -21,7 +21,10 @@ from torch.nn import Parameter
 from dcnzoo.ops.gpu_grad import column_pieces, weight_matrix
 from dcnzoo.ops.types import Pair
 
-KERNELS = ("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
+KERNELS = (
+    *("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256"),
+    *("wgmma_128x128", "wgmma_128x256"),
+)
 """Of `csrc/cuda/kernels.h`, in its order."""
 
 TWO_STEP = "two_step"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops import reference
+from dcnzoo.ops.gpu_tuning import KERNELS
 from tests.ops.deform_conv2d_cases import CASES, Case
-from tests.ops.emulated_gpu import H100, KERNELS, RTX_3090, Choice, Plan, Run, deform_conv2d
+from tests.ops.emulated_gpu import H100, RTX_3090, Choice, Plan, Run, deform_conv2d
 
 HALF, BFLOAT16, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -37,6 +38,13 @@ TILES = Case(1, 64, 300, (9, 31), deform_groups=2, mask=True, bias=True)
 
 WIDE_GROUPS = Case(2, 192, 160, (6, 7), groups=2, deform_groups=3, bias=True, relu=True)
 NARROW_TABLE = Case(1, 64, 64, (5, 30), deform_groups=8, mask=True)
+WIDE_TABLE = Case(1, 256, 40, (3, 5), deform_groups=16, mask=True)
+"""Of so many deformable groups that shared memory holds the samples of one tap or two."""
+
+SEVERAL_ROUNDS = Case(1, 72, 136, (4, 5), mask=True, bias=True, relu=True)
+"""Stages are used again and again."""
+
+WGMMA = KERNELS[6:]
 
 RUNS: dict[str, tuple[Case, torch.dtype, Run]] = {
     **{f"{name}-float64": (case, DOUBLE, Run()) for name, case in CASES.items()},
@@ -55,15 +63,40 @@ RUNS: dict[str, tuple[Case, torch.dtype, Run]] = {
         f"{kernel}/{splits}-{dtype}": (case, dtype, Run(forced=forced(kernel, splits), seed=splits))
         for kernel in KERNELS[2:]
         for splits, dtype, case in ((1, HALF, ODD_SIZES), (3, SINGLE, ODD_SIZES), (4, BFLOAT16, MANY_STEPS))
+        if dtype != SINGLE or kernel not in WGMMA
     },
     **{f"{kernel}-tiles": (TILES, HALF, Run(forced=forced(kernel, 2))) for kernel in KERNELS[2:]},
     **{f"{kernel}-groups": (WIDE_GROUPS, HALF, Run(forced=forced(kernel))) for kernel in KERNELS[2:]},
+    **{
+        f"{kernel}-{name}-{dtype}": (case, dtype, Run(forced=forced(kernel, splits), seed=splits))
+        for kernel in WGMMA
+        for name, case, dtype, splits in (
+            ("odd-sizes", ODD_SIZES, BFLOAT16, 2),
+            ("many-steps", MANY_STEPS, HALF, 1),
+            ("wide-groups", WIDE_GROUPS, BFLOAT16, 2),
+            ("unaligned-output", UNALIGNED_OUTPUT, HALF, 1),
+            ("unaligned-output", UNALIGNED_OUTPUT, BFLOAT16, 2),
+            ("narrow-table", WIDE_TABLE, HALF, 1),
+            ("one-step", CASES["pointwise"], BFLOAT16, 1),
+        )
+    },
+    **{
+        f"{kernel}-seed-{seed}": (SEVERAL_ROUNDS, HALF, Run(forced=forced(kernel), seed=seed))
+        for kernel in WGMMA
+        for seed in range(1, 5)
+    },
     "unaligned-output": (UNALIGNED_OUTPUT, HALF, Run(forced=forced("mma_128x64"))),
     "unaligned-output-split": (UNALIGNED_OUTPUT, BFLOAT16, Run(forced=forced("mma_64x128", 2))),
     "little-shared-memory": (NARROW_TABLE, HALF, Run(RTX_3090, forced=forced("mma_128x128"))),
     "small-blocks-on-a-small-gpu": (CASES["dense"], SINGLE, Run(RTX_3090)),
     **{f"seed-{seed}": (ODD_SIZES, HALF, Run(seed=seed)) for seed in range(1, 4)},
 }
+
+
+def has_kernel(run: Run) -> bool:
+    """Whether the GPU here can have the kernel that is asked for: compute capability 9.0 alone has wgmma."""
+    wanted = None if run.forced is None else KERNELS[run.forced.kernel]
+    return wanted not in WGMMA or torch.cuda.get_device_capability() == (9, 0)
 
 
 def expected(case: Case, tensors: dict[str, Tensor]) -> Tensor:
@@ -91,6 +124,9 @@ def report(name: str, error: float, plan: Plan) -> None:
     print(json.dumps({"name": name, "error": error} | fields | {"kernel": KERNELS[plan.kernel]}), flush=True)
 
 
+VIEWS = {"views": Run(H100)} | {f"{kernel}-views": Run(forced=forced(kernel)) for kernel in WGMMA}
+
+
 def views() -> tuple[Case, dict[str, Tensor]]:
     """Offsets and mask are parts of one tensor, as the layer's convolution gives them, in another dtype."""
     case = replace(ODD_SIZES, deform_groups=2)
@@ -107,9 +143,10 @@ def main() -> None:
     for name, (case, dtype, run) in RUNS.items():
         if not names or name in names:
             report(name, *compare(case, dtype, run, case.tensors(dtype)))
-    if not names or "views" in names:
-        case, tensors = views()
-        report("views", *compare(case, HALF, Run(H100), tensors))
+    case, tensors = views()
+    for name, run in VIEWS.items():
+        if not names or name in names:
+            report(name, *compare(case, HALF, run, tensors))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 ELEMENTS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-KERNELS = ("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
 
 
 class _Maps(ctypes.Structure):
@@ -74,7 +73,11 @@ class Plan(ctypes.Structure):
 class Gpu(ctypes.Structure):
     """What a GPU offers."""
 
-    _fields_ = [("multiprocessors", ctypes.c_int32), ("shared_bytes", ctypes.c_int32)]
+    _fields_ = [
+        ("multiprocessors", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int32),
+        ("wgmma", ctypes.c_bool),
+    ]
 
 
 class Choice(ctypes.Structure):
@@ -83,8 +86,8 @@ class Choice(ctypes.Structure):
     _fields_ = [("kernel", ctypes.c_int32), ("splits", ctypes.c_int32)]
 
 
-H100 = Gpu(132, 232448)
-RTX_3090 = Gpu(82, 101376)
+H100 = Gpu(132, 232448, wgmma=True)
+RTX_3090 = Gpu(82, 101376, wgmma=False)
 
 
 @cache

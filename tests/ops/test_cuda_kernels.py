@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from dcnzoo.ops import gpu_grad
+from dcnzoo.ops.gpu_tuning import KERNELS
 from tests.ops import cuda_grad_cases, cuda_region_cases, emulated_gpu
-from tests.ops.cuda_deform_conv2d_cases import RUNS
-from tests.ops.emulated_gpu import H100, KERNELS, RTX_3090, Choice, Plan, Run, Shape
+from tests.ops.cuda_deform_conv2d_cases import RUNS, VIEWS, WGMMA
+from tests.ops.emulated_gpu import H100, RTX_3090, Choice, Plan, Run, Shape
 
 
 @pytest.fixture(scope="session")
@@ -46,16 +48,45 @@ def deform_conv2d_reports(emulator: Path) -> tuple[dict[str, Any], str]:
     return run_program("cuda_deform_conv2d_cases", emulator)
 
 
-@pytest.mark.parametrize("name", [*RUNS, "views"])
+@pytest.mark.parametrize("name", [*RUNS, *VIEWS])
 def test_deform_conv2d_agrees_with_the_reference(
     name: str, deform_conv2d_reports: tuple[dict[str, Any], str]
 ) -> None:
     reports, ending = deform_conv2d_reports
     assert name in reports, ending
     assert reports[name]["error"] <= 1
-    forced = RUNS[name][2].forced if name in RUNS else None
+    forced = (RUNS[name][2] if name in RUNS else VIEWS[name]).forced
     if forced is not None:
         assert (reports[name]["kernel"], reports[name]["splits"]) == (KERNELS[forced.kernel], forced.splits)
+
+
+PIPELINE_FAULTS = {
+    "none": "exit code 0, wrong 0:",
+    "unpublished": "not published to them",
+    "published late": "not published to them",
+    "full not awaited": "before it is written|what another wrote",
+    "empty not awaited": "overwrites what|write the same word|what another wrote",
+    "released early": "overwrites what",
+    "released by one": "not published to them|overwrites what|write the same word|what another wrote",
+    "no arrival": "others never reach",
+    "not fenced": "before wgmma.fence",
+    "not awaited": "ends without waiting for products",
+    "sums used early": f"exit code 0, wrong {64 * 128}:",
+    "sums changed": "sums are changed during a product",
+    "not swizzled": "exit code 0, wrong [1-9]",
+    "barrier overwritten": "a barrier is used as memory",
+}
+"""Faults in the order of pipeline.cpp, and what the emulated GPU says of them."""
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("name", PIPELINE_FAULTS)
+def test_the_emulated_gpu_finds_faults_of_a_pipeline(name: str, seed: int, emulator: Path) -> None:
+    fault = list(PIPELINE_FAULTS).index(name)
+    program = f"import ctypes; print(ctypes.CDLL({str(emulator)!r}).run_pipeline({fault}, {seed}))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    found = f"exit code {run.returncode}, wrong {run.stdout.strip()}: {run.stderr}"
+    assert re.search(PIPELINE_FAULTS[name], found), found
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +136,9 @@ def layer(
     return Shape(images, *sizes, 3, 3, 1, 1, 1, 1, 1, 1, groups, deform_groups)
 
 
+OTHER_GPU = emulated_gpu.Gpu(148, 232448, wgmma=False)
+"""As large as a Hopper, without its instructions."""
+
 LAYERS = {
     "c3": layer(128, 100, 168),
     "c4": layer(256, 50, 84),
@@ -126,7 +160,7 @@ def check_plan(shape: Shape, plan: Plan, shared_bytes: int) -> None:
     """A plan covers the output once, and its blocks fit."""
     pixels = shape.images * shape.out_height * shape.out_width
     name = KERNELS[plan.kernel]
-    tile = {"simt": "128x64", "grouped": "64x0"}.get(name, name.removeprefix("mma_"))
+    tile = {"simt": "128x64", "grouped": "64x0"}.get(name, name.rpartition("_")[2])
     tile_pixels, tile_columns = map(int, tile.split("x"))
     assert plan.pixel_tiles == -(-pixels // tile_pixels)
     if tile_columns:
@@ -146,6 +180,33 @@ def test_plans_cover_the_output(name: str, dtype: torch.dtype, gpu: emulated_gpu
     assert KERNELS[plan.kernel] != "simt"
     assert (KERNELS[plan.kernel] == "grouped") == name.startswith("x101")
     assert plan.tf32 == (dtype == torch.float32)
+
+
+@pytest.mark.usefixtures("plans")
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("kernel", WGMMA)
+@pytest.mark.parametrize("name", LAYERS)
+def test_plans_with_wgmma_where_it_is_asked_for(name: str, kernel: str, splits: int) -> None:
+    run = Run(forced=Choice(KERNELS.index(kernel), splits))
+    plan = emulated_gpu.plan(LAYERS[name], torch.bfloat16, run)
+    check_plan(LAYERS[name], plan, H100.shared_bytes)
+    assert (KERNELS[plan.kernel], plan.splits) == (kernel, splits)
+    assert plan.window_taps > 0
+
+
+@pytest.mark.usefixtures("plans")
+@pytest.mark.parametrize("name", LAYERS)
+def test_wgmma_is_not_chosen_before_it_has_run_on_a_gpu(name: str) -> None:
+    assert KERNELS[emulated_gpu.plan(LAYERS[name], torch.float16, Run()).kernel] not in WGMMA
+
+
+@pytest.mark.usefixtures("plans")
+@pytest.mark.parametrize(
+    ("gpu", "dtype"), [(H100, torch.float32), (OTHER_GPU, torch.float16)], ids=["float32", "other gpu"]
+)
+def test_wgmma_is_not_planned_where_it_is_not(gpu: emulated_gpu.Gpu, dtype: torch.dtype) -> None:
+    run = Run(gpu, forced=Choice(KERNELS.index("wgmma_128x128"), 1))
+    assert KERNELS[emulated_gpu.plan(LAYERS["c4"], dtype, run).kernel] == "simt"
 
 
 @pytest.mark.usefixtures("plans")

@@ -11,10 +11,19 @@ from torch import Tensor
 
 from dcnzoo import ops
 from dcnzoo.ops import gpu, gpu_tuning
+from dcnzoo.ops.gpu_tuning import KERNELS
 from tests.ops import cuda_grad_cases
-from tests.ops.cuda_deform_conv2d_cases import RUNS, SINGLE_TOLERANCE, TOLERANCE, expected
+from tests.ops.cuda_deform_conv2d_cases import (
+    RUNS,
+    SINGLE_TOLERANCE,
+    TOLERANCE,
+    WGMMA,
+    expected,
+    forced,
+    has_kernel,
+)
 from tests.ops.deform_conv2d_cases import CASES, Case
-from tests.ops.emulated_gpu import KERNELS
+from tests.ops.emulated_gpu import Run
 
 pytestmark = pytest.mark.cuda
 
@@ -62,6 +71,11 @@ def run(case: Case, dtype: torch.dtype) -> float:
     return error(case, tensors, found)
 
 
+def skip_without_kernel(settings: Run) -> None:
+    if not has_kernel(settings):
+        pytest.skip("the GPU has no wgmma")
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
@@ -84,6 +98,7 @@ def test_float32_by_tensorfloat(name: str) -> None:
 def test_every_kernel_agrees_with_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, dtype, settings = RUNS[name]
     assert settings.forced is not None
+    skip_without_kernel(settings)
     monkeypatch.setenv("DCNZOO_CUDA_KERNEL", f"{KERNELS[settings.forced.kernel]}/{settings.forced.splits}")
     assert run(case, dtype) <= (SINGLE_TOLERANCE[True] if dtype == SINGLE else TOLERANCE[dtype])
 
@@ -133,9 +148,30 @@ def test_a_graph_captures_what_was_found_fastest(search: gpu_tuning.KernelTuner)
     assert len(search._fastest) == 1
 
 
+LARGE = Case(2, 128, 128, (100, 168), mask=True, bias=True, relu=True)
+
+
 def test_large_maps() -> None:
-    case = Case(2, 128, 128, (100, 168), mask=True, bias=True, relu=True)
-    assert run(case, HALF) <= TOLERANCE[HALF]
+    assert run(LARGE, HALF) <= TOLERANCE[HALF]
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("kernel", WGMMA)
+def test_wgmma_on_large_maps_repeats(kernel: str, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_kernel(Run(forced=forced(kernel)))
+    monkeypatch.setenv("DCNZOO_CUDA_KERNEL", f"{kernel}/{splits}")
+    tensors = on_gpu(LARGE.tensors(HALF))
+    first = ops.deform_conv2d(**tensors, **LARGE.options())
+    assert error(LARGE, LARGE.tensors(HALF), first) <= TOLERANCE[HALF]
+    assert all(ops.deform_conv2d(**tensors, **LARGE.options()).equal(first) for _ in range(50))
+
+
+@pytest.mark.parametrize("kernel", WGMMA)
+def test_wgmma_is_refused_where_it_is_not(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCNZOO_CUDA_KERNEL", kernel)
+    dtype = SINGLE if has_kernel(Run(forced=forced(kernel))) else HALF
+    with pytest.raises(RuntimeError, match="cannot compute this"):
+        run(SMALL, dtype)
 
 
 def test_every_output_is_written() -> None:

@@ -2,8 +2,10 @@
 // barriers, in an order that changes with a seed.
 //
 // What a GPU would leave undefined ends the program here: two threads that use the same word of shared memory
-// without a barrier between them, shared memory that is read before it is written, a copy that is used before it
-// is waited for, an address that is not aligned to its access, a barrier that not all threads reach.
+// without a barrier between them, of whatever kind; shared memory that is read before it is written; a copy that is
+// used before it is waited for; an address that is not aligned to its access; a barrier that not all threads reach.
+// So do asynchronous products whose operands have not been published to the tensor cores by who wrote them, or are
+// overwritten before the products are waited for. Their sums are not-a-number until then.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +21,6 @@ namespace emulated {
 
 // Of the block that runs; implemented in emulator.cpp.
 int thread();
-int threads();
 int64_t block();
 int64_t blocks();
 void barrier();
@@ -39,6 +40,23 @@ struct Operands {
 };
 using Product = void (*)(const Operands*);  // one per lane
 void warp_product(const Operands& operands, Product product);
+
+void named_barrier(int number, int threads);
+void init_barrier(PhaseBarrier* barrier, int arrivals);
+void arrive(const PhaseBarrier* barrier);
+void wait_for_phase(const PhaseBarrier* barrier, uint32_t parity);
+void publish_to_tensor_cores();
+uint32_t shared_address(const void* shared);
+void allow_products();
+void end_batch();
+void wait_for_products(int pending);
+
+// Of a product of four warps, with numbers of 16 bits.
+struct AsyncOperands {
+  float* sums;
+  uint64_t a, b;
+};
+void multiply_async(const AsyncOperands& operands, float (*unpack)(uint16_t));
 
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
@@ -71,12 +89,12 @@ inline uint16_t float_to_bfloat16(float value) {
 }
 
 inline float to_float(Half value) { return emulated::half_to_float(value.bits); }
-inline float to_float(Bfloat16 value) { return bits_float(static_cast<uint32_t>(value.bits) << 16); }
+inline float bfloat16_to_float(uint16_t bits) { return bits_float(static_cast<uint32_t>(bits) << 16); }
+inline float to_float(Bfloat16 value) { return bfloat16_to_float(value.bits); }
 inline void from_float(float value, Half& target) { target = {emulated::float_to_half(value)}; }
 inline void from_float(float value, Bfloat16& target) { target = {float_to_bfloat16(value)}; }
 
 inline int thread_index() { return emulated::thread(); }
-inline int block_threads() { return emulated::threads(); }
 inline int64_t block_index() { return emulated::block(); }
 inline int64_t grid_blocks() { return emulated::blocks(); }
 inline void sync_block() { emulated::barrier(); }
@@ -188,6 +206,38 @@ inline void multiply_bfloat16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t 
 }
 inline void multiply_tf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   emulated::warp_product({c, {a0, a1, a2, a3}, {b0, b1}}, multiply_fragments<1, unpack_tf32>);
+}
+
+constexpr bool has_wgmma = true;
+
+inline uint32_t shared_address(const void* shared) { return emulated::shared_address(shared); }
+inline void init_barrier(PhaseBarrier* barrier, int arrivals) { emulated::init_barrier(barrier, arrivals); }
+inline void arrive(PhaseBarrier* barrier) { emulated::arrive(barrier); }
+inline void wait_for_phase(PhaseBarrier* barrier, uint32_t parity) { emulated::wait_for_phase(barrier, parity); }
+inline void sync_threads(int number, int threads) { emulated::named_barrier(number, threads); }
+inline void publish_to_tensor_cores() { emulated::publish_to_tensor_cores(); }
+
+template <int REGISTERS>
+void take_registers() {}
+template <int REGISTERS>
+void give_registers() {}
+
+inline void allow_products() { emulated::allow_products(); }
+inline void end_batch() { emulated::end_batch(); }
+template <int PENDING>
+void wait_for_products() {
+  emulated::wait_for_products(PENDING);
+}
+template <int TILES>
+void wait_for_products(float (&)[TILES][4]) {
+  emulated::wait_for_products(0);
+}
+
+inline void multiply_half_async(float (&c)[16][4], uint64_t a, uint64_t b) {
+  emulated::multiply_async({c[0], a, b}, emulated::half_to_float);
+}
+inline void multiply_bfloat16_async(float (&c)[16][4], uint64_t a, uint64_t b) {
+  emulated::multiply_async({c[0], a, b}, bfloat16_to_float);
 }
 
 }  // namespace dcnzoo::cuda

@@ -27,11 +27,24 @@ void launch_mma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   }
 }
 
+// The kernels that need half the bits of float32.
+template <class Factors>
+bool launch_wgmma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
+  if constexpr (Factors::elements == 2) {
+    switch (plan.kernel) {
+      case Kernel::wgmma_128x128: launch<WgmmaBlock<Wgmma128x128<Factors>>>(call, plan, seed); return true;
+      case Kernel::wgmma_128x256: launch<WgmmaBlock<Wgmma128x256<Factors>>>(call, plan, seed); return true;
+      default: break;
+    }
+  }
+  return false;
+}
+
 template <class T, class Factors>
 void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   if (plan.kernel == Kernel::simt) return launch<SimtBlock<Simt<T>>>(call, plan, seed);
   if (plan.kernel != Kernel::grouped) {
-    launch_mma<Factors>(call, plan, seed);
+    if (!launch_wgmma<Factors>(call, plan, seed)) launch_mma<Factors>(call, plan, seed);
   } else if (sizeof(T) == 4 && call.shape.group_channels() == 32) {
     launch<GroupedBlock<Grouped<Tf32Factors, 2>>>(call, plan, seed);
   } else {

@@ -1,0 +1,236 @@
+// Deformable convolution on Hopper's tensor cores (wgmma), in float16 and bfloat16: the product of
+// deform_conv2d_mma.h, with other threads to sample than to multiply.
+//
+// Half of a block's warps produce: they sample the left operand of a step and copy its weights into one of several
+// stages of shared memory. The other half consume: two groups of four warps each multiply 64 pixels with all the
+// columns, which the tensor cores read from there by themselves. Barriers say when a stage is full and when it is
+// empty again, so that samples are loaded while others are multiplied, without the two ever meeting.
+//
+// In a stage each row, a pixel or a column, has the step's 128 bytes of channels. Chunk c of row r lies at c xor
+// (r mod 8), as the tensor cores' 128-byte swizzle wants it; writers of a row meet in no bank.
+#pragma once
+
+#include "deform_conv2d_mma.h"
+
+namespace dcnzoo::cuda {
+
+constexpr int group_warps = 4, group_threads = group_warps * warp_threads;  // that multiply together
+// Of what they multiply at once. (256 columns would read the pixels once instead of twice, but the compiler wants
+// more registers for such a product than each of 512 threads has when the kernel starts.)
+constexpr int product_rows = 64, product_columns = 128, product_bytes = 32;
+constexpr int swizzle_rows = 8, swizzle_bytes = swizzle_rows * step_bytes;
+
+// A matrix in shared memory for wgmma: rows of 128 bytes along K, in swizzled groups of 8. `first` is where the first
+// row's first element of K lies, at an offset of less than 128 bytes from a multiple of `swizzle_bytes`.
+DCNZOO_DEVICE uint64_t matrix_descriptor(uint32_t first) {
+  constexpr uint64_t unused_step = 1, group_step = swizzle_bytes / 16, swizzle_128 = 1;
+  return (first & 0x3ffff) >> 4 | unused_step << 16 | group_step << 32 | swizzle_128 << 62;
+}
+
+// Sizes of a block. A consumer has CONSUMER_REGISTERS, and a producer what that leaves it. BATCH is how many of its
+// samples a producer loads ahead.
+template <class FACTORS, int COLUMNS, int STAGES, int CONSUMER_REGISTERS, int BATCH>
+struct WgmmaTile {
+  using Factors = FACTORS;
+  static constexpr int consumer_groups = 2, producer_groups = 2;
+  static constexpr int consumers = consumer_groups * group_threads, producers = producer_groups * group_threads;
+  static constexpr int threads = consumers + producers;
+  static constexpr int pixels = product_rows * consumer_groups, columns = COLUMNS, stages = STAGES, batch = BATCH;
+  static constexpr int products = COLUMNS / product_columns;  // beside each other
+  static constexpr int consumer_registers = CONSUMER_REGISTERS, producer_registers = 256 - CONSUMER_REGISTERS;
+  static constexpr int rows_at_once = producers / step_chunks, samples = pixels / rows_at_once;  // of the producers
+  static constexpr int stage_bytes = (pixels + COLUMNS) * step_bytes;
+  // Rows of a stage that the tensor cores read per step: each product its own.
+  static constexpr int operand_rows = consumer_groups * products * (product_rows + product_columns);
+  static_assert(products * product_columns == COLUMNS && samples % BATCH == 0, "products and batches come out even");
+  static_assert(samples * rows_at_once == pixels, "threads divide the tile");
+  static_assert(rows_at_once % swizzle_rows == 0, "the order of chunks is the same in all rows of a thread");
+  static_assert(consumers / warp_threads * 16 * staging_row_bytes(product_columns, 4) <= STAGES * stage_bytes,
+                "the output's way through shared memory");
+};
+
+template <class TILE>
+class WgmmaBlock {
+  using Factors = typename TILE::Factors;
+  using Work = BlockWork<typename Factors::Storage, TILE::pixels, TILE::columns>;
+  using Table = typename Work::Table;
+
+ public:
+  using Tile = TILE;
+
+  static DCNZOO_BOTH int shared_bytes(int table_capacity) {
+    return Tile::stages * Tile::stage_bytes + table_capacity * Table::bytes + static_cast<int>(sizeof(Barriers));
+  }
+
+  // `shared` is a multiple of `swizzle_bytes`.
+  DCNZOO_DEVICE WgmmaBlock(const DeformConv2d& call, const Tiling& tiling, char* shared)
+      : work_(call, tiling),
+        shared_(shared),
+        table_(shared + Tile::stages * Tile::stage_bytes, tiling.table_capacity, work_.pixel_bytes()),
+        barriers_(*reinterpret_cast<Barriers*>(shared + shared_bytes(tiling.table_capacity) - sizeof(Barriers))) {}
+
+  DCNZOO_DEVICE void run() {
+    if (thread_index() == 0) {
+      for (int i = 0; i < Tile::stages; ++i) {  // each warp arrives once
+        init_barrier(&barriers_.full[i], Tile::producers / warp_threads);
+        init_barrier(&barriers_.empty[i], Tile::consumers / warp_threads);
+      }
+    }
+    sync_block();
+    if (thread_index() < Tile::consumers) {
+      take_registers<Tile::consumer_registers>();
+      consume();
+    } else {
+      give_registers<Tile::producer_registers>();
+      produce();
+    }
+  }
+
+ private:
+  struct Barriers {
+    PhaseBarrier full[Tile::stages], empty[Tile::stages];
+  };
+
+  // A step's stage. Its barriers have been through as many phases as the stages have been used before.
+  class Stage {
+   public:
+    DCNZOO_DEVICE void advance() {
+      if (++index_ < Tile::stages) return;
+      index_ = 0, round_ ^= 1;
+    }
+    DCNZOO_DEVICE int index() const { return index_; }
+    DCNZOO_DEVICE uint32_t filled() const { return round_; }      // parity of the phase that ends when it is full,
+    DCNZOO_DEVICE uint32_t emptied() const { return round_ ^ 1; }  // and of the one that ended when it was empty
+
+   private:
+    int index_ = 0;
+    uint32_t round_ = 0;
+  };
+
+  // Of a warp for one product.
+  struct Sums {
+    float tiles[1][product_columns / 8][4];
+  };
+
+  enum NamedBarrier { consumers_barrier = 1, producers_barrier };  // 0 is the block's
+
+  DCNZOO_DEVICE char* memory(const Stage& stage) const { return shared_ + stage.index() * Tile::stage_bytes; }
+
+  // For all threads of a warp.
+  static DCNZOO_DEVICE void arrive_as_warp(PhaseBarrier* barrier) {
+    sync_warp();
+    if (thread_index() % warp_threads == 0) arrive(barrier);
+  }
+
+  // What a producer reads in a step.
+  struct Source {
+    int tap, byte;
+    bool inside;        // whether there are such channels
+    const char* input;  // these channels of the first pixel
+    int entry;          // of the table, for the producer's first sample
+  };
+
+  DCNZOO_DEVICE void produce() {
+    Chunk corners[Tile::batch][4];  // on their way
+    Source here{};
+    Stage stage;
+    int window_end = 0;
+    for (int step = work_.begin; step < work_.end; ++step, stage.advance()) {
+      if (work_.tap(step) >= window_end) {
+        const Window window = work_.window(work_.tap(step));
+        window_end = window.tap + window.taps;
+        sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
+        table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
+        sync_threads(producers_barrier, Tile::producers);
+        here = source(step);
+        DCNZOO_UNROLL
+        for (int i = 0; i < Tile::batch; ++i) load(here, i, corners[i]);
+      }
+      wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
+      Chunk* pixels = reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
+      work_.template copy_weights<Tile::rows_at_once>(here.tap, here.byte, own_row(),
+                                                      pixels + Tile::pixels * step_chunks);
+      const bool more = step + 1 < work_.end && work_.tap(step + 1) < window_end;
+      const Source next = more ? source(step + 1) : Source{};
+      DCNZOO_UNROLL
+      for (int i = 0; i < Tile::samples; ++i) {
+        Chunk(&own)[4] = corners[i % Tile::batch];
+        store_shared(pixels + i * Tile::rows_at_once * step_chunks, sample(here, i, own));
+        const int ahead = i + Tile::batch;
+        ahead < Tile::samples ? load(here, ahead, own) : load(next, ahead - Tile::samples, own);
+      }
+      here = next;
+      wait_for_copies();
+      publish_to_tensor_cores();
+      arrive_as_warp(&barriers_.full[stage.index()]);
+    }
+  }
+
+  static DCNZOO_DEVICE int producer() { return thread_index() - Tile::consumers; }
+
+  // The row and the chunk of channels that this thread samples and copies first in a step.
+  static DCNZOO_DEVICE int own_row() { return producer() / step_chunks; }
+  static DCNZOO_DEVICE int own_chunk() { return producer() % step_chunks; }
+
+  static DCNZOO_DEVICE int swizzled(int row, int chunk) { return row * step_chunks + (chunk ^ row % swizzle_rows); }
+
+  // Once per step, for its divisions take as long as many samples.
+  DCNZOO_DEVICE Source source(int step) const {
+    const int tap = work_.tap(step), byte = work_.byte(step, own_chunk());
+    if (!work_.has(byte)) return {tap, byte, false, nullptr, 0};
+    return {tap, byte, true, work_.input(byte), table_.index(tap, work_.deform_group(byte), own_row())};
+  }
+
+  DCNZOO_DEVICE void load(const Source& source, int i, Chunk (&corners)[4]) const {
+    if (!source.inside) return;
+    load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_bytes(),
+                 work_.pixel_bytes() * work_.call.shape.width);
+  }
+
+  DCNZOO_DEVICE Chunk sample(const Source& source, int i, const Chunk (&corners)[4]) const {
+    if (!source.inside) return Chunk{};
+    return interpolate<Factors>(corners, table_.weights(source.entry + i * Tile::rows_at_once));
+  }
+
+  DCNZOO_DEVICE void consume() {
+    Sums sums[Tile::products] = {};
+    Stage stage, before;
+    for (int step = work_.begin; step < work_.end; ++step, stage.advance()) {
+      wait_for_phase(&barriers_.full[stage.index()], stage.filled());
+      sync_warp();  // its threads may have waited for different times, and multiply together
+      allow_products();
+      multiply(memory(stage), sums);
+      end_batch();
+      wait_for_products<1>();  // those of the step before
+      if (step > work_.begin) arrive_as_warp(&barriers_.empty[before.index()]);
+      before = stage;
+    }
+    DCNZOO_UNROLL
+    for (int i = 0; i < Tile::products; ++i) wait_for_products(sums[i].tiles[0]);
+    sync_threads(consumers_barrier, Tile::consumers);  // the stages' memory is free now
+    DCNZOO_UNROLL
+    for (int i = 0; i < Tile::products; ++i) {
+      work_.store(sums[i].tiles, thread_index() / warp_threads * 16, i * product_columns, shared_);
+    }
+  }
+
+  static DCNZOO_DEVICE void multiply(const char* stage, Sums (&sums)[Tile::products]) {
+    const uint32_t pixels = shared_address(stage) + thread_index() / group_threads * product_rows * step_bytes;
+    const uint32_t columns = shared_address(stage) + Tile::pixels * step_bytes;
+    DCNZOO_UNROLL
+    for (int k = 0; k < step_bytes; k += product_bytes) {
+      DCNZOO_UNROLL
+      for (int i = 0; i < Tile::products; ++i) {
+        Factors::multiply_async(sums[i].tiles[0], matrix_descriptor(pixels + k),
+                                matrix_descriptor(columns + i * product_columns * step_bytes + k));
+      }
+    }
+  }
+
+  const Work work_;
+  char* const shared_;
+  Table table_;
+  Barriers& barriers_;
+};
+
+}  // namespace dcnzoo::cuda
