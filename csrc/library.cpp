@@ -94,6 +94,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
   m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  // With `channels` of its own, ReLU, and a 1×1 convolution of few channels behind it, in float32; what is between the two is
+  // never in memory.
+  m.def(
+      "conv3x3_conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int channels, Tensor packed_point_weight, "
+      "Tensor? point_bias, int out_channels) -> Tensor");
   m.def("pack_conv3x3_weight(Tensor weight, bool half=False) -> Tensor");
   m.def("packed_conv3x3_numel(int out_channels, int in_channels, bool half=False) -> int");
   // The same for many small maps, with larger rounding errors.

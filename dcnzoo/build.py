@@ -92,6 +92,7 @@ def pack_weights(model: RCNN) -> RCNN:
     Layers keep only the arranged copy. Of their weights just the shape remains: on the device "meta", or, for
     an operator that takes no tensors of two devices, as one NaN for all elements.
     """
+    model.rpn_head.pack()
     for module in model.modules():
         if not isinstance(module, PACKED_LAYERS):
             continue

@@ -103,13 +103,30 @@ Tensor pack_winograd_weight(const WinogradKernels& kernels, const Tensor& weight
   return packed;
 }
 
+// A 1×1 convolution that follows another one: few channels, so that its products need no memory of their own.
+struct PointConvolution {
+  static constexpr int64_t most_channels = 64;
+
+  int64_t channels;
+  Parameters parameters;
+
+  PointConvolution(const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t in_channels, int64_t out_channels)
+      : channels(out_channels),
+        parameters(packed_weight, dense_kernels(false).linear.packed_numel(out_channels, in_channels), bias, out_channels) {
+    check_float32(packed_weight, "packed_point_weight");
+    STD_TORCH_CHECK(channels > 0 && channels <= most_channels, "out_channels must be 1 to ", most_channels);
+  }
+};
+
 Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const Tensor& packed_weight,
-                    const std::optional<Tensor>& bias, int64_t out_channels, bool relu) {
+                    const std::optional<Tensor>& bias, int64_t out_channels, bool relu,
+                    const PointConvolution* point = nullptr) {
   check_maps(input, out_channels);
   const int64_t in_channels = input.size(1);
   const Parameters parameters(packed_weight, kernels.packed_numel(out_channels, in_channels), bias, out_channels);
   const Tensor maps = channels_last(input);
-  const Tensor output = empty_maps(input.size(0), out_channels, input.size(2), input.size(3), ScalarType::Float);
+  const Tensor output = empty_maps(input.size(0), point == nullptr ? out_channels : point->channels, input.size(2),
+                                   input.size(3), ScalarType::Float);
   if (output.numel() == 0) return output;
   Winograd call{};
   call.images = input.size(0), call.height = input.size(2), call.width = input.size(3);
@@ -119,6 +136,11 @@ Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const T
   call.bias = parameters.bias_data();
   call.output = mutable_data(output);
   call.relu = relu;
+  if (point != nullptr) {
+    call.point_weight = point->parameters.weight_data();
+    call.point_bias = point->parameters.bias_data();
+    call.point_channels = point->channels;
+  }
   const WinogradSchedule schedule = kernels.schedule(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(schedule.tasks(), schedule.scratch_bytes,
             [&](int64_t task, void* scratch) { kernels.run(call, schedule, task, scratch); });
@@ -136,6 +158,14 @@ Tensor pack_conv3x3_weight(const Tensor& weight, bool half) {
 Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                int64_t out_channels, bool relu) {
   return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, out_channels, relu);
+}
+
+Tensor conv3x3_conv1x1(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                       int64_t channels, const Tensor& packed_point_weight, const std::optional<Tensor>& point_bias,
+                       int64_t out_channels) {
+  STD_TORCH_CHECK(channels > 0, "channels must be positive");
+  const PointConvolution point(packed_point_weight, point_bias, channels, out_channels);
+  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, channels, true, &point);
 }
 
 int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
@@ -356,6 +386,7 @@ Tensor upsample2x(const Tensor& input) {
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&dcnzoo::cpu::conv3x3));
+  m.impl("conv3x3_conv1x1", TORCH_BOX(&dcnzoo::cpu::conv3x3_conv1x1));
   m.impl("pack_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_conv3x3_weight));
   m.impl("small_conv3x3", TORCH_BOX(&dcnzoo::cpu::small_conv3x3));
   m.impl("pack_small_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_small_conv3x3_weight));

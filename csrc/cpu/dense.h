@@ -15,6 +15,10 @@ struct Winograd {
   const float* bias;           // may be null
   float* output;
   bool relu;
+  // A 1×1 convolution behind it, whose result is the output then. A linear layer of few channels; null for none.
+  const void* point_weight;
+  const float* point_bias;
+  int64_t point_channels;
 };
 
 // How a call is cut into independent tasks: blocks of tiles × parts of the output channels.

@@ -97,7 +97,7 @@ class StrassenProduct {
   using V = S::vector;
   using Part = StrassenPart;
 
-  static constexpr int64_t chunk_columns = 256;  // of each half, that are computed at once
+  static constexpr int64_t chunk_columns = DCNZOO_VECTOR_BYTES == 64 ? 512 : 256;  // of each half, that are computed at once
 
   // A quarter of A, or a sum of some; rows beyond the last one are zero.
   struct Quarter {

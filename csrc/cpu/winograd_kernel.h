@@ -11,6 +11,7 @@
 #include "dense.h"
 #include "float16_gemm.h"
 #include "gemm.h"
+#include "linear_kernel.h"
 
 namespace dcnzoo::cpu {
 namespace {
@@ -243,11 +244,13 @@ class WinogradBlock {
     return maps.count() * ceil_div(maps.height(), tile) * ceil_div(maps.width(), tile);
   }
 
-  static size_t scratch_bytes(const Layout& layout, int64_t block_tiles) {
+  static size_t scratch_bytes(const Winograd& call, const Layout& layout, int64_t block_tiles) {
+    const int64_t pixels = call.point_weight == nullptr ? 0 : block_tiles * tile * tile;
+    const int64_t features = pixels * (call.out_channels + call.point_channels);
     const int64_t transformed = points * (block_tiles * layout.padded_channels + input_stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
     return static_cast<size_t>(round_up(transformed, 16)) * sizeof(Factor) +
-           static_cast<size_t>(round_up(products + layout.padded_channels, 16)) * sizeof(float);
+           static_cast<size_t>(round_up(products + layout.padded_channels + features, 16)) * sizeof(float);
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
@@ -261,7 +264,10 @@ class WinogradBlock {
     input_stride_ = (end_ - begin_) * layout_.padded_channels + input_stagger;
     product_stride_ = (end_ - begin_) * layout_.chunk_columns + stagger;
     products_ = zeros_ + layout_.padded_channels;
-    transformed_ = reinterpret_cast<Factor*>(products_ + points * product_stride_);
+    features_ = products_ + points * product_stride_;
+    const int64_t pixels = call.point_weight == nullptr ? 0 : (end_ - begin_) * tile * tile;
+    point_sums_ = features_ + pixels * call.out_channels;
+    transformed_ = reinterpret_cast<Factor*>(point_sums_ + pixels * call.point_channels);
   }
 
   void run() {
@@ -271,6 +277,7 @@ class WinogradBlock {
       for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
       for (int64_t index = begin_; index < end_; ++index) transform_output(chunk, index);
     }
+    if (call_.point_weight != nullptr) convolve_points();
   }
 
  private:
@@ -347,7 +354,9 @@ class WinogradBlock {
     for (int i = 0; i < tile; ++i) {
       for (int j = 0; j < tile; ++j) {
         const int64_t pixel = maps_.pixel(at.map, at.y + i, at.x + j);
-        pixels[i * tile + j] = pixel >= 0 ? call_.output + pixel * call_.out_channels + first : nullptr;
+        float* target = call_.point_weight == nullptr ? call_.output + pixel * call_.out_channels
+                                                      : feature(index, i, j);
+        pixels[i * tile + j] = pixel >= 0 ? target + first : nullptr;
       }
     }
     for (int64_t c = 0; c < count; c += S::width) {
@@ -361,6 +370,33 @@ class WinogradBlock {
           V value = y[i][j] + bias;
           if (call_.relu) value = value < V{} ? V{} : value;  // keeps NaN
           Partial::store(target + c, value, count - c);
+        }
+      }
+    }
+  }
+
+  // Of a pixel of a tile, where a 1×1 convolution follows.
+  float* feature(int64_t index, int i, int j) const {
+    return features_ + (((index - begin_) * tile + i) * tile + j) * call_.out_channels;
+  }
+
+  // Pixels outside the map have numbers of earlier tasks as features, and are left out of the output.
+  void convolve_points() const {
+    Linear product{};
+    product.runs = 1, product.length = (end_ - begin_) * tile * tile;
+    product.row_stride = product.in_channels = call_.out_channels;
+    product.out_channels = call_.point_channels;
+    product.input = features_, product.packed_weight = call_.point_weight, product.bias = call_.point_bias;
+    product.output = point_sums_;
+    run_linear<float>(product, LinearSchedule{1, 1, 0}, 0, nullptr);
+    const float* sums = point_sums_;
+    for (int64_t index = begin_; index < end_; ++index) {
+      const Place at = place(index);
+      for (int i = 0; i < tile; ++i) {
+        for (int j = 0; j < tile; ++j, sums += call_.point_channels) {
+          const int64_t pixel = maps_.pixel(at.map, at.y + i, at.x + j);
+          if (pixel < 0) continue;
+          for (int64_t c = 0; c < call_.point_channels; ++c) call_.output[pixel * call_.point_channels + c] = sums[c];
         }
       }
     }
@@ -386,7 +422,7 @@ class WinogradBlock {
   const Layout layout_;
   int64_t begin_, end_, chunk_begin_, chunk_end_;  // tiles and chunks of columns of this task
   int64_t input_stride_, product_stride_;          // from point to point
-  float *zeros_, *products_;
+  float *zeros_, *products_, *features_, *point_sums_;
   Factor* transformed_;
 };
 
@@ -403,9 +439,10 @@ WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
   const int64_t tiles = WinogradBlock<Factor, TILE, Maps>::tiles(call);
   WinogradSchedule schedule{};
   schedule.blocks = ceil_div(tiles, most_tiles);
-  schedule.parts = min(layout.chunks(), ceil_div(threads, schedule.blocks));
+  const bool whole = call.point_weight != nullptr;  // it takes all channels at once
+  schedule.parts = whole ? 1 : min(layout.chunks(), ceil_div(threads, schedule.blocks));
   if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
-  schedule.scratch_bytes = WinogradBlock<Factor, TILE, Maps>::scratch_bytes(layout, ceil_div(tiles, schedule.blocks));
+  schedule.scratch_bytes = WinogradBlock<Factor, TILE, Maps>::scratch_bytes(call, layout, ceil_div(tiles, schedule.blocks));
   return schedule;
 }
 

@@ -5,9 +5,6 @@ Shape letters: N images, C channels, A anchors per cell, H, W map size, R propos
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +12,7 @@ from dcnzoo.models.anchors import RATIOS, anchors_at
 from dcnzoo.models.boxes import clip_boxes, decode_boxes
 from dcnzoo.models.fpn import STRIDES
 from dcnzoo.models.layers import Conv1x1, Conv3x3
-from dcnzoo.ops import batched_nms
+from dcnzoo.ops import batched_nms, dense
 
 
 class RPNHead(nn.Module):
@@ -41,6 +38,15 @@ class RPNHead(nn.Module):
         self.rpn_conv = Conv3x3(channels, channels, relu=True)
         self.rpn_cls = Conv1x1(channels, len(RATIOS))
         self.rpn_reg = Conv1x1(channels, 4 * len(RATIOS))
+        self.packed_outputs: tuple[Tensor, Tensor] | None = None
+
+    def pack(self) -> None:
+        """Arranges the weights of both outputs as one, for the compiled kernels, before they are packed."""
+        layers = self.rpn_cls, self.rpn_reg
+        packed = dense.pack_linear_weight(torch.cat([layer.weight for layer in layers]))
+        if packed is not None:
+            biases = [layer.bias for layer in layers if layer.bias is not None]
+            self.packed_outputs = packed, torch.cat(biases)
 
     def forward(self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Proposes boxes.
@@ -52,18 +58,19 @@ class RPNHead(nn.Module):
         Returns:
             Per image (R, 5): xyxy in the resized frame and the objectness in 0–1, by descending objectness.
         """
-        hidden = {name: self.rpn_conv(feature) for name, feature in features.items()}
-        logits = {name: self.rpn_cls(maps) for name, maps in hidden.items()}
-
-        def deltas_at(name: str, image: int, index: Tensor) -> Tensor:
-            return self._deltas_at(hidden[name][image], index)
-
-        return self._propose(logits, deltas_at, image_sizes, self.num_candidates, self.num_proposals)
+        outputs = {name: self.predict(feature) for name, feature in features.items()}
+        return self.propose(outputs, image_sizes, self.num_candidates, self.num_proposals)
 
     def predict(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Maps one level (N, C, H, W) to objectness logits (N, A, H, W) and deltas (N, 4·A, H, W)."""
-        hidden = self.rpn_conv(feature)
-        return self.rpn_cls(hidden), self.rpn_reg(hidden)
+        conv, anchors = self.rpn_conv, len(RATIOS)
+        if conv.packed_weight is None or self.packed_outputs is None:
+            hidden = conv(feature)
+            return self.rpn_cls(hidden), self.rpn_reg(hidden)
+        both = dense.conv3x3_conv1x1(
+            feature, conv.packed_weight, conv.bias, conv.out_channels, *self.packed_outputs, 5 * anchors
+        )
+        return both[:, :anchors], both[:, anchors:]
 
     def propose(
         self,
@@ -83,42 +90,14 @@ class RPNHead(nn.Module):
         Returns:
             As `forward`.
         """
-        logits = {name: output[0] for name, output in outputs.items()}
-
-        def deltas_at(name: str, image: int, index: Tensor) -> Tensor:
-            return outputs[name][1][image].permute(1, 2, 0).reshape(-1, 4)[index]
-
-        return self._propose(logits, deltas_at, image_sizes, num_candidates, num_proposals)
-
-    def _propose(
-        self,
-        logits: dict[str, Tensor],
-        deltas_at: Callable[[str, int, Tensor], Tensor],
-        image_sizes: list[tuple[int, int]],
-        num_candidates: int,
-        num_proposals: int,
-    ) -> list[Tensor]:
-        """As `propose`; `deltas_at` gives (R, 4) deltas by level, image and (R,) places of anchors."""
         proposals = []
         for image, image_size in enumerate(image_sizes):
             candidates = [
-                _decode_level(
-                    maps[image], partial(deltas_at, name, image), STRIDES[name], image_size, num_candidates
-                )
-                for name, maps in logits.items()
+                _decode_level(logits[image], deltas[image], STRIDES[name], image_size, num_candidates)
+                for name, (logits, deltas) in outputs.items()
             ]
             proposals.append(self._merge_levels(candidates, num_proposals))
         return proposals
-
-    def _deltas_at(self, hidden: Tensor, index: Tensor) -> Tensor:
-        """(R, 4) deltas of the anchors at (R,) places, from the features (C, H, W) of a level.
-
-        Only few anchors become candidates: the rest of the deltas is not computed.
-        """
-        pixels = hidden.permute(1, 2, 0).reshape(-1, len(hidden))[index // len(RATIOS)]
-        deltas: Tensor = self.rpn_reg(pixels[None, :, None].permute(0, 3, 1, 2))  # a map of R rows
-        rows = torch.arange(len(index), device=index.device)
-        return deltas[0, :, :, 0].T.reshape(-1, len(RATIOS), 4)[rows, index % len(RATIOS)]
 
     def _merge_levels(self, candidates: list[Tensor], num_proposals: int) -> Tensor:
         """Suppresses within each level, then keeps the best over all."""
@@ -129,16 +108,16 @@ class RPNHead(nn.Module):
 
 
 def _decode_level(
-    logits: Tensor,
-    deltas_at: Callable[[Tensor], Tensor],
-    stride: int,
-    image_size: tuple[int, int],
-    num_candidates: int,
+    logits: Tensor, deltas: Tensor, stride: int, image_size: tuple[int, int], num_candidates: int
 ) -> Tensor:
     """Best candidates of a level of one image: (R, 5) boxes and objectness."""
     objectness = logits.permute(1, 2, 0).reshape(-1).float().sigmoid()
     best, index = objectness.topk(min(num_candidates, len(objectness)))
     anchors = anchors_at(index, logits.shape[2], stride)
-    boxes = clip_boxes(decode_boxes(anchors, deltas_at(index).float())[:, 0], image_size)
+    pixels = deltas.permute(1, 2, 0).flatten(0, 1)[index // len(RATIOS)]
+    chosen = pixels.view(-1, len(RATIOS), 4)[
+        torch.arange(len(index), device=index.device), index % len(RATIOS)
+    ]
+    boxes = clip_boxes(decode_boxes(anchors, chosen.float())[:, 0], image_size)
     valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     return torch.cat([boxes, best[:, None]], dim=1)[valid]

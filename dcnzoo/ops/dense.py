@@ -54,6 +54,35 @@ def conv3x3(
     return _activate(F.conv2d(input, weight, bias, padding=1), relu)
 
 
+def conv3x3_conv1x1(
+    input: Tensor,
+    packed_weight: Tensor,
+    bias: Tensor | None,
+    channels: int,
+    packed_point_weight: Tensor,
+    point_bias: Tensor | None,
+    out_channels: int,
+) -> Tensor:
+    """`conv3x3` with ReLU and `conv1x1` behind it, by the compiled kernels; what is between is never stored.
+
+    Args:
+        input: (N, C, H, W) float32.
+        packed_weight: from `pack_conv3x3_weight`.
+        bias: (channels,).
+        channels: between the two.
+        packed_point_weight: from `pack_linear_weight`, not in float16.
+        point_bias: (O,).
+        out_channels: O, at most 64.
+
+    Returns:
+        (N, O, H, W), channels-last.
+    """
+    output: Tensor = torch.ops.dcnzoo.conv3x3_conv1x1(
+        input, packed_weight, bias, channels, packed_point_weight, point_bias, out_channels
+    )
+    return output
+
+
 def small_conv3x3(
     input: Tensor,
     weight: Tensor,
@@ -404,6 +433,18 @@ if NATIVE_PROBLEM is None:
     @torch.library.register_fake("dcnzoo::small_conv3x3")  # type: ignore[untyped-decorator]
     def _fake_small_conv3x3(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
+    ) -> Tensor:
+        return _maps(input, out_channels, *input.shape[2:])
+
+    @torch.library.register_fake("dcnzoo::conv3x3_conv1x1")  # type: ignore[untyped-decorator]
+    def _fake_conv3x3_conv1x1(
+        input: Tensor,
+        packed_weight: Tensor,
+        bias: Tensor | None,
+        channels: int,
+        packed_point_weight: Tensor,
+        point_bias: Tensor | None,
+        out_channels: int,
     ) -> Tensor:
         return _maps(input, out_channels, *input.shape[2:])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo.ops import dense
-from dcnzoo.ops.backend import multiplies_float16
+from dcnzoo.ops.backend import active_backend, multiplies_float16
 
 WINOGRAD_TOLERANCE = 2e-5
 SMALL_WINOGRAD_TOLERANCE = 4e-4
@@ -138,6 +138,22 @@ def conv3x3_error(name: str, bias: bool = True, relu: bool = False, half: bool =
     return error(found, expected, relu)
 
 
+def conv3x3_conv1x1_error(name: str, out_channels: int = 15, bias: bool = True, half: bool = False) -> float:
+    """Error of `conv3x3_conv1x1` for one of CONV3X3."""
+    n, c, o, h, w = CONV3X3[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o) if bias else None
+    point = random(out_channels, o, 1, 1, scale=o**-0.5)
+    point_bias = random(out_channels) if bias else None
+    packed = dense.pack_conv3x3_weight(weight, half=half), dense.pack_linear_weight(point)
+    assert packed[0] is not None
+    assert packed[1] is not None
+    found = dense.conv3x3_conv1x1(x, packed[0], b, o, packed[1], point_bias, out_channels)
+    doubles = [None if t is None else t.double() for t in (b, point_bias)]
+    features = F.conv2d(x.double(), weight.double(), doubles[0], padding=1).relu()
+    return error(found, F.conv2d(features, point.double(), doubles[1]), relu=False)
+
+
 def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
     """Error of `small_conv3x3` for one of SMALL_CONV3X3."""
     n, c, o, h, w = SMALL_CONV3X3[name]
@@ -222,6 +238,7 @@ def half_errors() -> dict[str, float]:
         f"conv_transpose2x2 {name}": conv_transpose2x2_error(name, half=True) for name in CONV_TRANSPOSE2X2
     }
     others |= {f"mask logits {name}": mask_logits_error(name, half=True) for name in MASK_LOGITS}
+    winograd |= {f"conv3x3_conv1x1 {name}": conv3x3_conv1x1_error(name, half=True) for name in CONV3X3}
     for name, conv_sizes in (CONV1X1 | STRASSEN_CONV1X1).items():
         others[f"conv1x1 {name}"] = conv1x1_error(conv_sizes, relu=True, half=True)
     for name, sizes in (LINEAR | STRASSEN_LINEAR).items():
@@ -234,6 +251,8 @@ def half_errors() -> dict[str, float]:
 def check() -> None:
     """Compares everything."""
     errors = {f"conv3x3 {name}": conv3x3_error(name) / WINOGRAD_TOLERANCE for name in CONV3X3}
+    for name in CONV3X3 if active_backend()[0] == "native" else ():
+        errors[f"conv3x3_conv1x1 {name}"] = conv3x3_conv1x1_error(name) / WINOGRAD_TOLERANCE
     for name in SMALL_CONV3X3:
         errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name) / SMALL_WINOGRAD_TOLERANCE
     for limit, conv1x1, linear in (

@@ -40,6 +40,25 @@ def test_conv3x3(name: str, bias: bool, relu: bool) -> None:
     assert cases.conv3x3_error(name, bias, relu) <= WINOGRAD_TOLERANCE
 
 
+@needs_native
+@pytest.mark.parametrize(("out_channels", "bias"), [(1, True), (15, False), (15, True), (64, True)])
+@pytest.mark.parametrize("name", cases.CONV3X3)
+def test_conv3x3_conv1x1(name: str, out_channels: int, bias: bool) -> None:
+    assert cases.conv3x3_conv1x1_error(name, out_channels, bias) <= WINOGRAD_TOLERANCE
+
+
+@needs_native
+def test_conv3x3_conv1x1_has_room_for_few_channels() -> None:
+    x, packed = random(1, 8, 5, 5), dense.pack_conv3x3_weight(random(8, 8, 3, 3))
+    point = dense.pack_linear_weight(random(65, 8, 1, 1))
+    assert packed is not None
+    assert point is not None
+    with pytest.raises(RuntimeError, match="out_channels must be 1 to 64"):
+        dense.conv3x3_conv1x1(x, packed, None, 8, point, None, 65)
+    with pytest.raises(RuntimeError, match="packed_weight does not fit"):
+        dense.conv3x3_conv1x1(x, packed, None, 8, point, None, 64)
+
+
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.SMALL_CONV3X3)
 def test_small_conv3x3(name: str, bias: bool, relu: bool) -> None:
@@ -352,6 +371,7 @@ def test_exports() -> None:
     "name",
     [
         "conv3x3",
+        "conv3x3_conv1x1",
         "small_conv3x3",
         "conv1x1",
         "conv1x1_add_",
@@ -367,6 +387,7 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
     arguments: dict[str, tuple[object, ...]] = {
         "conv3x3": (x, layers.packed_square, bias, 16, True),
+        "conv3x3_conv1x1": (x, layers.packed_square, bias, 16, layers.packed_point, bias, 16),
         "small_conv3x3": (x, layers.packed_small, bias, 16, True),
         "conv1x1": (x, layers.packed_point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, layers.packed_point, bias, True),

@@ -86,18 +86,22 @@ def stages(predictor: dcnzoo.Predictor) -> Iterator[dict[str, torch.Tensor]]:
     def collect(_module: object, _inputs: object, features: dict[str, torch.Tensor]) -> None:
         outputs.update(features)
 
-    def collect_level(_module: object, _inputs: object, hidden: torch.Tensor) -> None:
+    predict = model.rpn_head.predict
+
+    def collect_level(feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         level = 2 + sum(name.startswith("rpn_cls") for name in outputs)
-        outputs[f"rpn_cls_p{level}"] = model.rpn_head.rpn_cls(hidden)
-        outputs[f"rpn_reg_p{level}"] = model.rpn_head.rpn_reg(hidden)  # the head itself needs only a few
+        found = predict(feature)
+        outputs[f"rpn_cls_p{level}"], outputs[f"rpn_reg_p{level}"] = found
+        return found
 
     handles = [
         model.backbone.register_forward_pre_hook(collect_input),
         model.backbone.register_forward_hook(collect),
         model.neck.register_forward_hook(collect),
-        model.rpn_head.rpn_conv.register_forward_hook(collect_level),
     ]
+    model.rpn_head.predict = collect_level
     yield outputs
+    del model.rpn_head.predict
     for handle in handles:
         handle.remove()
 
