@@ -257,12 +257,12 @@ class TestOutOfMemory:
         monkeypatch.setattr(predictor.model, "forward", forward)
 
     def test_really(self, settings: Settings) -> None:
-        """With 200 MB to spare, the maps of 32 pictures of 128x256 do not fit, and those of fewer do."""
+        """With 130 MB to spare, the maps of 32 pictures of 128x256 do not fit, and those of fewer do."""
         settings = replace(settings, warmup=0, repeats=1, short_side=128, long_side=256)
         said: list[str] = []
         results = run_cases(
             [batch_of(32)],
-            lambda case: run_apart(partial(measure_with_little_memory, case, settings, 200 * 2**20)),
+            lambda case: run_apart(partial(measure_with_little_memory, case, settings, 130 * 2**20)),
             said.append,
         )
         (result,) = results
