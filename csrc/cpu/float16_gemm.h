@@ -95,8 +95,8 @@ struct Multiplier<Float16> {
         if (epilogue.bias != nullptr && begin == 0) step.bias = epilogue.bias + j * width;
         half_kernel<ROWS>(pairs, a + begin, lda, b + begin / 2 * b_stride + 2 * j * width, b_stride, c + j * width, ldc,
                           step, ahead);
-        ahead.begin += (j + 1) % VECTORS == 0 ? pairs * ahead.stride : 0;
       }
+      ahead.begin += pairs * ahead.stride;
       step.accumulate = true, step.bias = nullptr, step.ahead = 0;
     }
   }

@@ -79,7 +79,6 @@ def applies(*tensors: Tensor | None) -> bool:
 
 def deform_conv2d(call: Call) -> Tensor:
     """Computes in the fastest known way; channels-last."""
-    way = None
     if torch.cuda.is_current_stream_capturing():
         way = _TUNER.known(call)
     else:
