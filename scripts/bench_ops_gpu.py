@@ -205,19 +205,13 @@ def searched(operands: Operands, usual: Timing, repeats: int) -> Timing:
 
 def sweep(operands: Operands, usual: Timing, repeats: int) -> Iterator[Timing]:
     """Times all ways to compute a layer, the fastest first."""
-    found = []
-    for way in (TWO_STEP, *(f"{kernel}/{splits}" for kernel, splits in product(KERNELS[1:], SPLITS))):
-        grouped = operands.layer.groups > 1
-        if way != TWO_STEP and (way != "grouped/1" if grouped else way.startswith("grouped")):
-            continue
-        try:
-            time = medians({"native": partial(operands.native, way)}, repeats)["native"]
-        except RuntimeError as error:
-            if "cannot compute" not in str(error):
-                raise
-            continue
-        found.append(replace(usual, native_us=time, kernel=way))
-    yield from sorted(found, key=lambda timing: timing.native_us)
+    candidates = [TWO_STEP, "grouped/1"]
+    if operands.layer.groups == 1:
+        tiled = (kernel for kernel in KERNELS if "x" in kernel)
+        candidates = [TWO_STEP, *(f"{kernel}/{splits}" for kernel, splits in product(tiled, SPLITS))]
+    tuner = KernelTuner(time=lambda computation: medians({"native": computation}, repeats)["native"])
+    for time, _, way in sorted(tuner.timings(operands.call(), candidates)):
+        yield replace(usual, native_us=time, kernel=way)
 
 
 def table(timings: list[Timing]) -> list[str]:

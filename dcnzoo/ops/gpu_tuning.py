@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -188,11 +188,14 @@ class KernelTuner:
         shape = call.shape()
         with self._lock:  # two threads that time at once would time each other
             if shape not in self._fastest:
-                self._fastest[shape] = min(self._timed(call))[2]
+                self._fastest[shape] = min(self.timings(call, ways(call)))[2]
             return self._fastest[shape]
 
-    def _timed(self, call: Call) -> Iterator[tuple[float, int, str | None]]:
-        for rank, way in enumerate(ways(call)):
+    def timings(
+        self, call: Call, candidates: Iterable[str | None]
+    ) -> Iterator[tuple[float, int, str | None]]:
+        """Milliseconds, number and name of each of these ways that can compute a call."""
+        for rank, way in enumerate(candidates):
             try:
                 yield self._time(partial(self._compute, call, way)), rank, way
             except RuntimeError as error:
