@@ -103,12 +103,16 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("packed_conv3x3_numel(int out_channels, int in_channels, bool half=False) -> int");
   // The same for many small maps, with larger rounding errors.
   m.def("small_conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
-  m.def("pack_small_conv3x3_weight(Tensor weight) -> Tensor");
-  m.def("packed_small_conv3x3_numel(int out_channels, int in_channels) -> int");
+  m.def("pack_small_conv3x3_weight(Tensor weight, bool half=False) -> Tensor");
+  m.def("packed_small_conv3x3_numel(int out_channels, int in_channels, bool half=False) -> int");
   m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def(
       "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
+  // With ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
+  m.def(
+      "conv1x1_add_conv1x1_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, "
+      "Tensor packed_next_weight, Tensor? next_bias, int next_channels) -> Tensor");
   m.def(
       "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   // The end of a mask head: logits (R, 2H, 2W) of each RoI's own class from maps (R, C, H, W), by `conv_transpose2x2` with

@@ -17,7 +17,7 @@ from dcnzoo.checkpoint import Checkpoint
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture
 from dcnzoo.models.dcn import DeformConv2d
-from dcnzoo.models.fold import fold_batch_norm
+from dcnzoo.models.fold import FoldedResNet
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.heads import BoxHead, MaskHead
 from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, Stem
@@ -81,7 +81,8 @@ def check_fit(architecture: Architecture, checkpoint: Checkpoint) -> None:
 
 def prepare_for_inference(model: RCNN) -> RCNN:
     """Folds batch norm, freezes, sets evaluation mode and the channels-last layout; in place."""
-    fold_batch_norm(model.backbone)
+    if isinstance(model.backbone, ResNet):
+        model.backbone = FoldedResNet(model.backbone)
     model.eval().requires_grad_(False)
     return model.to(memory_format=torch.channels_last)
 

@@ -168,18 +168,17 @@ Tensor conv3x3_conv1x1(const Tensor& input, const Tensor& packed_weight, const s
   return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, channels, true, &point);
 }
 
-int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels) {
-  return capability().kernels->mosaic.packed_numel(out_channels, in_channels);
+int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels, bool half) {
+  return dense_kernels(half).small_winograd.packed_numel(out_channels, in_channels);
 }
 
-Tensor pack_small_conv3x3_weight(const Tensor& weight) {
-  return pack_winograd_weight(capability().kernels->mosaic, weight, false);
+Tensor pack_small_conv3x3_weight(const Tensor& weight, bool half) {
+  return pack_winograd_weight(dense_kernels(half).small_winograd, weight, half);
 }
 
 Tensor small_conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                      int64_t out_channels, bool relu) {
-  check_float32(packed_weight, "packed_weight");
-  return run_winograd(capability().kernels->mosaic, input, packed_weight, bias, out_channels, relu);
+  return run_winograd(dense_kernels(is_half(packed_weight)).small_winograd, input, packed_weight, bias, out_channels, relu);
 }
 
 int64_t packed_linear_numel(int64_t out_channels, int64_t in_channels, bool half) {
@@ -212,13 +211,21 @@ Linear linear_call(const float* input, int64_t rows, int64_t in_channels, float*
   return call;
 }
 
-void run_linear(Linear call, const Parameters& parameters, bool relu, int64_t offset = 0) {
+// With those that follow it.
+void run_calls(const Linear& call, const LinearKernels& kernels) {
   if (call.runs * call.length == 0) return;
-  call.packed_weight = parameters.weight_data(offset), call.bias = parameters.bias_data(), call.relu = relu;
-  const LinearKernels& kernels = parameters.kernels().linear;
   const LinearSchedule schedule = kernels.schedule(call, static_cast<int>(torch::stable::get_num_threads()));
   run_tasks(schedule.tasks(), schedule.scratch_bytes,
             [&](int64_t task, void* scratch) { kernels.run(call, schedule, task, scratch); });
+}
+
+void set_parameters(const Parameters& parameters, bool relu, Linear& call, int64_t offset = 0) {
+  call.packed_weight = parameters.weight_data(offset), call.bias = parameters.bias_data(), call.relu = relu;
+}
+
+void run_linear(Linear call, const Parameters& parameters, bool relu, int64_t offset = 0) {
+  set_parameters(parameters, relu, call, offset);
+  run_calls(call, parameters.kernels().linear);
 }
 
 Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
@@ -272,20 +279,52 @@ Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::opti
   return output;
 }
 
+// A sum with what `output` holds.
+struct Sum {
+  Parameters parameters;
+  Tensor maps;
+  Linear call;
+
+  Sum(const Tensor& output, const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, bool relu)
+      : parameters(packed_weight, checked_numel(output, input, is_half(packed_weight)), bias, output.size(1)),
+        maps(channels_last(input)),
+        call(images_call(maps, output)) {
+    call.accumulate = true;
+    set_parameters(parameters, relu, call);
+  }
+
+ private:
+  static int64_t checked_numel(const Tensor& output, const Tensor& input, bool half) {
+    check_maps(output, 1);
+    check_maps(input, output.size(1));
+    STD_TORCH_CHECK(is_channels_last(output), "output must be channels-last");
+    STD_TORCH_CHECK(input.size(0) == output.size(0) && input.size(2) == output.size(2) && input.size(3) == output.size(3),
+                    "input and output differ in size");
+    return packed_linear_numel(output.size(1), input.size(1), half);
+  }
+};
+
 void conv1x1_add_(const Tensor& output, const Tensor& input, const Tensor& packed_weight,
                   const std::optional<Tensor>& bias, bool relu) {
-  check_maps(output, 1);
-  const int64_t out_channels = output.size(1);
-  check_maps(input, out_channels);
-  STD_TORCH_CHECK(is_channels_last(output), "output must be channels-last");
-  STD_TORCH_CHECK(input.size(0) == output.size(0) && input.size(2) == output.size(2) && input.size(3) == output.size(3),
-                  "input and output differ in size");
-  const int64_t in_channels = input.size(1);
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels, is_half(packed_weight)), bias, out_channels);
-  const Tensor maps = channels_last(input);
-  Linear call = images_call(maps, output);
-  call.accumulate = true;
-  run_linear(call, parameters, relu);
+  const Sum sum(output, input, packed_weight, bias, relu);
+  run_calls(sum.call, sum.parameters.kernels().linear);
+}
+
+Tensor conv1x1_add_conv1x1_(const Tensor& output, const Tensor& input, const Tensor& packed_weight,
+                            const std::optional<Tensor>& bias, const Tensor& packed_next_weight,
+                            const std::optional<Tensor>& next_bias, int64_t next_channels) {
+  Sum sum(output, input, packed_weight, bias, true);
+  STD_TORCH_CHECK(next_channels > 0, "next_channels must be positive");
+  const bool half = is_half(packed_weight);
+  STD_TORCH_CHECK(is_half(packed_next_weight) == half, "both packed weights must be of one type");
+  const Parameters parameters(packed_next_weight, packed_linear_numel(next_channels, output.size(1), half), next_bias,
+                              next_channels);
+  const Tensor result = empty_maps(output.size(0), next_channels, output.size(2), output.size(3), ScalarType::Float);
+  Linear next = images_call(output, result);
+  set_parameters(parameters, true, next);
+  sum.call.next = &next;
+  run_calls(sum.call, sum.parameters.kernels().linear);
+  return result;
 }
 
 // A pixel of the input becomes 2×2 of the output: two pixels of an even row, two of an odd one. Either
@@ -393,6 +432,7 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("linear", TORCH_BOX(&dcnzoo::cpu::linear));
   m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
   m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
+  m.impl("conv1x1_add_conv1x1_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_conv1x1_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
   m.impl("class_mask_logits", TORCH_BOX(&dcnzoo::cpu::class_mask_logits));
   m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));

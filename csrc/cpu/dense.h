@@ -50,6 +50,9 @@ struct Linear {
   float* output;
   bool accumulate;  // adds what the output holds
   bool relu;
+  // A layer whose input is this one's output, computed behind it block by block, while that is in the cache; null for none.
+  // Its weight is of the same type.
+  const Linear* next;
 };
 
 // A task is a block of whole runs, or blocks of rows of one run.
@@ -106,7 +109,8 @@ struct MaskLogitsKernels {
 
 // With packed weights of one type, float32 or float16.
 struct DenseKernels {
-  WinogradKernels winograd;  // F(4×4, 3×3)
+  WinogradKernels winograd;        // F(4×4, 3×3)
+  WinogradKernels small_winograd;  // for maps of 14×14: F(7×7, 3×3), in float16 F(5×5, 3×3)
   LinearKernels linear;
   MaskLogitsKernels mask_logits;
 };

@@ -14,7 +14,9 @@ namespace {
 
 template <class Factor>
 constexpr DenseKernels dense_kernels() {
-  return {winograd_kernels<Factor, 4, PlainMaps>(), linear_kernels<Factor>(), mask_logits_kernels<Factor>()};
+  constexpr int small_tile = std::is_same_v<Factor, float> ? 7 : 5;
+  return {winograd_kernels<Factor, 4>(), winograd_kernels<Factor, small_tile>(), linear_kernels<Factor>(),
+          mask_logits_kernels<Factor>()};
 }
 
 #ifdef DCNZOO_FLOAT16_FMA
@@ -30,7 +32,6 @@ constexpr Kernels kernel_set() {
           {roi_pool_kernels<float>(), roi_pool_kernels<double>(), roi_pool_kernels<BFloat16>(),
            roi_pool_kernels<Float16>(), roi_pool_grad_kernels<float>(), roi_pool_grad_kernels<double>()},
           dense_kernels<float>(),
-          winograd_kernels<float, 6, Mosaic>(),
           stem_kernels(),
           half};
 }

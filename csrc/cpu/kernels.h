@@ -161,7 +161,6 @@ struct Kernels {
   ByElement<DeformConv2dKernels, DeformConv2dGradKernels> deform_conv2d;
   ByElement<RoiPoolKernels, RoiPoolGradKernels> roi_pool;
   DenseKernels dense;
-  WinogradKernels mosaic;  // F(6×6, 3×3) over all images at once
   StemKernels stem;
   const HalfKernels* half;  // null where float16 is not multiplied at twice the rate of float32
 };

@@ -104,23 +104,43 @@ void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels,
   }
 }
 
+// The rows of a block. What one layer leaves to the next, and the weights of both, should stay in the second-level cache.
+template <class Factor>
+int64_t block_rows(const Linear& call) {
+  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
+  return call.next == nullptr ? layout.block_rows() : layout.rounds ? 252 : 72;
+}
+
+template <class Factor>
+bool any_strassen(const Linear& call) {
+  return LinearLayout<Factor>(call.out_channels, call.in_channels).strassen ||
+         (call.next != nullptr && any_strassen<Factor>(*call.next));
+}
+
+template <class Factor>
+size_t linear_scratch_bytes(const Linear& call, int64_t rows) {
+  const size_t bytes = LinearLayout<Factor>(call.out_channels, call.in_channels).scratch_bytes(rows);
+  return call.next == nullptr ? bytes : max(bytes, linear_scratch_bytes<Factor>(*call.next, rows));
+}
+
 template <class Factor>
 LinearSchedule schedule_linear(const Linear& call, int threads) {
   const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
-  const int64_t most_rows = layout.block_rows();
+  const int64_t most_rows = block_rows<Factor>(call);
+  const bool strassen = any_strassen<Factor>(call);
   const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
   LinearSchedule schedule{call.runs, 1, 0};
   // Strassen's sums join rows of a block: those of different images do not belong together.
-  if (call.runs > 1 && joined && !layout.strassen && 2 * call.length <= most_rows) {
+  if (call.runs > 1 && joined && !strassen && call.next == nullptr && 2 * call.length <= most_rows) {
     const int64_t blocks = ceil_div(call.runs, most_rows / call.length);
     schedule.run_blocks = min(call.runs, round_up(blocks, threads));
   } else {
     const int64_t blocks = ceil_div(call.length, most_rows), per_task = layout.blocks_per_task();
     const int64_t tasks = blocks < 8 * per_task * threads ? blocks : ceil_div(blocks, per_task);
-    schedule.row_blocks = call.runs > 1 && !layout.strassen ? tasks : min(call.length, round_up(tasks, threads));
+    schedule.row_blocks = call.runs > 1 && !strassen ? tasks : min(call.length, round_up(tasks, threads));
   }
-  schedule.scratch_bytes =
-      layout.scratch_bytes(ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks));
+  schedule.scratch_bytes = linear_scratch_bytes<Factor>(
+      call, ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks));
   return schedule;
 }
 
@@ -171,19 +191,22 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
 
 template <class Factor>
 void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task, void* scratch) {
-  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
   const int64_t row_task = task % schedule.row_blocks, run_task = task / schedule.row_blocks;
   const int64_t run = call.runs * run_task / schedule.run_blocks;
   const int64_t runs = call.runs * (run_task + 1) / schedule.run_blocks - run;
   const int64_t begin = call.length * row_task / schedule.row_blocks;
   const int64_t length = call.length * (row_task + 1) / schedule.row_blocks - begin;
-  const int64_t blocks = runs == 1 ? ceil_div(length, layout.block_rows()) : 1;
+  const int64_t blocks = runs == 1 ? ceil_div(length, block_rows<Factor>(call)) : 1;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t row = begin + length * block / blocks, rows = begin + length * (block + 1) / blocks - row;
-    run_linear_block(call, layout, {runs, rows, call.output_run_stride},
-                     call.input + run * call.run_stride + row * call.row_stride,
-                     call.output + run * call.output_run_stride + row * call.out_channels,
-                     block + 1 < blocks ? rows * call.out_channels : 0, scratch);
+    for (const Linear* part = &call; part != nullptr; part = part->next) {
+      const LinearLayout<Factor> layout(part->out_channels, part->in_channels);
+      const bool fetch = block + 1 < blocks && part->next == nullptr;  // the next layer fetches its input, this one's output
+      run_linear_block(*part, layout, {runs, rows, part->output_run_stride},
+                       part->input + run * part->run_stride + row * part->row_stride,
+                       part->output + run * part->output_run_stride + row * part->out_channels,
+                       fetch ? rows * part->out_channels : 0, scratch);
+    }
   }
 }
 

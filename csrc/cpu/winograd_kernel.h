@@ -1,6 +1,6 @@
 // Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
-// multiplications per pair of channels instead of 144. For many small maps, as the mask heads', F(6×6, 3×3): 64 instead
-// of 324, with ten times the rounding error; the maps are laid side by side, so that tiles reach from one into the next.
+// multiplications per pair of channels instead of 144. For maps of 14×14, as the mask heads', F(7×7, 3×3): 81 instead
+// of 441, with ten times the rounding error.
 //
 // A block of tiles at a time: its inputs are transformed into a matrix per point [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.
@@ -16,9 +16,102 @@
 namespace dcnzoo::cpu {
 namespace {
 
+// Interpolation at 0 and pairs ±x of points. Of those in sixteenths, these have about the least errors.
+template <int TILE>
+struct PairedPoints;
+template <>
+struct PairedPoints<5> {
+  static constexpr float x[] = {0.5625f, 1.25f, 3.5f};
+};
+template <>
+struct PairedPoints<7> {
+  static constexpr float x[] = {0.5f, 0.875f, 1.5f, 4.0f};
+};
+
+// A point's polynomial is the product of (X - other point) over all others: in X², but for a factor of it.
+template <int TILE>
+struct PairedTransforms {
+  static constexpr int pairs = (TILE + 1) / 2;
+
+  // The coefficients, with alternating signs, from the highest power on: of each pair's points, and last those of 0. They are
+  // scaled by a power of two to a sum of about 1, so that transformed inputs are about as large as the inputs.
+  float coefficient[pairs + 1][pairs + 1] = {};
+  double divisor[pairs + 1] = {};  // of the weight: the products themselves, scaled likewise
+  float power[TILE][pairs] = {};
+
+  constexpr PairedTransforms() {
+    const auto& x = PairedPoints<TILE>::x;
+    for (int k = 0; k <= pairs; ++k) {
+      double polynomial[pairs + 1] = {1}, product = k < pairs ? 2.0 * x[k] * x[k] : pairs % 2 == 0 ? 1 : -1, sum = 0;
+      for (int j = 0; j < pairs; ++j) {
+        if (j == k) continue;
+        const double square = static_cast<double>(x[j]) * x[j];
+        for (int i = pairs; i > 0; --i) polynomial[i] -= square * polynomial[i - 1];
+        product *= k < pairs ? static_cast<double>(x[k]) * x[k] - square : square;
+      }
+      for (int i = 0; i <= pairs; ++i) sum += polynomial[i] < 0 ? -polynomial[i] : polynomial[i];
+      double scale = 1;
+      for (; sum * scale > 1.5; scale /= 2) {}
+      for (int i = 0; i <= pairs; ++i) coefficient[k][i] = static_cast<float>(scale * polynomial[i]);
+      divisor[k] = scale * product;
+    }
+    for (int k = 0; k < pairs; ++k) {
+      power[0][k] = 1;
+      for (int i = 1; i < TILE; ++i) power[i][k] = power[i - 1][k] * x[k];
+    }
+  }
+};
+
 // The one-dimensional transforms of F(TILE, 3).
 template <int TILE>
-struct Filtering;
+struct Filtering {
+  static constexpr int tile = TILE, size = tile + 2, pairs = (tile + 1) / 2;
+  static constexpr PairedTransforms<TILE> transforms{};
+
+  template <class V>
+  static DCNZOO_INLINE void input(const V* d, V* t) {
+    t[0] = filter<pairs>(d + size - 1, pairs);
+#pragma GCC unroll 4
+    for (int k = 0; k < pairs; ++k) {
+      const V even = filter<pairs - 1>(d + size - 1, k), odd = PairedPoints<TILE>::x[k] * filter<pairs - 1>(d + size - 2, k);
+      t[1 + 2 * k] = even + odd;
+      t[2 + 2 * k] = even - odd;
+    }
+  }
+  template <class V>
+  static DCNZOO_INLINE void output(const V* m, V* y) {
+    V even[pairs], odd[pairs];
+#pragma GCC unroll 4
+    for (int k = 0; k < pairs; ++k) even[k] = m[1 + 2 * k] + m[2 + 2 * k], odd[k] = m[1 + 2 * k] - m[2 + 2 * k];
+#pragma GCC unroll 8
+    for (int i = 0; i < tile; ++i) {
+      const V* terms = i % 2 == 0 ? even : odd;
+      V sum = transforms.power[i][0] * terms[0];
+#pragma GCC unroll 4
+      for (int k = 1; k < pairs; ++k) sum += transforms.power[i][k] * terms[k];
+      y[i] = sum;
+    }
+    y[0] += m[0];
+  }
+  static void weight(const double* g, double* u) {
+    u[0] = g[0] / transforms.divisor[pairs];
+    for (int k = 0; k < pairs; ++k) {
+      const double x = PairedPoints<TILE>::x[k], even = g[0] + x * x * g[2], odd = x * g[1];
+      u[1 + 2 * k] = (even + odd) / transforms.divisor[k];
+      u[2 + 2 * k] = (even - odd) / transforms.divisor[k];
+    }
+  }
+
+ private:
+  // Every second element, from the last one on, times the coefficients.
+  template <int LAST, class V>
+  static DCNZOO_INLINE V filter(const V* last, int k) {
+    V sum = transforms.coefficient[k][0] * last[0];
+#pragma GCC unroll 8
+    for (int i = 1; i <= LAST; ++i) sum += transforms.coefficient[k][i] * last[-2 * i];
+    return sum;
+  }
+};
 
 // Interpolation at 0, ±p, ±q and infinity. With the usual ±1, ±2 the largest error is five times as large:
 // the powers of these are balanced, and still exact in binary.
@@ -56,58 +149,6 @@ struct Filtering<4> {
       u[3 + i] = (g[0] + sign * q * g[1] + b * g[2]) / (2 * b * (b - a));
     }
     u[5] = g[2];
-  }
-};
-
-// Interpolation at 0, ±p, ±q, ±r and infinity, of all points those with the least of the largest errors that are exact
-// in binary.
-template <>
-struct Filtering<6> {
-  static constexpr int tile = 6, size = tile + 2;
-  static constexpr float p = 0.5f, q = 1.0f, r = 2.0f, p2 = p * p, q2 = q * q, r2 = r * r;
-
-  template <class V>
-  static DCNZOO_INLINE void input(const V* d, V* t) {
-    constexpr float sum = p2 + q2 + r2, pairs = p2 * q2 + p2 * r2 + q2 * r2, product = p2 * q2 * r2;
-    t[0] = d[6] - sum * d[4] + pairs * d[2] - product * d[0];
-    points(p, q2 + r2, q2 * r2, d, t + 1);
-    points(q, p2 + r2, p2 * r2, d, t + 3);
-    points(r, p2 + q2, p2 * q2, d, t + 5);
-    t[7] = d[7] - sum * d[5] + pairs * d[3] - product * d[1];
-  }
-  template <class V>
-  static DCNZOO_INLINE void output(const V* m, V* y) {
-    const V even_p = m[1] + m[2], odd_p = p * (m[1] - m[2]);
-    const V even_q = m[3] + m[4], odd_q = q * (m[3] - m[4]);
-    const V even_r = m[5] + m[6], odd_r = r * (m[5] - m[6]);
-    y[0] = m[0] + even_p + even_q + even_r;
-    y[1] = odd_p + odd_q + odd_r;
-    y[2] = p2 * even_p + q2 * even_q + r2 * even_r;
-    y[3] = p2 * odd_p + q2 * odd_q + r2 * odd_r;
-    y[4] = p2 * p2 * even_p + q2 * q2 * even_q + r2 * r2 * even_r;
-    y[5] = p2 * p2 * odd_p + q2 * q2 * odd_q + r2 * r2 * odd_r + m[7];
-  }
-  static void weight(const double* g, double* u) {
-    u[0] = -g[0] / (p2 * q2 * r2);
-    points(p, 2 * p2 * (p2 - q2) * (p2 - r2), g, u + 1);
-    points(q, 2 * q2 * (q2 - p2) * (q2 - r2), g, u + 3);
-    points(r, 2 * r2 * (r2 - p2) * (r2 - q2), g, u + 5);
-    u[7] = g[2];
-  }
-
- private:
-  // The points x and -x of the input; `sum` and `product` of the squares of the two others.
-  template <class V>
-  static DCNZOO_INLINE void points(float x, float sum, float product, const V* d, V* t) {
-    const V even = d[6] - sum * d[4] + product * d[2], odd = x * (d[5] - sum * d[3] + product * d[1]);
-    t[0] = even + odd;
-    t[1] = even - odd;
-  }
-  // The points x and -x of the weight.
-  static void points(double x, double divisor, const double* g, double* u) {
-    const double even = g[0] + x * x * g[2], odd = x * g[1];
-    u[0] = (even + odd) / divisor;
-    u[1] = (even - odd) / divisor;
   }
 };
 
@@ -197,40 +238,7 @@ struct Partial {
   }
 };
 
-// The map that is cut into tiles: an image's own, or a mosaic of all.
-struct PlainMaps {
-  const Winograd& call;
-
-  int64_t count() const { return call.images; }
-  int64_t height() const { return call.height; }
-  int64_t width() const { return call.width; }
-
-  // The pixel's number in all images; negative for none.
-  int64_t pixel(int64_t map, int64_t y, int64_t x) const {
-    const bool inside = y >= 0 && y < call.height && x >= 0 && x < call.width;
-    return inside ? (map * call.height + y) * call.width + x : -1;
-  }
-};
-
-// The images in two columns, with a line of zeros between neighbours, which serves both as padding.
-struct Mosaic {
-  const Winograd& call;
-
-  int64_t count() const { return 1; }
-  int64_t height() const { return ceil_div(call.images, 2) * (call.height + 1) - 1; }
-  int64_t width() const { return min<int64_t>(call.images, 2) * (call.width + 1) - 1; }
-
-  int64_t pixel(int64_t, int64_t y, int64_t x) const {
-    if (y < 0 || x < 0) return -1;
-    const int64_t column = x > call.width, image = y / (call.height + 1) * 2 + column;
-    y %= call.height + 1;
-    x -= column * (call.width + 1);
-    const bool inside = image < call.images && y < call.height && x < call.width;
-    return inside ? (image * call.height + y) * call.width + x : -1;
-  }
-};
-
-template <class Factor, int TILE, class Maps>
+template <class Factor, int TILE>
 class WinogradBlock {
  public:
   using F = Filtering<TILE>;
@@ -240,8 +248,7 @@ class WinogradBlock {
   static constexpr int64_t stagger = 16, input_stagger = stagger * sizeof(float) / sizeof(Factor);
 
   static int64_t tiles(const Winograd& call) {
-    const Maps maps{call};
-    return maps.count() * ceil_div(maps.height(), tile) * ceil_div(maps.width(), tile);
+    return call.images * ceil_div(call.height, tile) * ceil_div(call.width, tile);
   }
 
   static size_t scratch_bytes(const Winograd& call, const Layout& layout, int64_t block_tiles) {
@@ -250,11 +257,12 @@ class WinogradBlock {
     const int64_t transformed = points * (block_tiles * layout.padded_channels + input_stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
     return static_cast<size_t>(round_up(transformed, 16)) * sizeof(Factor) +
-           static_cast<size_t>(round_up(products + layout.padded_channels + features, 16)) * sizeof(float);
+           static_cast<size_t>(round_up(products + layout.padded_channels + layout.chunk_columns + features, 16)) *
+               sizeof(float);
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
-      : call_(call), maps_{call}, layout_(call.out_channels, call.in_channels) {
+      : call_(call), layout_(call.out_channels, call.in_channels) {
     const int64_t part = task % schedule.parts, block = task / schedule.parts;
     begin_ = tiles(call) * block / schedule.blocks;
     end_ = tiles(call) * (block + 1) / schedule.blocks;
@@ -263,7 +271,8 @@ class WinogradBlock {
     zeros_ = scratch;
     input_stride_ = (end_ - begin_) * layout_.padded_channels + input_stagger;
     product_stride_ = (end_ - begin_) * layout_.chunk_columns + stagger;
-    products_ = zeros_ + layout_.padded_channels;
+    discarded_ = zeros_ + layout_.padded_channels;
+    products_ = discarded_ + layout_.chunk_columns;
     features_ = products_ + points * product_stride_;
     const int64_t pixels = call.point_weight == nullptr ? 0 : (end_ - begin_) * tile * tile;
     point_sums_ = features_ + pixels * call.out_channels;
@@ -275,7 +284,7 @@ class WinogradBlock {
     for (int64_t index = begin_; index < end_; ++index) transform_input(index);
     for (int64_t chunk = chunk_begin_; chunk < chunk_end_; ++chunk) {
       for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
-      for (int64_t index = begin_; index < end_; ++index) transform_output(chunk, index);
+      transform_outputs(chunk);
     }
     if (call_.point_weight != nullptr) convolve_points();
   }
@@ -285,13 +294,20 @@ class WinogradBlock {
   using V = S::vector;
 
   struct Place {
-    int64_t map, y, x;  // of the tile's first output pixel
+    int64_t image, y, x;  // of the tile's first output pixel
   };
 
   Place place(int64_t index) const {
-    const int64_t tiles_y = ceil_div(maps_.height(), tile), tiles_x = ceil_div(maps_.width(), tile);
+    const int64_t tiles_y = ceil_div(call_.height, tile), tiles_x = ceil_div(call_.width, tile);
     const int64_t row = index / tiles_x;
     return {row / tiles_y, row % tiles_y * tile, index % tiles_x * tile};
+  }
+
+  // The pixel's number in all images, (i, j) from the first one of a tile; negative for none.
+  int64_t pixel(const Place& at, int64_t i, int64_t j) const {
+    const int64_t y = at.y + i, x = at.x + j;
+    const bool inside = y >= 0 && y < call_.height && x >= 0 && x < call_.width;
+    return inside ? (at.image * call_.height + y) * call_.width + x : -1;
   }
 
   void transform_input(int64_t index) {
@@ -299,8 +315,8 @@ class WinogradBlock {
     const float* pixels[points];  // those outside the map are a row of zeros
     for (int i = 0; i < size; ++i) {
       for (int j = 0; j < size; ++j) {
-        const int64_t pixel = maps_.pixel(at.map, at.y + i - 1, at.x + j - 1);
-        pixels[i * size + j] = pixel >= 0 ? call_.input + pixel * call_.in_channels : zeros_;
+        const int64_t source = pixel(at, i - 1, j - 1);
+        pixels[i * size + j] = source >= 0 ? call_.input + source * call_.in_channels : zeros_;
       }
     }
     const int64_t step = layout_.piece_channels();
@@ -315,20 +331,20 @@ class WinogradBlock {
 
   DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, Factor* target) const {
     V half[size][size];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < size; ++j) {
       V d[size], r[size];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < size; ++i) d[i] = Partial::load(pixels[i * size + j] + c, count);
       F::input(d, r);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < size; ++i) half[i][j] = r[i];
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int i = 0; i < size; ++i) {
       V r[size];
       F::input(half[i], r);
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int j = 0; j < size; ++j) store_vector(target + (i * size + j) * input_stride_, r[j]);
     }
   }
@@ -346,30 +362,44 @@ class WinogradBlock {
     }
   }
 
-  void transform_output(int64_t chunk, int64_t index) {
+  void transform_outputs(int64_t chunk) const {
+    float* targets[2][tile * tile];
+    locate(begin_, chunk, targets[0]);
+    for (int64_t index = begin_; index < end_; ++index) {
+      float **present = targets[(index - begin_) % 2], **next = targets[(index - begin_ + 1) % 2];
+      const bool last = index + 1 == end_;
+      if (!last) locate(index + 1, chunk, next);
+      transform_output(index, chunk, present, last ? present : next);
+    }
+  }
+
+  // Where a tile's pixels go.
+  void locate(int64_t index, int64_t chunk, float** targets) const {
     const Place at = place(index);
-    const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
-    const float* source = products_ + (index - begin_) * layout_.chunk_columns;
-    float* pixels[tile * tile];  // null for those outside the map
     for (int i = 0; i < tile; ++i) {
       for (int j = 0; j < tile; ++j) {
-        const int64_t pixel = maps_.pixel(at.map, at.y + i, at.x + j);
-        float* target = call_.point_weight == nullptr ? call_.output + pixel * call_.out_channels
-                                                      : feature(index, i, j);
-        pixels[i * tile + j] = pixel >= 0 ? target + first : nullptr;
+        const int64_t target = pixel(at, i, j), first = chunk * layout_.chunk_columns;
+        targets[i * tile + j] = call_.point_weight != nullptr ? feature(index, i, j) + first
+                                : target >= 0                 ? call_.output + target * call_.out_channels + first
+                                                              : discarded_;
       }
     }
+  }
+
+  // Fetches the next tile's pixels meanwhile: they are too many rows for the processor to do so by itself.
+  void transform_output(int64_t index, int64_t chunk, float* const* targets, float* const* next) const {
+    const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
+    const float* source = products_ + (index - begin_) * layout_.chunk_columns;
     for (int64_t c = 0; c < count; c += S::width) {
+      for (int i = 0; i < tile * tile; ++i) __builtin_prefetch(next[i] + c, 1);
       V y[tile][tile];
       transform_output_vector(source + c, y);
       const V bias = call_.bias == nullptr ? V{} : Partial::load(call_.bias + first + c, count - c);
       for (int i = 0; i < tile; ++i) {
         for (int j = 0; j < tile; ++j) {
-          float* target = pixels[i * tile + j];
-          if (target == nullptr) continue;
           V value = y[i][j] + bias;
           if (call_.relu) value = value < V{} ? V{} : value;  // keeps NaN
-          Partial::store(target + c, value, count - c);
+          Partial::store(targets[i * tile + j] + c, value, count - c);
         }
       }
     }
@@ -380,7 +410,7 @@ class WinogradBlock {
     return features_ + (((index - begin_) * tile + i) * tile + j) * call_.out_channels;
   }
 
-  // Pixels outside the map have numbers of earlier tasks as features, and are left out of the output.
+  // Pixels outside the map have features, too, and are left out of the output.
   void convolve_points() const {
     Linear product{};
     product.runs = 1, product.length = (end_ - begin_) * tile * tile;
@@ -394,9 +424,9 @@ class WinogradBlock {
       const Place at = place(index);
       for (int i = 0; i < tile; ++i) {
         for (int j = 0; j < tile; ++j, sums += call_.point_channels) {
-          const int64_t pixel = maps_.pixel(at.map, at.y + i, at.x + j);
-          if (pixel < 0) continue;
-          for (int64_t c = 0; c < call_.point_channels; ++c) call_.output[pixel * call_.point_channels + c] = sums[c];
+          const int64_t target = pixel(at, i, j);
+          if (target < 0) continue;
+          for (int64_t c = 0; c < call_.point_channels; ++c) call_.output[target * call_.point_channels + c] = sums[c];
         }
       }
     }
@@ -404,25 +434,25 @@ class WinogradBlock {
 
   DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[tile]) const {
     V half[tile][size];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int j = 0; j < size; ++j) {
       V m[size], r[tile];
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * product_stride_);
       F::output(m, r);
-#pragma GCC unroll 6
+#pragma GCC unroll 7
       for (int i = 0; i < tile; ++i) half[i][j] = r[i];
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 7
     for (int i = 0; i < tile; ++i) F::output(half[i], y[i]);
   }
 
   const Winograd& call_;
-  const Maps maps_;
   const Layout layout_;
   int64_t begin_, end_, chunk_begin_, chunk_end_;  // tiles and chunks of columns of this task
   int64_t input_stride_, product_stride_;          // from point to point
   float *zeros_, *products_, *features_, *point_sums_;
+  float* discarded_;  // what is computed outside the map
   Factor* transformed_;
 };
 
@@ -431,30 +461,30 @@ int64_t winograd_packed_numel(int64_t out_channels, int64_t in_channels) {
   return WinogradLayout<Factor, TILE>(out_channels, in_channels).numel();
 }
 
-template <class Factor, int TILE, class Maps>
+template <class Factor, int TILE>
 WinogradSchedule schedule_winograd(const Winograd& call, int threads) {
   // Their matrices are somewhat larger than the second-level cache.
-  constexpr int64_t most_tiles = DCNZOO_VECTOR_BYTES == 64 ? (TILE == 4 ? 32 : 24) : (TILE == 4 ? 48 : 32);
+  constexpr int64_t most_tiles = DCNZOO_VECTOR_BYTES == 64 || TILE > 4 ? 32 : 48;
   const WinogradLayout<Factor, TILE> layout(call.out_channels, call.in_channels);
-  const int64_t tiles = WinogradBlock<Factor, TILE, Maps>::tiles(call);
+  const int64_t tiles = WinogradBlock<Factor, TILE>::tiles(call);
   WinogradSchedule schedule{};
   schedule.blocks = ceil_div(tiles, most_tiles);
   const bool whole = call.point_weight != nullptr;  // it takes all channels at once
   schedule.parts = whole ? 1 : min(layout.chunks(), ceil_div(threads, schedule.blocks));
   if (schedule.parts == 1) schedule.blocks = min(tiles, round_up(schedule.blocks, threads));
-  schedule.scratch_bytes = WinogradBlock<Factor, TILE, Maps>::scratch_bytes(call, layout, ceil_div(tiles, schedule.blocks));
+  schedule.scratch_bytes = WinogradBlock<Factor, TILE>::scratch_bytes(call, layout, ceil_div(tiles, schedule.blocks));
   return schedule;
 }
 
-template <class Factor, int TILE, class Maps>
+template <class Factor, int TILE>
 void run_winograd(const Winograd& call, const WinogradSchedule& schedule, int64_t task, void* scratch) {
-  WinogradBlock<Factor, TILE, Maps>(call, schedule, task, static_cast<float*>(scratch)).run();
+  WinogradBlock<Factor, TILE>(call, schedule, task, static_cast<float*>(scratch)).run();
 }
 
-template <class Factor, int TILE, class Maps>
+template <class Factor, int TILE>
 constexpr WinogradKernels winograd_kernels() {
-  return {winograd_packed_numel<Factor, TILE>, pack_winograd<Factor, TILE>, schedule_winograd<Factor, TILE, Maps>,
-          run_winograd<Factor, TILE, Maps>};
+  return {winograd_packed_numel<Factor, TILE>, pack_winograd<Factor, TILE>, schedule_winograd<Factor, TILE>,
+          run_winograd<Factor, TILE>};
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,8 @@ from dcnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 class FoldedBottleneck(nn.Module):
     """A bottleneck for inference: no batch norm, activations and the shortcut's sum inside the convolutions.
 
-    Overwrites its input where the shortcut is the input itself.
+    Overwrites its input where the shortcut is the input itself, and begins the block behind it, whose first
+    convolution then reads what is still in the cache.
 
     Args:
         block: its convolutions are taken over and changed.
@@ -31,10 +30,24 @@ class FoldedBottleneck(nn.Module):
         self.conv2 = _with_relu(block.conv2)
         self.downsample = _fold_downsample(block.downsample)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+    def forward(
+        self, x: Tensor, begun: Tensor | None = None, following: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Computes the block.
+
+        Args:
+            x: (N, in_channels, H, W).
+            begun: its first convolution of x, if the block before has computed it.
+            following: the block behind it.
+
+        Returns:
+            (N, out_channels, H/stride, W/stride), and the first convolution of `following`, or None.
+        """
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.conv3.add_to(shortcut, self.conv2(self.conv1(x)))
+        x = self.conv2(self.conv1(x) if begun is None else begun)
+        if isinstance(following, FoldedBottleneck):
+            return self.conv3.add_to_and_convolve(shortcut, x, following.conv1)
+        return self.conv3.add_to(shortcut, x), None
 
 
 class FoldedBasicBlock(nn.Module):
@@ -59,20 +72,44 @@ class FoldedBasicBlock(nn.Module):
         return output.relu_()
 
 
-def fold_batch_norm(backbone: ResNet) -> None:
-    """Folds every batch norm of the backbone in place, and joins the layers of its stem.
+class FoldedResNet(nn.Module):
+    """A backbone for inference: no batch norm, and the layers of its stem in one.
 
-    The scale goes into the convolution's weight and the shift into its bias, computed in float64.
+    The scale of a norm goes into the convolution's weight and the shift into its bias, computed in float64.
+
+    Args:
+        backbone: its convolutions are taken over and changed.
+
+    Attributes:
+        out_channels: channels of c2–c5.
     """
-    _fold(backbone.conv1, backbone.bn1)
-    backbone.conv1 = Stem(backbone.conv1)
-    backbone.bn1, backbone.relu, backbone.maxpool = nn.Identity(), nn.Identity(), nn.Identity()
-    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
-        for index, block in enumerate(stage):
-            if isinstance(block, BasicBlock):
-                stage[index] = FoldedBasicBlock(block)
-            else:
-                stage[index] = FoldedBottleneck(cast(Bottleneck, block))
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.out_channels = backbone.out_channels
+        _fold(backbone.conv1, backbone.bn1)
+        self.conv1 = Stem(backbone.conv1)
+        self.layer1, self.layer2 = _folded(backbone.layer1), _folded(backbone.layer2)
+        self.layer3, self.layer4 = _folded(backbone.layer3), _folded(backbone.layer4)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps images (N, 3, H, W) to "c2" (N, out_channels[0], H/4, W/4) … "c5" (N, …, H/32, W/32)."""
+        stages = self.layer1, self.layer2, self.layer3, self.layer4
+        following = iter([block for stage in stages for block in stage][1:])
+        x, begun, features = self.conv1(images), None, {}
+        for level, stage in enumerate(stages, start=2):
+            for block in stage:
+                behind = next(following, None)
+                x, begun = (
+                    block(x, begun, behind) if isinstance(block, FoldedBottleneck) else (block(x), None)
+                )
+            features[f"c{level}"] = x
+        return features
+
+
+def _folded(stage: nn.Sequential) -> nn.ModuleList:
+    blocks = [FoldedBasicBlock(b) if isinstance(b, BasicBlock) else FoldedBottleneck(b) for b in stage]  # type: ignore[arg-type]
+    return nn.ModuleList(blocks)
 
 
 def _with_relu(conv: nn.Module) -> nn.Module:

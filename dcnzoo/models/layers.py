@@ -40,22 +40,14 @@ class Conv3x3(nn.Conv2d):
 
 
 class SmallConv3x3(Conv3x3):
-    """`Conv3x3` for many small maps where larger rounding errors do not matter: only a threshold follows.
-
-    With `half_products` they would, and it is as `Conv3x3`.
-    """
+    """`Conv3x3` for maps of 14 × 14 where larger rounding errors do not matter: only a threshold follows."""
 
     def pack(self) -> None:
         """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
-        if self.half_products:
-            super().pack()
-        else:
-            self.packed_weight = dense.pack_small_conv3x3_weight(self.weight)
+        self.packed_weight = dense.pack_small_conv3x3_weight(self.weight, half=self.half_products)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H, W)."""
-        if self.half_products:
-            return super().forward(input)
         return dense.small_conv3x3(
             input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
         )
@@ -100,6 +92,18 @@ class Conv1x1(nn.Conv2d):
         return dense.conv1x1_add_(
             output, input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
         )
+
+    def add_to_and_convolve(self, output: Tensor, input: Tensor, following: Conv1x1) -> tuple[Tensor, Tensor]:
+        """`add_to`, and what `following` makes of the sum; in one pass where the kernels can."""
+        packed, packed_next = self.packed_weight, following.packed_weight
+        if packed is not None and packed_next is not None and self.relu and following.relu:
+            result = dense.conv1x1_add_conv1x1_(
+                output, input, packed, self.bias, packed_next, following.bias, following.out_channels
+            )
+            if result is not None:
+                return output, result
+        output = self.add_to(output, input)
+        return output, following(output)
 
 
 class Stem(nn.Conv2d):

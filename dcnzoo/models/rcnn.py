@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from dcnzoo.models.fold import FoldedResNet
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.resnet import ResNet
 from dcnzoo.models.rpn import RPNHead
@@ -44,7 +45,8 @@ class RCNN(nn.Module):
 
     def __init__(self, backbone: ResNet, neck: FPN, rpn_head: RPNHead, roi_head: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn_head, self.roi_head = backbone, neck, rpn_head, roi_head
+        self.backbone: ResNet | FoldedResNet = backbone
+        self.neck, self.rpn_head, self.roi_head = neck, rpn_head, roi_head
 
     @property
     def has_masks(self) -> bool:

@@ -4,14 +4,15 @@ Each function takes a layer's weight and, optionally, what its `pack_…_weight`
 latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does, but for large
 `conv3x3` that learn, whose derivatives are those of `conv_grad`. The results
 agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
-deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has ten times that. Large linear
+deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has 15 and 9 times that. Large linear
 layers and 1×1 convolutions take one step of Strassen's algorithm, with 1e-5 at most, and 4e-7 in the mean.
 
 Packed weights are for this process, and for that weight: pack again when the weight changes. With `half`
 they are float16, the inputs are rounded to float16 as well, and multiplied in it, at twice the rate of
 float32; `dcnzoo.ops.backend.multiplies_float16` says whether the processor can (RuntimeError if not). Sums
 of up to 64 products are float16, too; the results are float32, with errors of about 1e-3 standard deviations
-of the output in the mean, in `conv3x3` 5e-3. What exceeds 65504 becomes infinite.
+of the output in the mean, in `conv3x3` 5e-3 and in `small_conv3x3` twice that. What exceeds 65504 becomes
+infinite.
 
 Shape letters: N images, C channels, H, W map size, O output channels, R rows.
 """
@@ -91,7 +92,7 @@ def small_conv3x3(
     relu: bool = False,
     packed_weight: Tensor | None = None,
 ) -> Tensor:
-    """`conv3x3` for many small maps, as RoIs have: faster there, with ten times its rounding errors.
+    """`conv3x3` for maps of 14 × 14, as RoIs have: faster there, with about ten times its rounding errors.
 
     Args:
         input: (N, C, H, W).
@@ -171,6 +172,39 @@ def conv1x1_add_(
         return output
     output += F.conv2d(input, weight, bias)
     return output.relu_() if relu else output
+
+
+def conv1x1_add_conv1x1_(
+    output: Tensor,
+    input: Tensor,
+    packed_weight: Tensor,
+    bias: Tensor | None,
+    packed_next_weight: Tensor,
+    next_bias: Tensor | None,
+    next_channels: int,
+) -> Tensor | None:
+    """`conv1x1_add_` with ReLU, and `conv1x1` with ReLU of the sum, which is then read from the cache.
+
+    Args:
+        output: (N, O, H, W), the shortcut; overwritten.
+        input: (N, C, H, W).
+        packed_weight: from `pack_linear_weight`, as the next one with or without `half`.
+        bias: (O,).
+        packed_next_weight: of the convolution of the sum.
+        next_bias: (P,).
+        next_channels: P.
+
+    Returns:
+        (N, P, H, W), channels-last; None, and nothing is computed, if the compiled kernels cannot.
+    """
+    last = output.is_contiguous(memory_format=torch.channels_last)
+    alike = packed_weight.dtype == packed_next_weight.dtype
+    if not (last and alike and _kernels_take(input, output)):
+        return None
+    result: Tensor = torch.ops.dcnzoo.conv1x1_add_conv1x1_(
+        output, input, packed_weight, bias, packed_next_weight, next_bias, next_channels
+    )
+    return result
 
 
 def conv_transpose2x2(
@@ -334,8 +368,8 @@ def pack_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
     return packed
 
 
-def pack_small_conv3x3_weight(weight: Tensor) -> Tensor | None:
-    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to seven times its size.
+def pack_small_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
+    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to nine times its size.
 
     None without compiled kernels.
 
@@ -344,7 +378,7 @@ def pack_small_conv3x3_weight(weight: Tensor) -> Tensor | None:
     """
     if not _packs_3x3(weight):
         return None
-    packed: Tensor = torch.ops.dcnzoo.pack_small_conv3x3_weight(weight.detach())
+    packed: Tensor = torch.ops.dcnzoo.pack_small_conv3x3_weight(weight.detach(), half)
     return packed
 
 
@@ -458,6 +492,18 @@ if NATIVE_PROBLEM is None:
     def _fake_conv1x1_add_(*_: object) -> None:
         return None
 
+    @torch.library.register_fake("dcnzoo::conv1x1_add_conv1x1_")  # type: ignore[untyped-decorator]
+    def _fake_conv1x1_add_conv1x1_(
+        output: Tensor,
+        input: Tensor,
+        packed_weight: Tensor,
+        bias: Tensor | None,
+        packed_next_weight: Tensor,
+        next_bias: Tensor | None,
+        next_channels: int,
+    ) -> Tensor:
+        return _maps(input, next_channels, *input.shape[2:])
+
     @torch.library.register_fake("dcnzoo::conv_transpose2x2")  # type: ignore[untyped-decorator]
     def _fake_conv_transpose2x2(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
@@ -497,8 +543,8 @@ if NATIVE_PROBLEM is None:
         return _packed(weight, torch.ops.dcnzoo.packed_conv3x3_numel(*weight.shape[:2], half), half)
 
     @torch.library.register_fake("dcnzoo::pack_small_conv3x3_weight")  # type: ignore[untyped-decorator]
-    def _fake_pack_small_conv3x3_weight(weight: Tensor) -> Tensor:
-        return weight.new_empty(torch.ops.dcnzoo.packed_small_conv3x3_numel(*weight.shape[:2]))
+    def _fake_pack_small_conv3x3_weight(weight: Tensor, half: bool = False) -> Tensor:
+        return _packed(weight, torch.ops.dcnzoo.packed_small_conv3x3_numel(*weight.shape[:2], half), half)
 
     @torch.library.register_fake("dcnzoo::pack_linear_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_linear_weight(weight: Tensor, half: bool = False) -> Tensor:

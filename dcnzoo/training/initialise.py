@@ -54,13 +54,14 @@ def prepare_for_training(model: RCNN, *, norm: Norm, frozen_stages: int = 1) -> 
 
     Raises:
         ValueError: `norm` or `frozen_stages` is none of these.
+        TypeError: the model is prepared for inference.
     """
     if norm not in ("frozen", "trainable"):
         raise ValueError(f"norm is {norm!r}, expected frozen or trainable")
     if frozen_stages not in range(-1, 5):
         raise ValueError(f"frozen_stages is {frozen_stages}, expected -1 to 4")
+    backbone = _unfolded_backbone(model)
     model.requires_grad_(True)
-    backbone = model.backbone
     stages: list[nn.Module] = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
     stem: list[nn.Module] = [backbone.conv1, backbone.bn1] if frozen_stages >= 0 else []
     for module in [*stem, *stages[: max(frozen_stages, 0)]]:
@@ -79,7 +80,7 @@ def initialise_weights(model: RCNN, generator: torch.Generator) -> None:
         generator: on the device of the model; the same one gives the same weights.
     """
     with torch.no_grad():
-        _initialise_backbone(model.backbone, generator)
+        _initialise_backbone(_unfolded_backbone(model), generator)
         for module in model.neck.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -95,6 +96,12 @@ def initialise_weights(model: RCNN, generator: torch.Generator) -> None:
                 _initialise_mask_head(module, generator)
             elif isinstance(module, DeformRoIPoolLayer):
                 _initialise_deform_pool(module, generator)
+
+
+def _unfolded_backbone(model: RCNN) -> ResNet:
+    if not isinstance(model.backbone, ResNet):
+        raise TypeError("the detector is prepared for inference; to train it, build it with build_model")
+    return model.backbone
 
 
 def _initialise_backbone(backbone: ResNet, generator: torch.Generator) -> None:

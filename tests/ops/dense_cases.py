@@ -15,6 +15,7 @@ STRASSEN_TOLERANCE = 2e-5
 TOLERANCE = 5e-6
 HALF_TOLERANCE = 2e-2
 HALF_WINOGRAD_TOLERANCE = 6e-2
+HALF_SMALL_WINOGRAD_TOLERANCE = 0.25
 """Largest error, in standard deviations of the output before its ReLU."""
 
 CONV3X3 = {  # N, C, O, H, W
@@ -54,6 +55,18 @@ CONV1X1 = {  # N, C, O, H, W, stride
     "stride-odd": (2, 40, 33, 7, 7, 2),
     "stride-beyond": (1, 16, 16, 2, 3, 5),
     "few-channels-many-rows": (1, 64, 24, 130, 60, 1),
+}
+
+CONV1X1_PAIRS = {  # N, C, O, P, H, W: to O channels, which are added, and from there to P
+    "one-pixel": (1, 3, 5, 2, 1, 1),
+    "layer1": (1, 64, 256, 64, 20, 31),
+    "layer1-to-layer2": (1, 64, 256, 128, 20, 31),
+    "batch": (3, 20, 40, 33, 7, 9),
+    "many-rows": (1, 16, 48, 8, 90, 61),
+    "strassen-second": (1, 40, 1024, 256, 11, 13),
+    "strassen-both": (1, 512, 2048, 512, 5, 7),
+    "strassen-batch": (3, 512, 512, 512, 7, 9),
+    "strassen-one-pixel": (1, 512, 512, 512, 1, 1),
 }
 
 STRASSEN_CONV1X1 = {  # large enough for Strassen's algorithm in every vector width
@@ -154,12 +167,12 @@ def conv3x3_conv1x1_error(name: str, out_channels: int = 15, bias: bool = True, 
     return error(found, F.conv2d(features, point.double(), doubles[1]), relu=False)
 
 
-def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
+def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False, half: bool = False) -> float:
     """Error of `small_conv3x3` for one of SMALL_CONV3X3."""
     n, c, o, h, w = SMALL_CONV3X3[name]
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o) if bias else None
-    packed = dense.pack_small_conv3x3_weight(weight)
+    packed = dense.pack_small_conv3x3_weight(weight, half=half)
     found = dense.small_conv3x3(x, weight, b, relu=relu, packed_weight=packed)
     expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), padding=1)
     return error(found, expected, relu)
@@ -182,6 +195,24 @@ def conv1x1_error(
         dense.conv1x1_add_(shortcut, x, weight, b, relu=relu, packed_weight=packed)
         largest = max(largest, error(shortcut, expected, relu))
     return largest
+
+
+def conv1x1_pair_error(name: str, bias: bool = True, half: bool = False) -> float:
+    """Error of `conv1x1_add_conv1x1_` for one of CONV1X1_PAIRS: the larger one of sum and result."""
+    n, c, o, p, h, w = CONV1X1_PAIRS[name]
+    torch.manual_seed(0)
+    x, shortcut = random(n, c, h, w), random(n, o, h, w)
+    weight, following = random(o, c, 1, 1, scale=c**-0.5), random(p, o, 1, 1, scale=o**-0.5)
+    b, following_b = (random(o), random(p)) if bias else (None, None)
+    packed, packed_following = (dense.pack_linear_weight(w, half=half) for w in (weight, following))
+    assert packed is not None
+    assert packed_following is not None
+    doubles = [None if t is None else t.double() for t in (b, following_b)]
+    expected_sum = F.conv2d(x.double(), weight.double(), doubles[0]) + shortcut
+    expected = F.conv2d(expected_sum.relu(), following.double(), doubles[1])
+    found = dense.conv1x1_add_conv1x1_(shortcut, x, packed, b, packed_following, following_b, p)
+    assert found is not None
+    return max(error(shortcut, expected_sum, relu=True), error(found, expected, relu=True))
 
 
 def conv_transpose2x2_error(name: str, bias: bool = True, relu: bool = False, half: bool = False) -> float:
@@ -239,11 +270,14 @@ def half_errors() -> dict[str, float]:
     }
     others |= {f"mask logits {name}": mask_logits_error(name, half=True) for name in MASK_LOGITS}
     winograd |= {f"conv3x3_conv1x1 {name}": conv3x3_conv1x1_error(name, half=True) for name in CONV3X3}
+    others |= {f"conv1x1 pair {name}": conv1x1_pair_error(name, half=True) for name in CONV1X1_PAIRS}
     for name, conv_sizes in (CONV1X1 | STRASSEN_CONV1X1).items():
         others[f"conv1x1 {name}"] = conv1x1_error(conv_sizes, relu=True, half=True)
     for name, sizes in (LINEAR | STRASSEN_LINEAR).items():
         others[f"linear {name}"] = linear_error(sizes, half=True)
     errors = {name: value / HALF_WINOGRAD_TOLERANCE for name, value in winograd.items()}
+    for name in SMALL_CONV3X3:
+        errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name, half=True) / HALF_SMALL_WINOGRAD_TOLERANCE
     errors |= {name: value / HALF_TOLERANCE for name, value in others.items()}
     return {f"{name} in float16": value for name, value in errors.items()}
 
@@ -253,6 +287,8 @@ def check() -> None:
     errors = {f"conv3x3 {name}": conv3x3_error(name) / WINOGRAD_TOLERANCE for name in CONV3X3}
     for name in CONV3X3 if active_backend()[0] == "native" else ():
         errors[f"conv3x3_conv1x1 {name}"] = conv3x3_conv1x1_error(name) / WINOGRAD_TOLERANCE
+    for name in CONV1X1_PAIRS if active_backend()[0] == "native" else ():
+        errors[f"conv1x1 pair {name}"] = conv1x1_pair_error(name) / tolerance(name)
     for name in SMALL_CONV3X3:
         errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name) / SMALL_WINOGRAD_TOLERANCE
     for limit, conv1x1, linear in (

@@ -71,6 +71,30 @@ def test_conv1x1(name: str, bias: bool, relu: bool) -> None:
     assert cases.conv1x1_error(cases.CONV1X1[name], bias, relu) <= TOLERANCE
 
 
+@needs_native
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", cases.CONV1X1_PAIRS)
+def test_conv1x1_add_conv1x1(name: str, bias: bool) -> None:
+    assert cases.conv1x1_pair_error(name, bias) <= cases.tolerance(name)
+
+
+@needs_native
+def test_conv1x1_add_conv1x1_computes_all_or_nothing() -> None:
+    x, y, point = random(1, 16, 5, 5), random(1, 16, 5, 5), random(16, 16, 1, 1)
+    before, packed = y.clone(), dense.pack_linear_weight(point)
+    assert packed is not None
+    unusual = y.contiguous()  # not channels-last
+    assert dense.conv1x1_add_conv1x1_(unusual, x, packed, None, packed, None, 16) is None
+    assert dense.conv1x1_add_conv1x1_(y, x.double(), packed, None, packed, None, 16) is None
+    assert dense.conv1x1_add_conv1x1_(y, x, packed, None, packed.half(), None, 16) is None
+    for wrong in ({"input": x[..., :4]}, {"next_channels": 17}, {"next_channels": 0}, {"bias": x[0, 0, 0]}):
+        arguments = {"input": x, "packed_weight": packed, "bias": None}
+        arguments |= {"packed_next_weight": packed, "next_bias": None, "next_channels": 16, **wrong}
+        with pytest.raises(RuntimeError, match=r"differ in size|does not fit|must be positive|one element"):
+            dense.conv1x1_add_conv1x1_(y, **arguments)
+    assert torch.equal(y, before)
+
+
 @pytest.mark.parametrize(("bias", "relu"), OPTIONS)
 @pytest.mark.parametrize("name", cases.STRASSEN_CONV1X1)
 def test_conv1x1_by_strassens_algorithm(name: str, bias: bool, relu: bool) -> None:
@@ -168,18 +192,18 @@ def test_strassens_algorithm_for_any_size(
 
 @needs_native
 def test_small_conv3x3_keeps_the_maps_apart() -> None:
-    """Whatever stands in the other maps of the mosaic, a map comes out the same."""
+    """Whatever stands in the other maps, a map comes out the same."""
     torch.manual_seed(0)
     x, weight = random(7, 16, 14, 14), random(16, 16, 3, 3, scale=1 / 12)
     packed = dense.pack_small_conv3x3_weight(weight)
     found = dense.small_conv3x3(x, weight, packed_weight=packed)
     for index in range(7):
-        alone = torch.zeros_like(x)
-        alone[index] = x[index]
-        again = dense.small_conv3x3(alone, weight, packed_weight=packed)
-        torch.testing.assert_close(again[index], found[index], rtol=0, atol=SMALL_WINOGRAD_TOLERANCE)
-        again[index] = 0
-        assert again.abs().max() <= SMALL_WINOGRAD_TOLERANCE
+        others = torch.full_like(x, torch.nan)
+        others[index] = x[index]
+        again = dense.small_conv3x3(others, weight, packed_weight=packed)
+        assert torch.equal(again[index], found[index])
+        again[index] = torch.nan
+        assert again.isnan().all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -375,6 +399,7 @@ def test_exports() -> None:
         "small_conv3x3",
         "conv1x1",
         "conv1x1_add_",
+        "conv1x1_add_conv1x1_",
         "conv_transpose2x2",
         "class_mask_logits",
         "linear",
@@ -391,6 +416,15 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
         "small_conv3x3": (x, layers.packed_small, bias, 16, True),
         "conv1x1": (x, layers.packed_point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, layers.packed_point, bias, True),
+        "conv1x1_add_conv1x1_": (
+            x.clone(),
+            x,
+            layers.packed_point,
+            bias,
+            layers.packed_point,
+            None,
+            16,
+        ),
         "conv_transpose2x2": (x, layers.packed_corner, bias.repeat(2), 16, True),
         "class_mask_logits": (x, layers.packed_corner, None, layers.full, None, torch.tensor([9, 0])),
         "linear": (random(5, 16), layers.packed_full, None, 10, False),
@@ -421,7 +455,17 @@ def test_float16_overflows_to_infinity() -> None:
 
 @needs_float16
 @pytest.mark.parametrize(
-    "name", ["conv3x3", "conv1x1", "conv1x1_add_", "conv_transpose2x2", "class_mask_logits", "linear"]
+    "name",
+    [
+        "conv3x3",
+        "small_conv3x3",
+        "conv1x1",
+        "conv1x1_add_",
+        "conv1x1_add_conv1x1_",
+        "conv_transpose2x2",
+        "class_mask_logits",
+        "linear",
+    ],
 )
 def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
@@ -430,8 +474,10 @@ def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
     corner = dense.pack_conv_transpose2x2_weight(layers.corner, half=True)
     arguments: dict[str, tuple[object, ...]] = {
         "conv3x3": (x, dense.pack_conv3x3_weight(layers.square, half=True), bias, 16, True),
+        "small_conv3x3": (x, dense.pack_small_conv3x3_weight(layers.square, half=True), bias, 16, True),
         "conv1x1": (x, point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, point, bias, True),
+        "conv1x1_add_conv1x1_": (x.clone(), x, point, bias, point, None, 16),
         "conv_transpose2x2": (x, corner, bias.repeat(2), 16, True),
         "class_mask_logits": (x, corner, None, layers.full, None, torch.tensor([9, 0])),
         "linear": (random(5, 16), full, None, 10, False),
@@ -439,6 +485,7 @@ def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
     torch.library.opcheck(pack.default, (layers.full, True))
     torch.library.opcheck(torch.ops.dcnzoo.pack_conv3x3_weight.default, (layers.square, True))
+    torch.library.opcheck(torch.ops.dcnzoo.pack_small_conv3x3_weight.default, (layers.square, True))
 
 
 @needs_native

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.build import build_model
+from dcnzoo.build import build_model, prepare_for_inference
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture
 from dcnzoo.models.rcnn import RCNN
@@ -187,3 +187,11 @@ def test_weights_that_fit_nowhere_are_an_error(other: str | None) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint a\.pth: does not fit the model") as caught:
         load_for_training(small_model(f"faster_rcnn_{SMALL}"), state, source="a.pth")
     assert (other is None) == (caught.value.mismatched == ())
+
+
+def test_a_detector_prepared_for_inference_is_not_trained() -> None:
+    model = prepare_for_inference(small_model())
+    with pytest.raises(TypeError, match="build it with build_model"):
+        prepare_for_training(model, norm="frozen")
+    with pytest.raises(TypeError, match="build it with build_model"):
+        initialise_weights(model, torch.Generator())
