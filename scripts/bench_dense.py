@@ -58,11 +58,12 @@ CONV3X3 = (  # N, C, H, W with C outputs
     (1, 256, 50, 76),
     (1, 256, 25, 38),
     (1, 256, 13, 19),
-    (100, 256, 14, 14),
     (1, 64, 200, 304),
     (1, 128, 100, 152),
     (1, 512, 25, 38),
 )
+
+SMALL_CONV3X3 = ((100, 256, 14, 14),)
 
 CONV1X1 = (  # C, O, H, W, stride
     (64, 64, 200, 304, 1),
@@ -82,6 +83,16 @@ CONV1X1 = (  # C, O, H, W, stride
 )
 
 CONV1X1_ADD = ((64, 256, 200, 304), (128, 512, 100, 152), (256, 1024, 50, 76), (512, 2048, 25, 38))
+
+CONV1X1_PAIRS = (  # C, O, P, H, W: to O channels, which are added, and from there to P
+    (64, 256, 64, 200, 304),
+    (64, 256, 128, 200, 304),
+    (128, 512, 128, 100, 152),
+    (128, 512, 256, 100, 152),
+    (256, 1024, 256, 50, 76),
+    (256, 1024, 512, 50, 76),
+    (512, 2048, 512, 25, 38),
+)
 
 LINEAR = ((1000, 12544, 1024), (1000, 1024, 1024), (1000, 1024, 81), (1000, 1024, 320), (100, 12544, 1024))
 
@@ -124,6 +135,22 @@ def conv3x3_layer(n: int, c: int, h: int, w: int) -> Layer:
     )
 
 
+def small_conv3x3_layer(n: int, c: int, h: int, w: int) -> Layer:
+    """A 3×3 convolution with ReLU of many small maps, also as one of large maps."""
+    layer = conv3x3_layer(n, c, h, w)
+    x, weight, b = maps(n, c, h, w), weights(c, c, 3, 3), torch.randn(c)
+    packed = dense.pack_small_conv3x3_weight(weight)
+    large = {"as large": layer.computations.pop("native")}
+    small = {"native": lambda: dense.small_conv3x3(x, weight, b, relu=True, packed_weight=packed)}
+    return Layer(
+        "small_conv3x3",
+        layer.shape,
+        layer.gflop,
+        small | large | layer.computations,
+        lambda: F.conv2d(x[:4].double(), weight.double(), b.double(), padding=1),
+    )
+
+
 def conv1x1_layer(c: int, o: int, h: int, w: int, stride: int) -> Layer:
     """A 1×1 convolution with ReLU."""
     onednn = torch.ops.mkldnn._convolution_pointwise
@@ -157,6 +184,29 @@ def conv1x1_add_layer(c: int, o: int, h: int, w: int) -> Layer:
             "native": lambda: dense.conv1x1_add_(y, x, weight, b, relu=True, packed_weight=packed),
             "pytorch": lambda: F.conv2d(x, weight, b).add_(y).relu_(),
             "onednn": lambda: onednn(y, x, theirs, b, [0, 0], [1, 1], [1, 1], 1, *binary),
+        },
+    )
+
+
+def conv1x1_pair_layer(c: int, o: int, p: int, h: int, w: int) -> Layer:
+    """The end of a residual block and the beginning of the next: together, and one after the other."""
+    x, y, sum_bias = maps(1, c, h, w), maps(1, o, h, w), torch.randn(o) - 10  # as in conv1x1_add_layer
+    first, second, b = weights(o, c, 1, 1), weights(p, o, 1, 1), torch.randn(p)
+    packed, packed_second = dense.pack_linear_weight(first), dense.pack_linear_weight(second)
+    if packed is None or packed_second is None:
+        raise click.ClickException("the compiled kernels are missing; see dcnzoo doctor")
+
+    def apart() -> Tensor:
+        dense.conv1x1_add_(y, x, first, sum_bias, relu=True, packed_weight=packed)
+        return dense.conv1x1(y, second, b, relu=True, packed_weight=packed_second)
+
+    return Layer(
+        "conv1x1_pair",
+        (c, o, p, h, w),
+        2 * h * w * o * (c + p) / 1e9,
+        {
+            "native": lambda: dense.conv1x1_add_conv1x1_(y, x, packed, sum_bias, packed_second, b, p),
+            "apart": apart,
         },
     )
 
@@ -196,8 +246,10 @@ def conv_transpose2x2_layer(n: int, c: int, o: int, h: int, w: int) -> Layer:
 
 KINDS: dict[str, tuple[Callable[..., Layer], tuple[tuple[int, ...], ...]]] = {
     "conv3x3": (conv3x3_layer, CONV3X3),
+    "small_conv3x3": (small_conv3x3_layer, SMALL_CONV3X3),
     "conv1x1": (conv1x1_layer, CONV1X1),
     "conv1x1_add_": (conv1x1_add_layer, CONV1X1_ADD),
+    "conv1x1_pair": (conv1x1_pair_layer, CONV1X1_PAIRS),
     "conv_transpose2x2": (conv_transpose2x2_layer, CONV_TRANSPOSE2X2),
     "linear": (linear_layer, LINEAR),
 }
