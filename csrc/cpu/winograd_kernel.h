@@ -256,9 +256,9 @@ class WinogradBlock {
     const int64_t features = pixels * (call.out_channels + call.point_channels);
     const int64_t transformed = points * (block_tiles * layout.padded_channels + input_stagger);
     const int64_t products = points * (block_tiles * layout.chunk_columns + stagger);
-    return static_cast<size_t>(round_up(transformed, 16)) * sizeof(Factor) +
-           static_cast<size_t>(round_up(products + layout.padded_channels + layout.chunk_columns + features, 16)) *
-               sizeof(float);
+    const int64_t floats = products + layout.padded_channels + layout.chunk_columns + features;
+    return static_cast<size_t>(round_up(transformed * static_cast<int64_t>(sizeof(Factor)), 64) +
+                               round_up(floats * static_cast<int64_t>(sizeof(float)), 64));
   }
 
   WinogradBlock(const Winograd& call, const WinogradSchedule& schedule, int64_t task, float* scratch)
