@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -117,36 +118,27 @@ def onednn_weight(weight: Tensor, x: Tensor, padding: int, stride: int) -> Tenso
     return packed
 
 
-def conv3x3_layer(n: int, c: int, h: int, w: int) -> Layer:
-    """A 3×3 convolution with ReLU."""
+def conv3x3_layer(n: int, c: int, h: int, w: int, *, small: bool = False) -> Layer:
+    """A 3×3 convolution with ReLU; of many small maps also as one of large maps."""
     onednn = torch.ops.mkldnn._convolution_pointwise
     x, weight, b = maps(n, c, h, w), weights(c, c, 3, 3), torch.randn(c)
     packed, theirs = dense.pack_conv3x3_weight(weight), onednn_weight(weight, x, 1, 1)
+    native: Computations = {"native": lambda: dense.conv3x3(x, weight, b, relu=True, packed_weight=packed)}
+    if small:
+        packed_small = dense.pack_small_conv3x3_weight(weight)
+        native = {
+            "native": lambda: dense.small_conv3x3(x, weight, b, relu=True, packed_weight=packed_small),
+            "as large": native["native"],
+        }
     return Layer(
-        "conv3x3",
+        "small_conv3x3" if small else "conv3x3",
         (n, c, h, w),
         2 * 9 * c * x.numel() / 1e9,
-        {
-            "native": lambda: dense.conv3x3(x, weight, b, relu=True, packed_weight=packed),
+        native
+        | {
             "pytorch": lambda: F.conv2d(x, weight, b, padding=1).relu_(),
             "onednn": lambda: onednn(x, theirs, b, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""),
         },
-        lambda: F.conv2d(x[:4].double(), weight.double(), b.double(), padding=1),
-    )
-
-
-def small_conv3x3_layer(n: int, c: int, h: int, w: int) -> Layer:
-    """A 3×3 convolution with ReLU of many small maps, also as one of large maps."""
-    layer = conv3x3_layer(n, c, h, w)
-    x, weight, b = maps(n, c, h, w), weights(c, c, 3, 3), torch.randn(c)
-    packed = dense.pack_small_conv3x3_weight(weight)
-    large = {"as large": layer.computations.pop("native")}
-    small = {"native": lambda: dense.small_conv3x3(x, weight, b, relu=True, packed_weight=packed)}
-    return Layer(
-        "small_conv3x3",
-        layer.shape,
-        layer.gflop,
-        small | large | layer.computations,
         lambda: F.conv2d(x[:4].double(), weight.double(), b.double(), padding=1),
     )
 
@@ -246,7 +238,7 @@ def conv_transpose2x2_layer(n: int, c: int, o: int, h: int, w: int) -> Layer:
 
 KINDS: dict[str, tuple[Callable[..., Layer], tuple[tuple[int, ...], ...]]] = {
     "conv3x3": (conv3x3_layer, CONV3X3),
-    "small_conv3x3": (small_conv3x3_layer, SMALL_CONV3X3),
+    "small_conv3x3": (partial(conv3x3_layer, small=True), SMALL_CONV3X3),
     "conv1x1": (conv1x1_layer, CONV1X1),
     "conv1x1_add_": (conv1x1_add_layer, CONV1X1_ADD),
     "conv1x1_pair": (conv1x1_pair_layer, CONV1X1_PAIRS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -30,6 +31,18 @@ needs_native = pytest.mark.skipif(
 )
 
 needs_float16 = pytest.mark.skipif(not multiplies_float16(), reason="this processor has no AVX512-FP16")
+
+LAYERS = (
+    "conv3x3",
+    "small_conv3x3",
+    "conv1x1",
+    "conv1x1_add_",
+    "conv1x1_add_conv1x1_",
+    "conv_transpose2x2",
+    "class_mask_logits",
+    "linear",
+)
+"""Operators that take weights packed in float32 and in float16."""
 
 OPTIONS = [pytest.param(True, False, id="bias"), pytest.param(False, True, id="relu")]
 
@@ -197,13 +210,13 @@ def test_small_conv3x3_keeps_the_maps_apart() -> None:
     x, weight = random(7, 16, 14, 14), random(16, 16, 3, 3, scale=1 / 12)
     packed = dense.pack_small_conv3x3_weight(weight)
     found = dense.small_conv3x3(x, weight, packed_weight=packed)
-    for index in range(7):
-        others = torch.full_like(x, torch.nan)
+    for index, elsewhere in itertools.product(range(7), (0, torch.nan)):
+        others = torch.full_like(x, elsewhere)
         others[index] = x[index]
         again = dense.small_conv3x3(others, weight, packed_weight=packed)
         assert torch.equal(again[index], found[index])
-        again[index] = torch.nan
-        assert again.isnan().all()
+        again[index] = elsewhere
+        torch.testing.assert_close(again, torch.full_like(x, elsewhere), rtol=0, atol=0, equal_nan=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -394,15 +407,8 @@ def test_exports() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "conv3x3",
+        *LAYERS,
         "conv3x3_conv1x1",
-        "small_conv3x3",
-        "conv1x1",
-        "conv1x1_add_",
-        "conv1x1_add_conv1x1_",
-        "conv_transpose2x2",
-        "class_mask_logits",
-        "linear",
         "pack_conv3x3_weight",
         "pack_small_conv3x3_weight",
         "pack_linear_weight",
@@ -454,19 +460,7 @@ def test_float16_overflows_to_infinity() -> None:
 
 
 @needs_float16
-@pytest.mark.parametrize(
-    "name",
-    [
-        "conv3x3",
-        "small_conv3x3",
-        "conv1x1",
-        "conv1x1_add_",
-        "conv1x1_add_conv1x1_",
-        "conv_transpose2x2",
-        "class_mask_logits",
-        "linear",
-    ],
-)
+@pytest.mark.parametrize("name", LAYERS)
 def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
     pack = torch.ops.dcnzoo.pack_linear_weight
