@@ -2,9 +2,9 @@
 // rate of float32.
 //
 // Along the depth two elements at a time, since processors broadcast 32 bits as they load them, but not 16: a vector of
-// sums is 16 columns, those over even rows of B beside those over odd ones. Sums of up to 64 products are float16, too, the sums
-// of those float32: the error is about that of factors rounded to bfloat16 (1.2e-3 standard deviations of the result; with
-// sums of 128, 1.7e-3). What exceeds 65504 becomes infinite. A's rows and depth are even.
+// sums is 16 columns, those over even rows of B beside those over odd ones. Sums of up to 128 products are float16, too, the
+// sums of those float32: the error is about that of factors rounded to bfloat16 (1.7e-3 standard deviations of the result; with
+// sums of 64, 1.2e-3). What exceeds 65504 becomes infinite. A's rows and depth are even.
 #pragma once
 
 #include "elements.h"
@@ -84,7 +84,7 @@ struct Multiplier<Float16> {
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const Float16* a, int64_t lda, const Float16* b, float* c, int64_t ldc,
                                 const Epilogue<float>& epilogue, const Upcoming& upcoming) {
-    constexpr int64_t longest_sum = 128;  // 64 of even rows and 64 of odd ones
+    const int64_t longest_sum = epilogue.short_sums ? 128 : 256;  // half of even rows and half of odd ones
     constexpr int64_t b_stride = 2 * VECTORS * width;
     Epilogue<float> step = epilogue;
     Upcoming ahead = upcoming;

@@ -21,6 +21,7 @@ struct Epilogue {
   bool relu;
   const T* bias;  // to add, of C's first column; null for none
   int64_t ahead = 0;  // elements to the C of a later product, which is fetched meanwhile; 0 for none
+  bool short_sums = false;  // in float16 (float16_gemm.h): sum half as many products, for results whose errors are enlarged later
 };
 
 // A piece of B that is needed soon, fetched while the present one is in use: a little with every step

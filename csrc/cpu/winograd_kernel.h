@@ -357,7 +357,8 @@ class WinogradBlock {
       const int64_t depth = min(step, layout_.packed_channels() - piece);
       matrix_product(Rows{1, end_ - begin_, 0}, layout_.padded_columns_of(chunk), depth, a + piece * (end_ - begin_),
                      round_up(depth, S::width), b + piece * layout_.padded_columns_of(chunk),
-                     products_ + point * product_stride_, layout_.chunk_columns, Epilogue<float>{piece > 0, false, nullptr},
+                     products_ + point * product_stride_, layout_.chunk_columns,
+                     Epilogue<float>{piece > 0, false, nullptr, 0, true},
                      point + 1 < points ? input_stride_ : -point * input_stride_);
     }
   }

@@ -10,7 +10,7 @@ layers and 1×1 convolutions take one step of Strassen's algorithm, with 1e-5 at
 Packed weights are for this process, and for that weight: pack again when the weight changes. With `half`
 they are float16, the inputs are rounded to float16 as well, and multiplied in it, at twice the rate of
 float32; `dcnzoo.ops.backend.multiplies_float16` says whether the processor can (RuntimeError if not). Sums
-of up to 64 products are float16, too; the results are float32, with errors of about 1e-3 standard deviations
+of up to 128 products are float16, too; the results are float32, with errors of about 2e-3 standard deviations
 of the output in the mean, in `conv3x3` 5e-3 and in `small_conv3x3` twice that. What exceeds 65504 becomes
 infinite.
 
