@@ -56,7 +56,7 @@ template <>
 struct Multiplier<BFloat16> {
   using B = BFloat16;
   using C = float;
-  static constexpr int width = Simd<float>::width;
+  static constexpr int width = Simd<float>::width, panel_vectors = 2;
   static constexpr int64_t depth_multiple = 2;
 
   static int64_t place(int64_t k, int64_t column, int64_t columns) {

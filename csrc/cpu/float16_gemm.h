@@ -7,6 +7,8 @@
 // sums of 64, 1.2e-3). What exceeds 65504 becomes infinite. A's rows and depth are even.
 #pragma once
 
+#include <type_traits>
+
 #include "elements.h"
 #include "gemm.h"
 
@@ -15,22 +17,19 @@ namespace {
 
 #ifdef DCNZOO_FLOAT16_FMA
 
-constexpr int half_columns = 32;  // of two vectors of sums
-
-// Sums of products for 32 columns; a function of its own, as in gemm.h. From pair to pair of its rows B goes on by
-// `b_stride` elements.
-template <int ROWS>
-__attribute__((noinline)) void half_kernel(int64_t pairs, const Float16* a, int64_t lda, const Float16* b,
-                                           int64_t b_stride, float* c, int64_t ldc, Epilogue<float> epilogue,
-                                           Upcoming upcoming) {
+// Sums of products for one or two vectors of 16 columns; a function of its own, as in gemm.h. From pair to pair of its rows B
+// goes on by `b_stride` elements.
+template <int ROWS, int VECTORS>
+__attribute__((noinline)) void half_kernel(int64_t pairs, const Float16* a, int64_t lda, const Float16* b, int64_t b_stride,
+                                           float* c, int64_t ldc, Epilogue<float> epilogue, Upcoming upcoming) {
   constexpr int width = Simd<float>::width;
   for (int i = 0; i < ROWS; ++i) {
-    for (int j = 0; j < half_columns; j += width) {
+    for (int j = 0; j < VECTORS * width; j += width) {
       __builtin_prefetch(c + (ROWS + i) * ldc + j, 0, 2);  // of the next call; of long rows the first level holds too few
       if (epilogue.ahead != 0) __builtin_prefetch(c + epilogue.ahead + i * ldc + j, 1, 2);
     }
   }
-  __m512h acc[ROWS][2] = {};
+  __m512h acc[ROWS][VECTORS] = {};
   constexpr int stride = 3, pointers = (ROWS + stride - 1) / stride;
   const Float16* row_a[pointers];
   for (int i = 0; i < pointers; ++i) {
@@ -40,14 +39,16 @@ __attribute__((noinline)) void half_kernel(int64_t pairs, const Float16* a, int6
 #pragma GCC unroll 2
   for (int64_t k = 0; k < pairs; ++k, b += b_stride) {
     upcoming.fetch();
-    const __m512h row_b[2] = {_mm512_loadu_ph(b), _mm512_loadu_ph(b + half_columns)};
+    __m512h row_b[VECTORS];
+#pragma GCC unroll 2
+    for (int j = 0; j < VECTORS; ++j) row_b[j] = _mm512_loadu_ph(b + 2 * width * j);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
       int32_t pair;
       __builtin_memcpy(&pair, row_a[i / stride] + i % stride * lda + 2 * k, sizeof(pair));
       const __m512h element = (__m512h)_mm512_set1_epi32(pair);
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) acc[i][j] = _mm512_fmadd_ph(element, row_b[j], acc[i][j]);
+      for (int j = 0; j < VECTORS; ++j) acc[i][j] = _mm512_fmadd_ph(element, row_b[j], acc[i][j]);
     }
   }
   const auto finish = [&](__m256i sums, float* row, int column) {
@@ -61,10 +62,14 @@ __attribute__((noinline)) void half_kernel(int64_t pairs, const Float16* a, int6
   for (int i = 0; i < ROWS; ++i) {
     // Both sums of a column, those of the first vector in the lower halves of 32 bits, of the second in the upper ones.
     const auto low = (__m512i)_mm512_add_ph(acc[i][0], (__m512h)((Words)acc[i][0] >> 16));
-    const auto high = (__m512i)_mm512_add_ph(acc[i][1], (__m512h)((Words)acc[i][1] << 16));
-    const __m512i sums = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, high);
-    finish((__m256i)__builtin_shufflevector(sums, sums, 0, 1, 2, 3), c + i * ldc, 0);
-    finish((__m256i)__builtin_shufflevector(sums, sums, 4, 5, 6, 7), c + i * ldc, width);
+    if constexpr (VECTORS == 1) {
+      finish(_mm512_maskz_cvtepi32_epi16(0xffff, low), c + i * ldc, 0);
+    } else {
+      const auto high = (__m512i)_mm512_add_ph(acc[i][1], (__m512h)((Words)acc[i][1] << 16));
+      const __m512i sums = _mm512_mask_mov_epi16(low, 0xaaaaaaaa, high);
+      finish((__m256i)__builtin_shufflevector(sums, sums, 0, 1, 2, 3), c + i * ldc, 0);
+      finish((__m256i)__builtin_shufflevector(sums, sums, 4, 5, 6, 7), c + i * ldc, width);
+    }
   }
 }
 
@@ -72,30 +77,34 @@ template <>
 struct Multiplier<Float16> {
   using B = Float16;
   using C = float;
-  static constexpr int width = half_columns;
+  static constexpr int width = Simd<float>::width, panel_vectors = 4;
   static constexpr int64_t depth_multiple = 2;
 
-  // Of 32 columns one half is in the lower, the other in the upper halves of 32 bits of the sums that `half_kernel` joins.
+  // Of the columns of two vectors, even ones are in the first, whose sums `half_kernel` puts into the lower halves of 32 bits,
+  // and odd ones in the second.
   static int64_t place(int64_t k, int64_t column, int64_t columns) {
-    const int64_t first = column / width * width, pair = column % 2 * (width / 2) + column % width / 2;
-    return k / 2 * 2 * columns + 2 * (first + pair) + k % 2;
+    const int64_t first = column / (2 * width) * (2 * width), vectors = min<int64_t>(2, (columns - first) / width);
+    column -= first;
+    return k / 2 * 2 * columns + 2 * (first + column % vectors * width + column / vectors) + k % 2;
   }
 
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const Float16* a, int64_t lda, const Float16* b, float* c, int64_t ldc,
                                 const Epilogue<float>& epilogue, const Upcoming& upcoming) {
-    const int64_t longest_sum = epilogue.short_sums ? 128 : 256;  // half of even rows and half of odd ones
     constexpr int64_t b_stride = 2 * VECTORS * width;
+    const int64_t longest_sum = epilogue.short_sums ? 128 : 256;  // half of even rows and half of odd ones
     Epilogue<float> step = epilogue;
     Upcoming ahead = upcoming;
     for (int64_t begin = 0; begin < depth; begin += longest_sum) {
       const int64_t pairs = (min(begin + longest_sum, depth) - begin) / 2;
       step.relu = epilogue.relu && begin + longest_sum >= depth;
-      for (int j = 0; j < VECTORS; ++j) {
-        if (epilogue.bias != nullptr && begin == 0) step.bias = epilogue.bias + j * width;
-        half_kernel<ROWS>(pairs, a + begin, lda, b + begin / 2 * b_stride + 2 * j * width, b_stride, c + j * width, ldc,
-                          step, ahead);
-      }
+      const auto multiply = [&](auto vectors, int64_t column) {
+        if (epilogue.bias != nullptr && begin == 0) step.bias = epilogue.bias + column;
+        half_kernel<ROWS, decltype(vectors)::value>(pairs, a + begin, lda, b + begin / 2 * b_stride + 2 * column, b_stride,
+                                                    c + column, ldc, step, ahead);
+      };
+      for (int j = 0; j + 2 <= VECTORS; j += 2) multiply(std::integral_constant<int, 2>{}, j * width);
+      if constexpr (VECTORS % 2 == 1) multiply(std::integral_constant<int, 1>{}, (VECTORS - 1) * width);
       ahead.begin += pairs * ahead.stride;
       step.accumulate = true, step.bias = nullptr, step.ahead = 0;
     }

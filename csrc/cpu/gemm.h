@@ -1,6 +1,6 @@
 // Register-blocked matrix product C[rows × columns] (+)= A[rows × depth] · B[depth × columns].
 //
-// A is row-major (the tile of sampled pixels), B is packed into panels of two vectors of columns (a last one may have one),
+// A is row-major (the tile of sampled pixels), B is packed into panels of some vectors of columns (a last one may have fewer),
 // C is row-major (the channels-last output itself). What multiplies depends on the elements of A: Multiplier<A>.
 #pragma once
 
@@ -38,7 +38,7 @@ struct Upcoming {
   }
 };
 
-// How matrices of A are multiplied: the elements of B and of C; the columns of a vector of B; the multiple that the depth has
+// How matrices of A are multiplied: the elements of B and of C; the columns of a vector of B; the vectors of a panel; the multiple that the depth has
 // to be, since so many of its elements are multiplied in a step; where element (k, column) of a panel of B lies, which has
 // `columns` columns; and `run`, the micro-kernel.
 template <class A>
@@ -53,7 +53,7 @@ constexpr int micro_rows2 = 6, micro_rows1 = 12;  // 16 registers
 #endif
 
 template <class A>
-constexpr int64_t panel_columns = 2 * Multiplier<A>::width;
+constexpr int64_t panel_columns = Multiplier<A>::panel_vectors * Multiplier<A>::width;
 
 // A function of its own: inlined, its loop would share the general registers with its surroundings.
 template <class T, int ROWS, int VECTORS>
@@ -105,7 +105,7 @@ template <class T>
 struct Multiplier {
   using B = T;
   using C = T;
-  static constexpr int width = Simd<T>::width;
+  static constexpr int width = Simd<T>::width, panel_vectors = 2;
   static constexpr int64_t depth_multiple = 1;
 
   static int64_t place(int64_t k, int64_t column, int64_t columns) { return k * columns + column; }
@@ -193,8 +193,20 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a,
   }
 }
 
-// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels of two vectors;
-// a last panel of one vector is stored as such. The A of the next product, `distance` elements from this
+// As many vectors as the columns of a panel need.
+template <class A, int VECTORS = Multiplier<A>::panel_vectors>
+void any_panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
+                       MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const Ahead& ahead) {
+  if constexpr (VECTORS > 1) {
+    if (columns <= (VECTORS - 1) * Multiplier<A>::width) {
+      return any_panel_product<A, VECTORS - 1>(rows, columns, depth, a, lda, b, c, ldc, epilogue, ahead);
+    }
+  }
+  panel_product<A, VECTORS == 1 ? micro_rows1 : micro_rows2, VECTORS>(rows, columns, depth, a, lda, b, c, ldc, epilogue, ahead);
+}
+
+// Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels; a last panel of fewer vectors is
+// stored as such. The A of the next product, `distance` elements from this
 // one, is fetched meanwhile; 0 if there is none.
 template <class A>
 void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
@@ -205,11 +217,7 @@ void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a
     const int64_t count = min(panel, columns - j);
     const Ahead ahead{distance, distance == 0 ? depth : depth * j / columns, depth * min(j + panel, columns) / columns};
     epilogue.bias = bias == nullptr ? nullptr : bias + j;
-    if (count > Multiplier<A>::width) {
-      panel_product<A, micro_rows2, 2>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
-    } else {
-      panel_product<A, micro_rows1, 1>(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
-    }
+    any_panel_product(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
   }
 }
 

@@ -8,8 +8,7 @@ bfloat16 at half of that rate), all maps stay float32, and factors are rounded t
 That is done in nearly all of them, but not in
 
 - the stem, since the image itself would lose grey levels;
-- what predicts offsets, and the last layers, where rounded scores are ties;
-- grouped convolutions, which gain nothing.
+- what predicts offsets, and the last layers, where rounded scores are ties.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 
@@ -100,8 +99,7 @@ def round_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _multiply_in_float16(model: RCNN) -> RCNN:
     for name, module in model.named_modules():
-        grouped = isinstance(module, DeformConv2d) and module.groups > 1
-        if isinstance(module, _HALF_LAYERS) and not grouped and name.rpartition(".")[2] not in _KEPT:
+        if isinstance(module, _HALF_LAYERS) and name.rpartition(".")[2] not in _KEPT:
             module.half_products = True
     return model
 

@@ -111,6 +111,7 @@ LINEAR = {  # R, C, O
     "one": (1, 1, 1),
     "odd": (7, 5, 3),
     "many-pieces": (33, 1000, 81),
+    "three-vectors-left": (40, 300, 112),  # behind a whole panel, with AVX-512
     "box-head": (100, 12544, 64),
 }
 
