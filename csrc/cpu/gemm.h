@@ -38,13 +38,13 @@ struct Upcoming {
   }
 };
 
-// How matrices of A are multiplied: the elements of B and of C; the columns of a vector of B; the vectors of a panel; the multiple that the depth has
-// to be, since so many of its elements are multiplied in a step; where element (k, column) of a panel of B lies, which has
-// `columns` columns; and `run`, the micro-kernel.
+// How matrices of A are multiplied: the elements of B and of C; the columns of a vector of B; the vectors of a panel; the
+// multiple that the depth has to be, since so many of its elements are multiplied in a step; where element (k, column) of a
+// panel of B lies, which has `columns` columns; and `run`, the micro-kernel.
 template <class A>
 struct Multiplier;
 
-// Rows per micro-kernel for two vectors and for one vector of columns: as many accumulators as the
+// Rows per micro-kernel for several vectors and for one vector of columns: as many accumulators as the
 // register file holds beside two vectors of B and one broadcast element of A.
 #if DCNZOO_VECTOR_BYTES == 64
 constexpr int micro_rows2 = 14, micro_rows1 = 14;  // 32 registers
@@ -206,8 +206,7 @@ void any_panel_product(const Rows& rows, int64_t columns, int64_t depth, const A
 }
 
 // Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels; a last panel of fewer vectors is
-// stored as such. The A of the next product, `distance` elements from this
-// one, is fetched meanwhile; 0 if there is none.
+// stored as such. The A of the next product, `distance` elements from this one, is fetched meanwhile; 0 if there is none.
 template <class A>
 void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
                     MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, int64_t distance = 0) {
