@@ -10,16 +10,21 @@ namespace {
 
 std::string cpu_capability() { return dcnzoo::cpu::capability().name; }
 
-bool cpu_multiplies_float16() { return dcnzoo::cpu::capability().kernels->half != nullptr; }
+std::string cpu_half_factor() {
+  const dcnzoo::cpu::HalfKernels* half = dcnzoo::cpu::capability().kernels->half;
+  if (half == nullptr) return "";
+  return half->factor == dcnzoo::cpu::Element::float16 ? "float16" : "bfloat16";
+}
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // Name of the set of CPU kernels in use.
   m.def("cpu_capability() -> str");
-  // Whether it can multiply in float16 at twice the rate of float32. `half` below asks for that: weights are packed in
-  // float16, and the operators that get such weights round their float32 inputs to it; results are float32.
-  m.def("cpu_multiplies_float16() -> bool");
+  // The 16-bit type that it multiplies at twice the rate of float32, "float16" or "bfloat16"; "" if there is none. `half`
+  // below asks for that: weights are packed in it, and the operators that get such weights round their float32 inputs to
+  // it; results are float32.
+  m.def("cpu_half_factor() -> str");
 
   // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
   // floating-point ones; offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
@@ -131,7 +136,7 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
-  m.impl("cpu_multiplies_float16", TORCH_BOX(&cpu_multiplies_float16));
+  m.impl("cpu_half_factor", TORCH_BOX(&cpu_half_factor));
 }
 
 PyMODINIT_FUNC PyInit__C() {

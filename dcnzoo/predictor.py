@@ -27,7 +27,7 @@ from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_
 from dcnzoo.memory import is_out_of_memory, return_freed_memory
 from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import active_backend, paste_masks
-from dcnzoo.ops.backend import multiplies_float16
+from dcnzoo.ops.backend import half_factor
 from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
@@ -393,7 +393,8 @@ def load(
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16". On a processor with AVX512-FP16
-            "bf16" and "fp16" are one: float32 maps, multiplied in float16.
+            "bf16" and "fp16" are one: float32 maps, multiplied in float16. With AVX512-BF16 alone "bf16" is
+            float32 maps, multiplied in bfloat16.
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
@@ -516,7 +517,7 @@ def prepare_precision(precision: str, device: torch.device, *, training: bool = 
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
     on_this_cpu = precision in ("fp32", "bf16") or (
-        precision == "fp16" and not training and multiplies_float16()
+        precision == "fp16" and not training and half_factor() == torch.float16
     )
     if device.type == "cpu" and not on_this_cpu:
         raise DeviceError(f"{precision} needs a GPU; on this CPU use --precision fp32 or bf16")

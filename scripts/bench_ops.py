@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dcnzoo import ops
 from dcnzoo.memory import return_freed_memory
-from dcnzoo.ops.backend import multiplies_float16
+from dcnzoo.ops.backend import half_factor
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def main(threads: int, repeats: int, modulated: bool, with_torchvision: bool, js
             measure(layer, numbers, modulated, with_torchvision, repeats)
             for numbers in NUMBERS
             for layer in LAYERS
-            if numbers != "half products" or (multiplies_float16() and layer.groups == 1)
+            if numbers != "half products" or (half_factor() is not None and layer.groups == 1)
         ]
         pooling = measure_roi_pooling(repeats)
     print_table(results)

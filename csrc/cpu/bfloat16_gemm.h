@@ -11,47 +11,21 @@
 namespace dcnzoo::cpu {
 namespace {
 
+#ifdef DCNZOO_BF16_DOT
+
 // Two bfloat16 that follow each other along the depth.
 typedef int32_t Pair __attribute__((may_alias));
 
-template <int ROWS, int VECTORS>
-__attribute__((noinline)) void pair_kernel(int64_t pairs, const Pair* a, int64_t lda, const Pair* b, float* c,
-                                           int64_t ldc, const Epilogue<float>& epilogue) {
-  constexpr int width = Simd<float>::width;
-  Floats acc[ROWS][VECTORS] = {};
-  // As in gemm.h: few row pointers, hidden from the compiler.
-  constexpr int stride = 3, pointers = (ROWS + stride - 1) / stride;
-  const Pair* row_a[pointers];
-  for (int i = 0; i < pointers; ++i) {
-    row_a[i] = a + i * stride * lda;
-    __asm__("" : "+r"(row_a[i]));
-  }
-  for (int64_t k = 0; k < pairs; ++k) {
-    __m512bh row_b[VECTORS];
-#pragma GCC unroll 2
-    for (int j = 0; j < VECTORS; ++j) row_b[j] = (__m512bh)_mm512_loadu_si512(b + (k * VECTORS + j) * width);
-#pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i) {
-      const __m512bh element = (__m512bh)_mm512_set1_epi32(row_a[i / stride][i % stride * lda + k]);
-#pragma GCC unroll 2
-      for (int j = 0; j < VECTORS; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], element, row_b[j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < VECTORS; ++j) {
-      float* target = c + i * ldc + j * width;
-      Floats value = acc[i][j];
-      if (epilogue.accumulate) value += load_vector(target);
-      if (epilogue.bias != nullptr) value += load_vector(epilogue.bias + j * width);
-      if (epilogue.relu) value = value < Floats{} ? Floats{} : value;  // keeps NaN
-      store_vector(target, value);
-    }
-  }
-}
+struct PairStep {
+  using Element = Pair;
+  using Sum = float;
+  using Factors = __m512bh;
 
-// A is dense.
+  static DCNZOO_INLINE Factors load(const Pair* source) { return (__m512bh)_mm512_loadu_si512(source); }
+  static DCNZOO_INLINE Factors splat(Pair element) { return (__m512bh)_mm512_set1_epi32(element); }
+  static DCNZOO_INLINE void multiply(Floats& sum, Factors a, Factors b) { sum = _mm512_dpbf16_ps(sum, a, b); }
+};
+
 template <>
 struct Multiplier<BFloat16> {
   using B = BFloat16;
@@ -65,11 +39,13 @@ struct Multiplier<BFloat16> {
 
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc,
-                                const Epilogue<float>& epilogue, const Upcoming&) {
-    pair_kernel<ROWS, VECTORS>(depth / 2, reinterpret_cast<const Pair*>(a), lda / 2, reinterpret_cast<const Pair*>(b), c,
-                               ldc, epilogue);
+                                const Epilogue<float>& epilogue, const Upcoming& upcoming) {
+    micro_kernel<PairStep, ROWS, VECTORS>(depth / 2, reinterpret_cast<const Pair*>(a), lda / 2,
+                                            reinterpret_cast<const Pair*>(b), c, ldc, epilogue, upcoming);
   }
 };
+
+#endif
 
 }  // namespace
 }  // namespace dcnzoo::cpu

@@ -37,6 +37,11 @@ inline ScalarType computed_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// What packed weights consist of where products are to be computed in 16 bits.
+inline ScalarType half_factor_type() {
+  return half_kernels().factor == Element::float16 ? ScalarType::Half : ScalarType::BFloat16;
+}
+
 inline StridedMaps strided_maps(const Tensor& tensor) {
   return {tensor.const_data_ptr(), element_of(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2),
           tensor.stride(3)};

@@ -77,7 +77,7 @@ const Capability& capability() {
 
 const HalfKernels& half_kernels() {
   const HalfKernels* kernels = capability().kernels->half;
-  if (kernels == nullptr) throw std::runtime_error(std::string("the kernels for ") + capability().name + " do not multiply in float16");
+  if (kernels == nullptr) throw std::runtime_error(std::string("the kernels for ") + capability().name + " do not multiply in 16 bits");
   return *kernels;
 }
 

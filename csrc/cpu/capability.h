@@ -15,7 +15,7 @@ struct Capability {
 // unknown or the processor lacks it.
 const Capability& capability();
 
-// Its kernels that multiply in float16. Throws std::runtime_error if it has none.
+// Its kernels that multiply in 16 bits. Throws std::runtime_error if it has none.
 const HalfKernels& half_kernels();
 
 }  // namespace dcnzoo::cpu

@@ -5,7 +5,7 @@ namespace dcnzoo::cpu {
 namespace {
 
 const DeformConv2dKernels& kernels_for(ScalarType type, bool half) {
-  STD_TORCH_CHECK(!half || type == ScalarType::Float, "deform_conv2d: only float32 is multiplied in float16");
+  STD_TORCH_CHECK(!half || type == ScalarType::Float, "deform_conv2d: only float32 can be rounded as it is multiplied");
   return half ? half_kernels().deform_conv2d : capability().kernels->deform_conv2d[element_of(type)];
 }
 
@@ -83,7 +83,7 @@ Tensor pack_deform_conv2d_weight(const Tensor& weight, int64_t groups, bool half
   const ConvShape shape = weight_shape(weight.sizes(), groups);
   const DeformConv2dKernels& kernels = kernels_for(weight.scalar_type(), half);
   const Tensor dense = torch::stable::contiguous(weight);
-  const Tensor packed = torch::stable::empty({kernels.packed_numel(shape)}, half ? ScalarType::Half : weight.scalar_type());
+  const Tensor packed = torch::stable::empty({kernels.packed_numel(shape)}, half ? half_factor_type() : weight.scalar_type());
   torch::stable::parallel_for(0, kernels.pack_units(shape), 1, [&](int64_t begin, int64_t end) {
     kernels.pack(shape, dense.const_data_ptr(), packed.mutable_data_ptr(), begin, end);
   });
@@ -95,12 +95,12 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
                      const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
                      const std::optional<Tensor>& packed_weight, bool mask_is_logits, bool relu) {
   const ScalarType type = input.scalar_type();
-  const bool half = type == ScalarType::Float && packed_weight && packed_weight->scalar_type() == ScalarType::Half;
+  const bool half = type == ScalarType::Float && packed_weight && packed_weight->scalar_type() != type;
   const DeformConv2dKernels& kernels = kernels_for(type, half);
   const ConvShape shape = conv_shape(input, weight, offset, mask, stride, padding, dilation);
   STD_TORCH_CHECK(weight.scalar_type() == type, "deform_conv2d: input and weight differ in type");
   const Tensor packed = packed_weight ? *packed_weight : pack_deform_conv2d_weight(weight, shape.groups, false);
-  STD_TORCH_CHECK((half || packed.scalar_type() == type) && packed.is_contiguous() &&
+  STD_TORCH_CHECK(packed.scalar_type() == (half ? half_factor_type() : type) && packed.is_contiguous() &&
                       packed.numel() == kernels.packed_numel(shape),
                   "deform_conv2d: packed_weight does not fit the weight");
   const Tensor dense_input = channels_last(input, type);

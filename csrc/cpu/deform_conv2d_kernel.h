@@ -8,18 +8,15 @@
 
 #include <type_traits>
 
-#include "float16_gemm.h"
 #include "gemm.h"
+#include "half_factor.h"
 #include "sampling.h"
 #include "strassen.h"
-#ifdef DCNZOO_BF16_DOT
-#include "bfloat16_gemm.h"
-#endif
 
 namespace dcnzoo::cpu {
 namespace {
 
-// A float32 of maps and weights whose products are computed in float16.
+// A float32 of maps and weights that is rounded to 16 bits as it is multiplied.
 struct HalfMultiplied {
   float value;
 };
@@ -33,10 +30,10 @@ template <class Element>
 struct TileElement {
   using type = Computed<Element>;
 };
-#ifdef DCNZOO_FLOAT16_FMA
+#ifdef DCNZOO_HALF_FACTOR
 template <>
 struct TileElement<HalfMultiplied> {
-  using type = Float16;
+  using type = HalfFactor;
 };
 #endif
 #ifdef DCNZOO_BF16_DOT
@@ -49,11 +46,11 @@ struct TileElement<BFloat16> {
 template <class Element>
 using TileMultiplier = Multiplier<typename TileElement<Element>::type>;
 
-// What packed weights consist of, and the tensor that holds them, which are those of the weight but for float16.
+// What packed weights consist of, and the tensor that holds them, whose type is the weight's unless factors are rounded.
 template <class Element>
 using PackedElement = typename TileMultiplier<Element>::B;
 template <class Element>
-using PackedTensorElement = std::conditional_t<std::is_same_v<Element, HalfMultiplied>, Float16, Element>;
+using PackedTensorElement = std::conditional_t<std::is_same_v<Element, HalfMultiplied>, PackedElement<Element>, Element>;
 
 template <class Element>
 constexpr int64_t panel_of = panel_columns<typename TileElement<Element>::type>;
@@ -120,7 +117,7 @@ struct Layout {
   }
 
   // A panel of B with this depth and one row tile of A should fit the first-level cache together.
-  static constexpr int64_t longest_piece = 256, longest_grouped_piece = 512;
+  static constexpr int64_t longest_piece = 512, longest_grouped_piece = 512;
 };
 
 // One column of a piece of a merged group's weight; zero between different groups of the convolution. put(k, value) takes
@@ -388,11 +385,11 @@ class BlockConvolution {
     const Element* image = static_cast<const Element*>(call_.input) + image_ * image_numel;
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
-    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups;
+    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups, deform_begin = begin / deform_channels;
     for (int64_t i = 0; i < area_.pixels(); ++i) {
       TileType* target = scratch_.tile + i * layout_.padded_depth(piece);
       for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
-        for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+        for (int64_t d = deform_begin; d * deform_channels < end; ++d) {
           const Corners<Element> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
           sample_run<VECTORS>(corners, max(begin, d * deform_channels), min(end, (d + 1) * deform_channels), group,
                               piece.channel_begin, target);
@@ -422,6 +419,7 @@ class BlockConvolution {
       }
       return;
     }
+    if (layout_.groups == 1) return corners.sample(first, last - first, target + (first - origin));
     for (int64_t c = first; c < last;) {
       const int64_t g = c / layout_.channels, segment_end = min(last, (g + 1) * layout_.channels);
       corners.sample(c, segment_end - c, target + (g - group) * group_stride + (c - g * layout_.channels - origin));

@@ -1,29 +1,16 @@
 // Binds the dense layers of the CPU kernels to PyTorch tensors.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <optional>
 
-#include "capability.h"
-#include "memory.h"
+#include "binding.h"
 
 namespace dcnzoo::cpu {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 const DenseKernels& dense_kernels(bool half) { return half ? half_kernels().dense : capability().kernels->dense; }
 
-ScalarType packed_type(bool half) { return half ? ScalarType::Half : ScalarType::Float; }
+ScalarType packed_type(bool half) { return half ? half_factor_type() : ScalarType::Float; }
 
-bool is_half(const Tensor& packed_weight) { return packed_weight.scalar_type() == ScalarType::Half; }
+bool is_half(const Tensor& packed_weight) { return packed_weight.scalar_type() != ScalarType::Float; }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -38,18 +25,6 @@ void check_maps(const Tensor& input, int64_t out_channels) {
   STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
 }
 
-bool is_channels_last(const Tensor& tensor) {
-  const int64_t c = tensor.size(1), h = tensor.size(2), w = tensor.size(3);
-  return (c == 1 || tensor.stride(1) == 1) && (w == 1 || tensor.stride(3) == c) &&
-         (h == 1 || tensor.stride(2) == c * w) && (tensor.size(0) == 1 || tensor.stride(0) == c * w * h);
-}
-
-Tensor channels_last(const Tensor& tensor) {
-  if (is_channels_last(tensor)) return tensor;
-  return torch::stable::to(tensor, std::nullopt, std::nullopt, std::nullopt, std::nullopt, false, /*copy=*/true,
-                           MemoryFormat::ChannelsLast);
-}
-
 // The weight and bias of a layer, checked and dense.
 struct Parameters {
   Tensor packed_weight;
@@ -57,7 +32,7 @@ struct Parameters {
 
   Parameters(const Tensor& packed, int64_t numel, const std::optional<Tensor>& given_bias, int64_t out_channels)
       : packed_weight(packed) {
-    STD_TORCH_CHECK(packed.scalar_type() == packed_type(is_half(packed)), "packed_weight must be float32 or float16");
+    STD_TORCH_CHECK(packed.scalar_type() == packed_type(is_half(packed)), "packed_weight is not of a type that these kernels multiply");
     STD_TORCH_CHECK(packed.numel() == numel, "packed_weight does not fit the input and out_channels");
     packed_weight = torch::stable::contiguous(packed);
     if (!given_bias) return;
@@ -73,22 +48,6 @@ struct Parameters {
   }
   const float* bias_data() const { return bias ? data(*bias) : nullptr; }
 };
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Threads take the next task as they become free, so that a slow or busy core delays nobody.
-template <class Function>
-void run_tasks(int64_t tasks, size_t scratch_bytes, const Function& function) {
-  const int64_t threads = torch::stable::get_num_threads();
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, tasks < threads ? tasks : threads, 1, [&](int64_t, int64_t) {
-    const std::unique_ptr<void, Free> scratch(scratch_bytes == 0 ? nullptr : std::aligned_alloc(64, scratch_bytes));
-    STD_TORCH_CHECK(scratch_bytes == 0 || scratch != nullptr, "out of memory");
-    for (int64_t task; (task = next.fetch_add(1)) < tasks;) function(task, scratch.get());
-  });
-}
 
 Tensor pack_winograd_weight(const WinogradKernels& kernels, const Tensor& weight, bool half) {
   check_float32(weight, "weight");
@@ -124,7 +83,7 @@ Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const T
   check_maps(input, out_channels);
   const int64_t in_channels = input.size(1);
   const Parameters parameters(packed_weight, kernels.packed_numel(out_channels, in_channels), bias, out_channels);
-  const Tensor maps = channels_last(input);
+  const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(input.size(0), point == nullptr ? out_channels : point->channels, input.size(2),
                                    input.size(3), ScalarType::Float);
   if (output.numel() == 0) return output;
@@ -267,7 +226,7 @@ Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::opti
   STD_TORCH_CHECK(stride > 0, "stride must be positive");
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c, is_half(packed_weight)), bias, out_channels);
-  const Tensor maps = channels_last(input);
+  const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride, ScalarType::Float);
   if (stride == 1) {
     run_linear(images_call(maps, output), parameters, relu);
@@ -287,7 +246,7 @@ struct Sum {
 
   Sum(const Tensor& output, const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, bool relu)
       : parameters(packed_weight, checked_numel(output, input, is_half(packed_weight)), bias, output.size(1)),
-        maps(channels_last(input)),
+        maps(channels_last(input, ScalarType::Float)),
         call(images_call(maps, output)) {
     call.accumulate = true;
     set_parameters(parameters, relu, call);
@@ -335,7 +294,7 @@ Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), columns = 2 * out_channels;
   const int64_t numel = packed_linear_numel(columns, c, is_half(packed_weight));
   const Parameters parameters(packed_weight, 2 * numel, bias, columns);
-  const Tensor maps = channels_last(input);
+  const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, out_channels, 2 * h, 2 * w, ScalarType::Float);
   for (int64_t i = 0; i < 2; ++i) {
     Linear call = linear_call(data(maps), w, c, mutable_data(output) + i * w * columns, columns);
@@ -357,7 +316,7 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   const Parameters last(class_weight, classes * channels, class_bias, classes);
   STD_TORCH_CHECK(labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == n,
                   "labels must be one int64 per RoI");
-  const Tensor maps = channels_last(input), dense_labels = torch::stable::contiguous(labels);
+  const Tensor maps = channels_last(input, ScalarType::Float), dense_labels = torch::stable::contiguous(labels);
   const auto* label = static_cast<const int64_t*>(dense_labels.const_data_ptr());
   for (int64_t i = 0; i < n; ++i) STD_TORCH_CHECK(label[i] >= 0 && label[i] < classes, "a label is no class");
   const Tensor output = torch::stable::empty({n, 2 * h, 2 * w}, ScalarType::Float);
@@ -383,7 +342,7 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
   check_float32(packed_weight, "packed_weight");
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c, false), bias, out_channels);
-  const Tensor maps = channels_last(input);
+  const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, out_channels, stem_size(h), stem_size(w), ScalarType::Float);
   Stem call{};
   call.images = n, call.height = h, call.width = w, call.in_channels = c, call.out_channels = out_channels;
@@ -402,7 +361,7 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
 Tensor upsample2x(const Tensor& input) {
   check_maps(input, 1);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
-  const Tensor maps = channels_last(input);
+  const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, c, 2 * h, 2 * w, ScalarType::Float);
   if (output.numel() == 0) return output;
   torch::stable::parallel_for(0, n * h, 1, [&](int64_t begin, int64_t end) {

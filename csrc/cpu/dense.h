@@ -107,10 +107,10 @@ struct MaskLogitsKernels {
   void (*run)(const MaskLogits&, int64_t task, void* scratch);
 };
 
-// With packed weights of one type, float32 or float16.
+// With packed weights of one type: float32, or 16-bit factors.
 struct DenseKernels {
-  WinogradKernels winograd;        // F(4×4, 3×3)
-  WinogradKernels small_winograd;  // for maps of 14×14: F(7×7, 3×3), in float16 F(5×5, 3×3)
+  WinogradKernels winograd;
+  WinogradKernels small_winograd;  // for maps of 14×14, with larger errors
   LinearKernels linear;
   MaskLogitsKernels mask_logits;
 };

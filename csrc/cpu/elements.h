@@ -134,6 +134,13 @@ DCNZOO_INLINE void store_vector(Float16* target, Floats value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), bits);
 }
 #endif
+#if defined(__AVX512F__) && DCNZOO_VECTOR_BYTES == 64
+template <>
+DCNZOO_INLINE Floats load_vector(const BFloat16* source) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+  return (Floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+}
+#endif
 #if defined(__AVX512BF16__) && DCNZOO_VECTOR_BYTES == 64
 template <>
 DCNZOO_INLINE void store_vector(BFloat16* target, Floats value) {

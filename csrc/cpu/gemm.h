@@ -55,36 +55,53 @@ constexpr int micro_rows2 = 6, micro_rows1 = 12;  // 16 registers
 template <class A>
 constexpr int64_t panel_columns = Multiplier<A>::panel_vectors * Multiplier<A>::width;
 
+// What a step of the micro-kernel along the depth multiplies: an element of A with each of a vector of B.
+template <class T>
+struct Step {
+  using Element = T;
+  using Sum = T;
+  using Factors = typename Simd<T>::vector;
+
+  static DCNZOO_INLINE Factors load(const T* source) { return Simd<T>::load(source); }
+  static DCNZOO_INLINE Factors splat(T element) { return Simd<T>::splat(element); }
+  static DCNZOO_INLINE void multiply(typename Simd<T>::vector& sum, Factors a, Factors b) { sum += a * b; }
+};
+
 // A function of its own: inlined, its loop would share the general registers with its surroundings.
-template <class T, int ROWS, int VECTORS>
-__attribute__((noinline)) void micro_kernel(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc, Epilogue<T> epilogue,
-                                            Upcoming upcoming) {
+template <class Step, int ROWS, int VECTORS>
+__attribute__((noinline)) void micro_kernel(int64_t steps, const typename Step::Element* a, int64_t lda,
+                                            const typename Step::Element* b, typename Step::Sum* c, int64_t ldc,
+                                            Epilogue<typename Step::Sum> epilogue, Upcoming upcoming) {
+  using T = typename Step::Sum;
   using S = Simd<T>;
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
-  for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + (ROWS + i) * ldc, 1);  // of the next call
-  if (epilogue.ahead != 0) {
-    for (int i = 0; i < ROWS; ++i) __builtin_prefetch(c + epilogue.ahead + i * ldc, 1, 2);
+  constexpr int line = Upcoming::line_bytes / static_cast<int>(sizeof(T)), columns = VECTORS * S::width;
+  for (int i = 0; i < ROWS; ++i) {
+    for (int j = 0; j < columns; j += line) {
+      __builtin_prefetch(c + (ROWS + i) * ldc + j, 0, 2);  // of the next call; of long rows the first level holds too few
+      if (epilogue.ahead != 0) __builtin_prefetch(c + epilogue.ahead + i * ldc + j, 1, 2);
+    }
   }
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
-  const T* row_a[pointers];
+  const typename Step::Element* row_a[pointers];
   for (int i = 0; i < pointers; ++i) {
     row_a[i] = a + i * stride * lda;
     if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
   }
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < steps; ++k) {
     upcoming.fetch();
-    V row_b[VECTORS];
+    typename Step::Factors row_b[VECTORS];
 #pragma GCC unroll 2
-    for (int j = 0; j < VECTORS; ++j) row_b[j] = S::load(b + k * VECTORS * S::width + j * S::width);
+    for (int j = 0; j < VECTORS; ++j) row_b[j] = Step::load(b + k * VECTORS * S::width + j * S::width);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      const V element = S::splat(row_a[i / stride][i % stride * lda + k]);
+      const typename Step::Factors element = Step::splat(row_a[i / stride][i % stride * lda + k]);
 #pragma GCC unroll 2
-      for (int j = 0; j < VECTORS; ++j) acc[i][j] += element * row_b[j];
+      for (int j = 0; j < VECTORS; ++j) Step::multiply(acc[i][j], element, row_b[j]);
     }
   }
 #pragma GCC unroll 16
@@ -113,7 +130,7 @@ struct Multiplier {
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
                                 const Epilogue<T>& epilogue, const Upcoming& upcoming) {
-    micro_kernel<T, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
+    micro_kernel<Step<T>, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
   }
 };
 
@@ -152,23 +169,24 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const A* a, int6
     for (int64_t j = 0; j < columns; ++j) c[i * ldc + j] = tile[i * padded + j];
 }
 
-// Elements [begin, end) of each row of a matrix that will be the next A, `distance` elements from the present one.
-struct Ahead {
-  int64_t distance, begin, end;
+// Rows that are needed soon, such as the next A, fetched while the present ones are in use: so many bytes of each.
+struct NextRows {
+  const void* first = nullptr;  // null for none
+  int64_t stride = 0, bytes = 0;
 
-  template <class T>
-  DCNZOO_INLINE void fetch(const T* a, int64_t lda, int64_t rows) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      const char* row = reinterpret_cast<const char*>(a + i * lda + distance);
-      for (int64_t byte = begin * sizeof(T); byte < end * static_cast<int64_t>(sizeof(T)); byte += 64)
-        __builtin_prefetch(row + byte, 0, 2);
+  // The rows [row, row + rows), bytes [begin, end).
+  DCNZOO_INLINE void fetch(int64_t row, int64_t rows, int64_t begin, int64_t end) const {
+    for (int64_t i = row; i < row + rows; ++i) {
+      const char* source = static_cast<const char*>(first) + i * stride;
+      for (int64_t byte = begin; byte < end; byte += 64) __builtin_prefetch(source + byte, 0, 2);
     }
   }
 };
 
 template <class A, int ROWS, int VECTORS>
 void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
-                   MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const Ahead& ahead) {
+                   MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const NextRows& next,
+                   int64_t next_begin, int64_t next_end) {
   const bool full = columns == VECTORS * Multiplier<A>::width;
   const int64_t steps = ceil_div(rows.length, ROWS);
   const int64_t base = rows.length / steps, longer = rows.length % steps;  // even steps waste the fewest cycles
@@ -176,17 +194,19 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a,
   constexpr int64_t step_bytes = multiple * VECTORS * Multiplier<A>::width * sizeof(MultiplierB<A>);
   Upcoming upcoming{reinterpret_cast<const char*>(b) + depth / multiple * step_bytes,
                     min(step_bytes / (rows.runs * steps), Upcoming::line_bytes)};
+  int64_t row = 0;
   for (int64_t run = 0; run < rows.runs; ++run) {
     MultiplierC<A>* target = c + run * rows.c_stride;
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t count = base + (step < longer);
-      ahead.fetch(a, lda, count);
+      next.fetch(row, count, next_begin, next_end);
       if (full) {
         multiply_rows<A, ROWS, VECTORS>(count, depth, a, lda, b, target, ldc, epilogue, upcoming);
       } else {
         ragged_panel<A, ROWS, VECTORS>(count, columns, depth, a, lda, b, target, ldc, epilogue, upcoming);
       }
       a += count * lda;
+      row += count;
       target += count * ldc;
       upcoming.begin += depth / multiple * upcoming.stride;
     }
@@ -196,27 +216,30 @@ void panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a,
 // As many vectors as the columns of a panel need.
 template <class A, int VECTORS = Multiplier<A>::panel_vectors>
 void any_panel_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
-                       MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const Ahead& ahead) {
+                       MultiplierC<A>* c, int64_t ldc, const Epilogue<MultiplierC<A>>& epilogue, const NextRows& next,
+                       int64_t next_begin, int64_t next_end) {
   if constexpr (VECTORS > 1) {
     if (columns <= (VECTORS - 1) * Multiplier<A>::width) {
-      return any_panel_product<A, VECTORS - 1>(rows, columns, depth, a, lda, b, c, ldc, epilogue, ahead);
+      return any_panel_product<A, VECTORS - 1>(rows, columns, depth, a, lda, b, c, ldc, epilogue, next, next_begin, next_end);
     }
   }
-  panel_product<A, VECTORS == 1 ? micro_rows1 : micro_rows2, VECTORS>(rows, columns, depth, a, lda, b, c, ldc, epilogue, ahead);
+  constexpr int step = VECTORS == 1 ? micro_rows1 : micro_rows2;
+  panel_product<A, step, VECTORS>(rows, columns, depth, a, lda, b, c, ldc, epilogue, next, next_begin, next_end);
 }
 
 // Columns [0, columns) of C. B holds `columns` rounded up to whole vectors, in panels; a last panel of fewer vectors is
-// stored as such. The A of the next product, `distance` elements from this one, is fetched meanwhile; 0 if there is none.
+// stored as such. The next rows are fetched meanwhile, a part with each panel.
 template <class A>
 void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a, int64_t lda, const MultiplierB<A>* b,
-                    MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, int64_t distance = 0) {
+                    MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, const NextRows& next = {}) {
   constexpr int64_t panel = panel_columns<A>;
   const MultiplierC<A>* bias = epilogue.bias;
+  const int64_t next_bytes = next.first == nullptr ? 0 : next.bytes;
   for (int64_t j = 0; j < columns; j += panel) {
     const int64_t count = min(panel, columns - j);
-    const Ahead ahead{distance, distance == 0 ? depth : depth * j / columns, depth * min(j + panel, columns) / columns};
     epilogue.bias = bias == nullptr ? nullptr : bias + j;
-    any_panel_product(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, ahead);
+    any_panel_product(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, next, next_bytes * j / columns,
+                      next_bytes * min(j + panel, columns) / columns);
   }
 }
 

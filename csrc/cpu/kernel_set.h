@@ -12,15 +12,30 @@
 namespace dcnzoo::cpu {
 namespace {
 
+// The tiles of Winograd's algorithm, of any map and of small ones. The larger they are, the fewer the products, and the more
+// the transforms enlarge the rounding errors of the factors.
+template <class Factor>
+struct Tiles {
+  static constexpr int any = 4, small = 7;
+};
+template <>
+struct Tiles<Float16> {
+  static constexpr int any = 4, small = 5;
+};
+template <>
+struct Tiles<BFloat16> {
+  static constexpr int any = 3, small = 3;
+};
+
 template <class Factor>
 constexpr DenseKernels dense_kernels() {
-  constexpr int small_tile = std::is_same_v<Factor, float> ? 7 : 5;
-  return {winograd_kernels<Factor, 4>(), winograd_kernels<Factor, small_tile>(), linear_kernels<Factor>(),
-          mask_logits_kernels<Factor>()};
+  return {winograd_kernels<Factor, Tiles<Factor>::any>(), winograd_kernels<Factor, Tiles<Factor>::small>(),
+          linear_kernels<Factor>(), mask_logits_kernels<Factor>()};
 }
 
-#ifdef DCNZOO_FLOAT16_FMA
-constexpr HalfKernels half_kernels = {deform_conv2d_kernels<HalfMultiplied>(), dense_kernels<Float16>()};
+#ifdef DCNZOO_HALF_FACTOR
+constexpr HalfKernels half_kernels = {std::is_same_v<HalfFactor, Float16> ? Element::float16 : Element::bfloat16,
+                                      deform_conv2d_kernels<HalfMultiplied>(), dense_kernels<HalfFactor>()};
 constexpr const HalfKernels* half = &half_kernels;
 #else
 constexpr const HalfKernels* half = nullptr;

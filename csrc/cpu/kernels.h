@@ -151,8 +151,9 @@ struct ByElement {
   }
 };
 
-// Kernels for float32 maps that multiply in float16; their packed weights are float16.
+// Kernels for float32 maps that round factors to 16 bits; their packed weights consist of such.
 struct HalfKernels {
+  Element factor;  // float16 or bfloat16
   DeformConv2dKernels deform_conv2d;
   DenseKernels dense;
 };
@@ -162,7 +163,7 @@ struct Kernels {
   ByElement<RoiPoolKernels, RoiPoolGradKernels> roi_pool;
   DenseKernels dense;
   StemKernels stem;
-  const HalfKernels* half;  // null where float16 is not multiplied at twice the rate of float32
+  const HalfKernels* half;  // null where nothing is multiplied at twice the rate of float32
 };
 
 extern const Kernels kernels_default;

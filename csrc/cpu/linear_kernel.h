@@ -2,12 +2,12 @@
 //
 // A task is some blocks of rows; the reduction axis is cut into pieces, so that a panel of the weights and
 // a block's part of the input stay in the caches while the result accumulates in the output itself. Factor is what is
-// multiplied: float, or a float16 to which a block's part of the input is rounded first.
+// multiplied: float, or 16 bits to which a block's part of the input is rounded first.
 #pragma once
 
 #include "dense.h"
-#include "float16_gemm.h"
 #include "gemm.h"
+#include "half_factor.h"
 #include "strassen.h"
 
 namespace dcnzoo::cpu {
@@ -144,17 +144,13 @@ LinearSchedule schedule_linear(const Linear& call, int threads) {
   return schedule;
 }
 
-// Copies a matrix as factors, with zeros behind its rows, and fetches the one that is `distance` elements from it.
+// Copies a matrix as factors, with zeros behind its rows.
 template <class Factor>
-void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, int64_t distance, Factor* target,
-                int64_t target_stride) {
+void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, Factor* target, int64_t target_stride) {
   constexpr int width = Simd<float>::width;
   for (int64_t row = 0; row < rows; ++row, input += stride, target += target_stride) {
     int64_t k = 0;
-    for (; k + width <= depth; k += width) {
-      __builtin_prefetch(input + distance + k, 0, 2);
-      store_vector(target + k, load_vector(input + k));
-    }
+    for (; k + width <= depth; k += width) store_vector(target + k, load_vector(input + k));
     for (; k < depth; ++k) store_number(target + k, input[k]);
     for (; k < target_stride; ++k) store_number(target + k, 0.0f);
   }
@@ -172,15 +168,17 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
     const Epilogue<float> epilogue{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr,
                                    last ? output_ahead : 0};
     const int64_t distance = last ? input_ahead - piece : depth;
+    const NextRows next{input + piece + distance, call.row_stride * static_cast<int64_t>(sizeof(float)),
+                        depth * static_cast<int64_t>(sizeof(float))};
     if constexpr (layout.rounds) {
       auto* rounded = static_cast<Factor*>(scratch);
       const int64_t padded_depth = layout.padded(depth);
-      round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, distance, rounded, padded_depth);
+      round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, rounded, padded_depth);
       matrix_product(rows, call.out_channels, padded_depth, rounded, padded_depth, weight, output, call.out_channels,
-                     epilogue);
+                     epilogue, next);
     } else if (!layout.strassen) {
       matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
-                     epilogue, distance);
+                     epilogue, next);
     } else {
       StrassenProduct(rows, call.out_channels, depth, input + piece, call.row_stride, output, call.out_channels,
                       epilogue, scratch)

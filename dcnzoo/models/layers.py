@@ -1,7 +1,7 @@
 """Layers that carry their activation and run on the compiled kernels once their weights are packed.
 
 They are PyTorch's own layers otherwise: same parameters, same names, trainable. `half_products`, set before
-packing, has them multiply in float16 (`dcnzoo.ops.dense` says what that means).
+packing, has them round their factors to 16 bits (`dcnzoo.ops.dense` says what that means).
 
 Shape letters: N images, C channels, O output channels, H, W map size, R rows.
 """

@@ -3,12 +3,15 @@
 A detection hangs on comparisons (which proposals are kept, which of two boxes suppresses the other), so
 small errors change it. There are two ways, and docs/performance.md says what each choice gave.
 
-Where the processor multiplies float16 at twice the rate of float32 (AVX512-FP16; such processors multiply
-bfloat16 at half of that rate), all maps stay float32, and factors are rounded to float16 within the layers.
-That is done in nearly all of them, but not in
+Where the processor multiplies float16 or bfloat16 at twice the rate of float32
+(`dcnzoo.ops.backend.half_factor`), all maps stay float32, and factors are rounded to that type within the
+layers. That is done in nearly all of them, but not in
 
 - the stem, since the image itself would lose grey levels;
 - what predicts offsets, and the last layers, where rounded scores are ties.
+
+With bfloat16, which is coarser, nor in the convolutions of the shortcuts, whose errors a whole stage
+inherits; and weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 
@@ -33,13 +36,16 @@ from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import FoldedBasicBlock, FoldedBottleneck
 from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 from dcnzoo.models.rcnn import RCNN
-from dcnzoo.ops.backend import multiplies_float16
+from dcnzoo.ops.backend import half_factor
 
 _KEPT = ("conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
 """Names of layers that stay float32 wherever they are."""
 
+_KEPT_FROM_BFLOAT16 = ("downsample",)
+"""Names of more layers whose factors are not rounded to bfloat16."""
+
 _HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
-"""Layers that can multiply in float16."""
+"""Layers that can round their factors to 16 bits."""
 
 
 def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
@@ -47,13 +53,13 @@ def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
 
     Args:
         model: with batch norm folded, in float32; not packed yet.
-        dtype: of what is lowered, unless float16 is multiplied (see above).
+        dtype: of what is lowered, where nothing is multiplied faster (see above).
 
     Returns:
         `model`; it takes float32 images.
     """
-    if multiplies_float16():
-        return _multiply_in_float16(model)
+    if half_factor() is not None:
+        return _multiply_in_half(model)
     backbone = model.backbone
     parts = (backbone.conv1, backbone.layer1, backbone.layer2, model.neck, model.rpn_head)
     wide = {module for part in parts for module in part.modules()}
@@ -97,10 +103,49 @@ def round_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded.reshape(weight.shape)
 
 
-def _multiply_in_float16(model: RCNN) -> RCNN:
+def round_balanced(weight: Tensor) -> Tensor:
+    """Rounds a weight to bfloat16 so that the errors of each output cancel.
+
+    Inputs behind ReLU are not negative, so the sum of an output's errors moves all of its pixels alike.
+    Weights near the middle between two numbers, for which it makes the least difference, are rounded the
+    other way until that sum is about 0 (bias correction without data, in the manner of arXiv:1906.04721).
+
+    Args:
+        weight: (O, …), float32.
+
+    Returns:
+        bfloat16 numbers as float32, of the same shape.
+    """
+    exact = weight.flatten(1)
+    nearest = exact.bfloat16()
+    error = nearest.double() - exact
+    bits = nearest.view(torch.int16)
+    other = torch.where((error > 0) == (nearest > 0), bits - 1, bits + 1).view(torch.bfloat16)
+    change = other.double() - nearest.double()
+    total = error.sum(1, keepdim=True)
+    helps = change * total < 0
+    price = (other.double() - exact).abs() - error.abs()
+    order = price.masked_fill(~helps, torch.inf).argsort(1)
+    sums = total + change.where(helps, 0.0).gather(1, order).cumsum(1)
+    count = (
+        torch.cat([total, sums], 1).abs().argmin(1, keepdim=True)
+    )  # of those that are rounded the other way
+    swapped = torch.empty_like(helps).scatter_(1, order, torch.arange(order.shape[1]) < count)
+    return torch.where(helps & swapped, other, nearest).to(weight.dtype).reshape(weight.shape)
+
+
+def _multiply_in_half(model: RCNN) -> RCNN:
+    coarse = half_factor() == torch.bfloat16
+    kept = (*_KEPT, *_KEPT_FROM_BFLOAT16) if coarse else _KEPT
     for name, module in model.named_modules():
-        if isinstance(module, _HALF_LAYERS) and name.rpartition(".")[2] not in _KEPT:
-            module.half_products = True
+        if not isinstance(module, _HALF_LAYERS) or name.rpartition(".")[2] in kept:
+            continue
+        module.half_products = True
+        if coarse and isinstance(module, Conv1x1):
+            module.weight = nn.Parameter(round_balanced(module.weight), requires_grad=False)
+        elif coarse and isinstance(module, DeformConv2d):
+            rounded = round_kernels(module.weight, torch.bfloat16).to(module.weight.dtype)
+            module.weight = nn.Parameter(rounded, requires_grad=False)
     return model
 
 

@@ -35,9 +35,15 @@ def active_backend() -> tuple[str, str]:
     return _chosen
 
 
-def multiplies_float16() -> bool:
-    """Whether the compiled CPU kernels can multiply in float16, at twice the rate of float32."""
-    return active_backend()[0] == "native" and bool(torch.ops.dcnzoo.cpu_multiplies_float16())
+def half_factor() -> torch.dtype | None:
+    """The 16-bit type that the compiled CPU kernels multiply at twice the rate of float32.
+
+    Returns:
+        float16 with AVX512-FP16, bfloat16 with AVX512-BF16 alone, None on other processors and without the
+        compiled kernels.
+    """
+    name = torch.ops.dcnzoo.cpu_half_factor() if active_backend()[0] == "native" else ""
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name)
 
 
 def _choose(wanted: str) -> tuple[str, str]:

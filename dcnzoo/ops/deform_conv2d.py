@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops import autocast, deform_conv2d_grad, gpu_tuning, reference
-from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend, half_factor
 from dcnzoo.ops.gpu import allows_tf32, gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
 
@@ -97,15 +97,16 @@ def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1, *, half: bool = F
     Args:
         weight: (O, C/G, kernel height, kernel width).
         groups: G.
-        half: float32 samples and weights are rounded to float16 and multiplied in it; the result is float32.
+        half: float32 samples and weights are rounded to the type that `dcnzoo.ops.backend.half_factor` names
+            as they are multiplied; the result is float32.
 
     Returns:
-        The weight's elements in an order of the kernels' own, in float16 if `half`; None where the compiled
+        The weight's elements in an order of the kernels' own, in that type if `half`; None where the compiled
         kernels do not compute with this weight (another backend or dtype), or read it as it is (a GPU).
 
     Raises:
         ValueError: `groups` does not divide O.
-        RuntimeError: `half` with another dtype, or where `dcnzoo.ops.backend.multiplies_float16` says no.
+        RuntimeError: `half` with another dtype, or where there is no such type.
     """
     if weight.ndim != 4 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"weight {tuple(weight.shape)} cannot have {groups} groups")
@@ -165,7 +166,7 @@ if NATIVE_PROBLEM is None:
     @torch.library.register_fake("dcnzoo::pack_deform_conv2d_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_deform_conv2d_weight(weight: Tensor, groups: int, half: bool = False) -> Tensor:
         numel = torch.ops.dcnzoo.packed_deform_conv2d_numel(weight.shape, groups, weight.dtype, half)
-        return weight.new_empty(numel, dtype=torch.float16 if half else None)
+        return weight.new_empty(numel, dtype=half_factor() if half else None)
 
     def _autocast_rule(
         dtype: torch.dtype,

@@ -8,11 +8,11 @@ deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has 15 a
 layers and 1×1 convolutions take one step of Strassen's algorithm, with 1e-5 at most, and 4e-7 in the mean.
 
 Packed weights are for this process, and for that weight: pack again when the weight changes. With `half`
-they are float16, the inputs are rounded to float16 as well, and multiplied in it, at twice the rate of
-float32; `dcnzoo.ops.backend.multiplies_float16` says whether the processor can (RuntimeError if not). Sums
-of up to 128 products are float16, too; the results are float32, with errors of about 2e-3 standard deviations
-of the output in the mean, in `conv3x3` 5e-3 and in `small_conv3x3` twice that. What exceeds 65504 becomes
-infinite.
+they consist of 16-bit factors, the inputs are rounded to such as well, and multiplied at twice the rate of
+float32; `dcnzoo.ops.backend.half_factor` says of what type, or that the processor has none (RuntimeError
+then). The results are float32, with errors of about 2e-3 standard deviations of the output in the mean, in
+`conv3x3` 5e-3 and in `small_conv3x3` up to twice that. With float16, sums of up to 128 products are float16,
+too, and what exceeds 65504 becomes infinite.
 
 Shape letters: N images, C channels, H, W map size, O output channels, R rows.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo.ops import conv_grad
-from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend, half_factor
 
 
 def conv3x3(
@@ -536,7 +536,7 @@ if NATIVE_PROBLEM is None:
         return _maps(input, input.shape[1], 2 * input.shape[2], 2 * input.shape[3])
 
     def _packed(weight: Tensor, numel: int, half: bool) -> Tensor:
-        return weight.new_empty(numel, dtype=torch.float16 if half else None)
+        return weight.new_empty(numel, dtype=half_factor() if half else None)
 
     @torch.library.register_fake("dcnzoo::pack_conv3x3_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_conv3x3_weight(weight: Tensor, half: bool = False) -> Tensor:

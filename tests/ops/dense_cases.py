@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcnzoo.ops import dense
-from dcnzoo.ops.backend import active_backend, multiplies_float16
+from dcnzoo.ops.backend import active_backend, half_factor
 
 WINOGRAD_TOLERANCE = 2e-5
 SMALL_WINOGRAD_TOLERANCE = 4e-4
@@ -264,7 +264,7 @@ def linear_error(
 
 
 def half_errors() -> dict[str, float]:
-    """Errors of products in float16, in multiples of what is tolerated, by case."""
+    """Errors of products of 16-bit factors, in multiples of what is tolerated, by case."""
     winograd = {f"conv3x3 {name}": conv3x3_error(name, half=True) for name in CONV3X3}
     others = {
         f"conv_transpose2x2 {name}": conv_transpose2x2_error(name, half=True) for name in CONV_TRANSPOSE2X2
@@ -280,7 +280,7 @@ def half_errors() -> dict[str, float]:
     for name in SMALL_CONV3X3:
         errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name, half=True) / HALF_SMALL_WINOGRAD_TOLERANCE
     errors |= {name: value / HALF_TOLERANCE for name, value in others.items()}
-    return {f"{name} in float16": value for name, value in errors.items()}
+    return {f"{name} in 16 bits": value for name, value in errors.items()}
 
 
 def check() -> None:
@@ -306,7 +306,7 @@ def check() -> None:
     }
     errors |= {f"mask logits {name}": mask_logits_error(name) / STRASSEN_TOLERANCE for name in MASK_LOGITS}
     errors |= {f"stem {name}": stem_error(name) / tolerance(name) for name in STEM}
-    errors |= half_errors() if multiplies_float16() else {}
+    errors |= half_errors() if half_factor() is not None else {}
     wrong = {name: value for name, value in errors.items() if not value <= 1}
     if wrong:
         raise SystemExit(f"beyond the tolerance: {wrong}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnzoo.ops import dense
-from dcnzoo.ops.backend import NATIVE_PROBLEM, multiplies_float16
+from dcnzoo.ops.backend import NATIVE_PROBLEM, half_factor
 from tests.ops import dense_cases as cases
 from tests.ops.dense_cases import (
     SMALL_WINOGRAD_TOLERANCE,
@@ -30,7 +30,8 @@ needs_native = pytest.mark.skipif(
     NATIVE_PROBLEM is not None and not os.environ.get("CI"), reason=f"not built: {NATIVE_PROBLEM}"
 )
 
-needs_float16 = pytest.mark.skipif(not multiplies_float16(), reason="this processor has no AVX512-FP16")
+needs_half = pytest.mark.skipif(half_factor() is None, reason="this processor has no fast 16-bit factors")
+needs_float16 = pytest.mark.skipif(half_factor() != torch.float16, reason="this processor has no AVX512-FP16")
 
 LAYERS = (
     "conv3x3",
@@ -42,7 +43,7 @@ LAYERS = (
     "class_mask_logits",
     "linear",
 )
-"""Operators that take weights packed in float32 and in float16."""
+"""Operators that take weights packed in float32 and in 16 bits."""
 
 OPTIONS = [pytest.param(True, False, id="bias"), pytest.param(False, True, id="relu")]
 
@@ -441,8 +442,12 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
 
 
-@needs_float16
-def test_products_in_float16_are_near() -> None:
+def _other(dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if dtype == torch.float16 else torch.float16
+
+
+@needs_half
+def test_products_of_16_bits_are_near() -> None:
     errors = cases.half_errors()
     assert {name: value for name, value in errors.items() if not 0 < value <= 1} == {}
 
@@ -459,9 +464,9 @@ def test_float16_overflows_to_infinity() -> None:
     assert torch.equal(found[[0, 4]], x[[0, 4]])
 
 
-@needs_float16
+@needs_half
 @pytest.mark.parametrize("name", LAYERS)
-def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
+def test_operators_with_16_bits_obey_the_rules_of_pytorch(name: str) -> None:
     layers, x, bias = _Layers(), random(2, 16, 6, 7), random(16)
     pack = torch.ops.dcnzoo.pack_linear_weight
     point, full = pack(layers.point, True), pack(layers.full, True)
@@ -483,7 +488,7 @@ def test_operators_with_float16_obey_the_rules_of_pytorch(name: str) -> None:
 
 
 @needs_native
-def test_float16_is_refused_where_it_is_not_multiplied() -> None:
+def test_16_bits_are_refused_where_they_are_not_multiplied() -> None:
     program = "import torch, dcnzoo.ops.dense as d; d.pack_linear_weight(torch.ones(2, 2), half=True)"
     run = subprocess.run(
         [sys.executable, "-c", program],
@@ -492,21 +497,24 @@ def test_float16_is_refused_where_it_is_not_multiplied() -> None:
         text=True,
         check=False,
     )
-    assert "the kernels for default do not multiply in float16" in run.stderr
+    assert "the kernels for default do not multiply in 16 bits" in run.stderr
 
 
-@needs_float16
-def test_float16_weights_of_another_layer_are_refused() -> None:
+@needs_half
+def test_16_bit_weights_of_another_layer_are_refused() -> None:
     layers, x = _Layers(), random(2, 16, 6, 7)
     half = dense.pack_conv3x3_weight(layers.square, half=True)
     point = dense.pack_linear_weight(layers.point, half=True)
     wrong = [
         lambda: torch.ops.dcnzoo.conv3x3(x, point, None, 16, False),
-        lambda: torch.ops.dcnzoo.small_conv3x3(x, half, None, 16, False),
+        lambda: torch.ops.dcnzoo.small_conv3x3(x, point, None, 16, False),
         lambda: torch.ops.dcnzoo.conv1x1(x, half, None, 16, 1, False),
         lambda: torch.ops.dcnzoo.linear(x.half(), point, None, 16, False),
         lambda: torch.ops.dcnzoo.stem(x[:, :3], point, None, 16),
+        lambda: torch.ops.dcnzoo.conv1x1(x, point.view(_other(point.dtype)), None, 16, 1, False),
     ]
+    if half_factor() == torch.float16:  # in bfloat16 the two layers have the same weight
+        wrong.append(lambda: torch.ops.dcnzoo.small_conv3x3(x, half, None, 16, False))
     for call in wrong:
         with pytest.raises(RuntimeError):
             call()

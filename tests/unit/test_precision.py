@@ -8,7 +8,7 @@ import torch
 from dcnzoo.build import build_model, pack_weights, prepare_for_inference
 from dcnzoo.manifest import Architecture
 from dcnzoo.models.dcn import DeformConv2d
-from dcnzoo.models.precision import lower_precision, round_kernels
+from dcnzoo.models.precision import lower_precision, round_balanced, round_kernels
 
 
 @pytest.mark.parametrize("size", [(64, 32, 3, 3), (64, 3, 7, 7), (64, 32, 1, 1)])
@@ -26,11 +26,26 @@ def test_the_errors_of_a_kernel_cancel(size: tuple[int, ...]) -> None:
         assert of_kernels.square().mean() < 0.2 * plainly.square().mean()
 
 
+@pytest.mark.parametrize("size", [(64, 256, 1, 1), (10, 48)])
+def test_the_errors_of_an_output_cancel(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(size)
+    weight[0] = 0
+    weight[1] = weight[1].bfloat16().float()
+    rounded, plain = round_balanced(weight), weight.bfloat16().float()
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert torch.equal(rounded[:2], weight[:2])
+    error, plain_error = rounded - weight, plain - weight
+    assert (error.abs() <= 2**-7 * weight.abs()).all()  # a unit in the last place, at most
+    assert error.square().sum() <= 1.1 * plain_error.square().sum()
+    assert error.flatten(1).sum(1).square().mean() < 0.02 * plain_error.flatten(1).sum(1).square().mean()
+
+
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_r18w16_fpn16_fc32_mdconv_c3-c5", "cascade_rcnn_r50w16_fpn16_fc32_dconv_c3-c5"]
 )
 def test_what_stays_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcnzoo.models.precision.multiplies_float16", lambda: False)
+    monkeypatch.setattr("dcnzoo.models.precision.half_factor", lambda: None)
     torch.manual_seed(0)
     model = lower_precision(prepare_for_inference(build_model(Architecture.parse(name), 3)), torch.bfloat16)
     lowered = {key for key, value in model.state_dict().items() if value.dtype == torch.bfloat16}
@@ -49,14 +64,16 @@ def test_what_stays_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", ["mask_rcnn_r50w16_fpn16_fc32_mdconv_c3-c5", "mask_rcnn_x101_32x4dw16_fpn64_fc256_mdconv_c3-c5"]
 )
-def test_what_multiplies_in_float16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcnzoo.models.precision.multiplies_float16", lambda: True)
+@pytest.mark.parametrize("factor", [torch.float16, torch.bfloat16], ids=str)
+def test_what_multiplies_16_bits(name: str, factor: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcnzoo.models.precision.half_factor", lambda: factor)
     model = lower_precision(prepare_for_inference(build_model(Architecture.parse(name), 3)), torch.bfloat16)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
     modules = {key: module for key, module in model.named_modules() if hasattr(module, "half_products")}
     kept = {key for key, module in modules.items() if not module.half_products}
     lowered = modules.keys() - kept
     names = {"conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg"}
+    names |= {"downsample"} if factor == torch.bfloat16 else set()
     assert kept == {key for key in modules if key.rpartition(".")[2] in names}
     assert any(isinstance(modules[key], DeformConv2d) for key in lowered)
     parts = (

@@ -479,7 +479,7 @@ class TestDevice:
     def test_precision_is_checked_before_anything_is_loaded(
         self, precision: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dcnzoo.predictor.multiplies_float16", lambda: False)
+        monkeypatch.setattr("dcnzoo.predictor.half_factor", lambda: torch.bfloat16)
         with pytest.raises(error, match=message):
             dcnzoo.load(weights="missing.pth", arch=ARCH, device="cpu", precision=precision)
 
@@ -498,7 +498,7 @@ def usual_switches() -> Iterator[None]:
 
 
 def test_float16_on_a_cpu_is_for_inference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dcnzoo.predictor.multiplies_float16", lambda: True)
+    monkeypatch.setattr("dcnzoo.predictor.half_factor", lambda: torch.float16)
     prepare_precision("fp16", torch.device("cpu"))
     with pytest.raises(DeviceError, match="fp16 needs a GPU; on this CPU use --precision fp32 or bf16"):
         prepare_precision("fp16", torch.device("cpu"), training=True)
