@@ -375,6 +375,7 @@ class BlockConvolution {
       case 1: return sample_tile_by<1>(group, group_end, piece);
       case 2: return sample_tile_by<2>(group, group_end, piece);
       case 4: return sample_tile_by<4>(group, group_end, piece);
+      case 8: return sample_tile_by<8>(group, group_end, piece);
       default: return sample_tile_by<0>(group, group_end, piece);
     }
   }
@@ -385,18 +386,20 @@ class BlockConvolution {
     const Element* image = static_cast<const Element*>(call_.input) + image_ * image_numel;
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
-    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups, deform_begin = begin / deform_channels;
-    for (int64_t i = 0; i < area_.pixels(); ++i) {
-      TileType* target = scratch_.tile + i * layout_.padded_depth(piece);
-      for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
-        for (int64_t d = deform_begin; d * deform_channels < end; ++d) {
-          const Corners<Element> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
-          sample_run<VECTORS>(corners, max(begin, d * deform_channels), min(end, (d + 1) * deform_channels), group,
-                              piece.channel_begin, target);
+    const int64_t deform_channels = shape_.in_channels / shape_.deform_groups, depth = layout_.padded_depth(piece);
+    for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap) {
+      TileType* tile = scratch_.tile + (tap - piece.tap_begin) * piece.channels();
+      for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+        const SampleTable<T> table = scratch_.table(shape_, tap, d, pixels_);
+        const int64_t first = max(begin, d * deform_channels), last = min(end, (d + 1) * deform_channels);
+        for (int64_t i = 0; i < area_.pixels(); ++i) {
+          const Corners<Element> corners(table, i, image, shape_.in_channels);
+          sample_run<VECTORS>(corners, first, last, group, piece.channel_begin, tile + i * depth);
         }
       }
-      if (layout_.padded_depth(piece) > piece.depth()) pad(group, group_end, target);
     }
+    if (depth == piece.depth()) return;
+    for (int64_t i = 0; i < area_.pixels(); ++i) pad(group, group_end, scratch_.tile + i * depth + piece.depth());
   }
 
   // A last element per group that counts for nothing.
