@@ -16,7 +16,7 @@ namespace {
 // Two bfloat16 that follow each other along the depth.
 typedef int32_t Pair __attribute__((may_alias));
 
-struct PairStep {
+struct PairProducts {
   using Element = Pair;
   using Sum = float;
   using Factors = __m512bh;
@@ -40,8 +40,8 @@ struct Multiplier<BFloat16> {
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c, int64_t ldc,
                                 const Epilogue<float>& epilogue, const Upcoming& upcoming) {
-    micro_kernel<PairStep, ROWS, VECTORS>(depth / 2, reinterpret_cast<const Pair*>(a), lda / 2,
-                                            reinterpret_cast<const Pair*>(b), c, ldc, epilogue, upcoming);
+    micro_kernel<PairProducts, ROWS, VECTORS>(depth / 2, reinterpret_cast<const Pair*>(a), lda / 2,
+                                              reinterpret_cast<const Pair*>(b), c, ldc, epilogue, upcoming);
   }
 };
 

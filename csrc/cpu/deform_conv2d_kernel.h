@@ -76,11 +76,14 @@ struct Layout {
 
   template <class Element>
   static Layout of(const ConvShape& shape) {
-    using Products = TileMultiplier<Element>;
-    return Layout(shape, Products::width, Products::depth_multiple, std::is_same_v<Element, float>);
+    using Multiplied = TileMultiplier<Element>;
+    // A panel of B with this depth and one row tile of A should fit the first-level cache together.
+    constexpr int64_t longest_piece = sizeof(typename TileElement<Element>::type) == 2 ? 512 : 256;
+    return Layout(shape, Multiplied::width, Multiplied::depth_multiple, longest_piece, std::is_same_v<Element, float>);
   }
 
-  Layout(const ConvShape& shape, int width, int64_t multiple, bool has_strassen) : depth_multiple(multiple) {
+  Layout(const ConvShape& shape, int width, int64_t multiple, int64_t longest_piece, bool has_strassen)
+      : depth_multiple(multiple) {
     const int64_t group_channels = shape.in_channels / shape.groups, group_columns = shape.out_channels / shape.groups;
     merged = 1;
     while (shape.groups % (2 * merged) == 0 && 2 * merged * max(group_channels, group_columns) <= width) merged *= 2;
@@ -116,8 +119,7 @@ struct Layout {
     }
   }
 
-  // A panel of B with this depth and one row tile of A should fit the first-level cache together.
-  static constexpr int64_t longest_piece = 512, longest_grouped_piece = 512;
+  static constexpr int64_t longest_grouped_piece = 512;
 };
 
 // One column of a piece of a merged group's weight; zero between different groups of the convolution. put(k, value) takes
@@ -365,8 +367,7 @@ class BlockConvolution {
                scratch_.table(shape_, tap, deform_group, pixels_));
   }
 
-  // Samples the piece for the groups [group, group_end). The taps of a pixel come one after the other, so
-  // that its rows of the tile are written while they are in the first-level cache.
+  // Samples the piece for the groups [group, group_end).
   void sample_tile(int64_t group, int64_t group_end, const Piece& piece) {
     const bool whole_groups = piece.channels() == layout_.channels &&
                               (shape_.in_channels / shape_.deform_groups) % layout_.channels == 0;

@@ -55,9 +55,9 @@ constexpr int micro_rows2 = 6, micro_rows1 = 12;  // 16 registers
 template <class A>
 constexpr int64_t panel_columns = Multiplier<A>::panel_vectors * Multiplier<A>::width;
 
-// What a step of the micro-kernel along the depth multiplies: an element of A with each of a vector of B.
+// What the micro-kernel multiplies per step along the depth: an element of A with each of a vector of B.
 template <class T>
-struct Step {
+struct Products {
   using Element = T;
   using Sum = T;
   using Factors = typename Simd<T>::vector;
@@ -68,11 +68,11 @@ struct Step {
 };
 
 // A function of its own: inlined, its loop would share the general registers with its surroundings.
-template <class Step, int ROWS, int VECTORS>
-__attribute__((noinline)) void micro_kernel(int64_t steps, const typename Step::Element* a, int64_t lda,
-                                            const typename Step::Element* b, typename Step::Sum* c, int64_t ldc,
-                                            Epilogue<typename Step::Sum> epilogue, Upcoming upcoming) {
-  using T = typename Step::Sum;
+template <class P, int ROWS, int VECTORS>
+__attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Element* a, int64_t lda,
+                                            const typename P::Element* b, typename P::Sum* c, int64_t ldc,
+                                            Epilogue<typename P::Sum> epilogue, Upcoming upcoming) {
+  using T = typename P::Sum;
   using S = Simd<T>;
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
@@ -86,7 +86,7 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename Step::
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
-  const typename Step::Element* row_a[pointers];
+  const typename P::Element* row_a[pointers];
   for (int i = 0; i < pointers; ++i) {
     row_a[i] = a + i * stride * lda;
     if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
@@ -94,14 +94,14 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename Step::
 #pragma GCC unroll 2
   for (int64_t k = 0; k < steps; ++k) {
     upcoming.fetch();
-    typename Step::Factors row_b[VECTORS];
+    typename P::Factors row_b[VECTORS];
 #pragma GCC unroll 2
-    for (int j = 0; j < VECTORS; ++j) row_b[j] = Step::load(b + k * VECTORS * S::width + j * S::width);
+    for (int j = 0; j < VECTORS; ++j) row_b[j] = P::load(b + k * VECTORS * S::width + j * S::width);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      const typename Step::Factors element = Step::splat(row_a[i / stride][i % stride * lda + k]);
+      const typename P::Factors element = P::splat(row_a[i / stride][i % stride * lda + k]);
 #pragma GCC unroll 2
-      for (int j = 0; j < VECTORS; ++j) Step::multiply(acc[i][j], element, row_b[j]);
+      for (int j = 0; j < VECTORS; ++j) P::multiply(acc[i][j], element, row_b[j]);
     }
   }
 #pragma GCC unroll 16
@@ -130,7 +130,7 @@ struct Multiplier {
   template <int ROWS, int VECTORS>
   static DCNZOO_INLINE void run(int64_t depth, const T* a, int64_t lda, const T* b, T* c, int64_t ldc,
                                 const Epilogue<T>& epilogue, const Upcoming& upcoming) {
-    micro_kernel<Step<T>, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
+    micro_kernel<Products<T>, ROWS, VECTORS>(depth, a, lda, b, c, ldc, epilogue, upcoming);
   }
 };
 

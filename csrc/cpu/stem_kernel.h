@@ -44,6 +44,8 @@ class StemBand {
   }
 
  private:
+  using S = Simd<float>;
+
   float* conv_row(int64_t y) const { return rows_ + y % ring * conv_width_ * call_.out_channels; }
 
   void convolve_row(int64_t y) {
@@ -77,30 +79,44 @@ class StemBand {
     }
   }
 
+  // The last vector overlaps the one before it.
   static DCNZOO_INLINE void copy(const float* source, int64_t count, float* target) {
-    using S = Simd<float>;
     int64_t i = 0;
     for (; i + S::width <= count; i += S::width) S::store(target + i, S::load(source + i));
-    for (; i < count; ++i) target[i] = source[i];
+    if (i == 0) {
+      for (; i < count; ++i) target[i] = source[i];
+    } else if (i < count) {
+      S::store(target + count - S::width, S::load(source + count - S::width));
+    }
   }
 
   void pool_row(int64_t y, int64_t width, float* output) const {
     const int64_t top = max<int64_t>(0, 2 * y - 1), bottom = min(2 * y + 2, conv_height_);
     for (int64_t x = 0; x < width; ++x, output += call_.out_channels) {
       const int64_t left = max<int64_t>(0, 2 * x - 1), right = min(2 * x + 2, conv_width_);
-      const float* first = conv_row(top) + left * call_.out_channels;
-      for (int64_t c = 0; c < call_.out_channels; ++c) output[c] = first[c];
-      for (int64_t i = top; i < bottom; ++i) {
-        for (int64_t j = left; j < right; ++j) maximum(conv_row(i) + j * call_.out_channels, output);
+      int64_t c = 0;
+      for (; c + S::width <= call_.out_channels; c += S::width) {
+        S::store(output + c, maximum<S::vector>(top, bottom, left, right, c));
       }
+      for (; c < call_.out_channels; ++c) output[c] = maximum<float>(top, bottom, left, right, c);
     }
   }
 
-  // NaN wins, as in PyTorch.
-  DCNZOO_INLINE void maximum(const float* values, float* output) const {
-    for (int64_t c = 0; c < call_.out_channels; ++c) {
-      output[c] = values[c] > output[c] || values[c] != values[c] ? values[c] : output[c];
+  // Of the channels from c on, over rows [top, bottom) and columns [left, right). NaN wins, as in PyTorch.
+  template <class V>
+  DCNZOO_INLINE V maximum(int64_t top, int64_t bottom, int64_t left, int64_t right, int64_t c) const {
+    V best;
+    __builtin_memcpy(&best, conv_row(top) + left * call_.out_channels + c, sizeof(V));
+    for (int64_t i = top; i < bottom; ++i) {
+      const float* row = conv_row(i) + c;
+      for (int64_t j = left; j < right; ++j) {
+        V value;
+        __builtin_memcpy(&value, row + j * call_.out_channels, sizeof(V));
+        best = value > best ? value : best;
+        best = value != value ? value : best;
+      }
     }
+    return best;
   }
 
   const Stem& call_;
