@@ -1,6 +1,6 @@
 """Times the deformable convolution against a dense one of the same shape and against torchvision's.
 
-In float32, in bfloat16, and, where the processor can, float32 that is multiplied in float16; torchvision's in
+In float32, in bfloat16, and, where the processor can, float32 whose factors have 16 bits; torchvision's in
 float32 only. Then deformable RoI pooling against RoIAlign. One process; the candidates take turns, so that a
 slow minute of the machine hits them all; medians.
 """

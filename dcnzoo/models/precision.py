@@ -118,19 +118,18 @@ def round_balanced(weight: Tensor) -> Tensor:
     """
     exact = weight.flatten(1)
     nearest = exact.bfloat16()
-    error = nearest.double() - exact
+    error = nearest.float() - exact
     bits = nearest.view(torch.int16)
     other = torch.where((error > 0) == (nearest > 0), bits - 1, bits + 1).view(torch.bfloat16)
-    change = other.double() - nearest.double()
+    change = other.float() - nearest.float()
     total = error.sum(1, keepdim=True)
     helps = change * total < 0
-    price = (other.double() - exact).abs() - error.abs()
-    order = price.masked_fill(~helps, torch.inf).argsort(1)
-    sums = total + change.where(helps, 0.0).gather(1, order).cumsum(1)
-    count = (
-        torch.cat([total, sums], 1).abs().argmin(1, keepdim=True)
-    )  # of those that are rounded the other way
-    swapped = torch.empty_like(helps).scatter_(1, order, torch.arange(order.shape[1]) < count)
+    from_middle = (1 - 2 * (error / change).abs()).masked_fill(~helps, torch.inf)
+    enough = min(exact.shape[1], 8 + 4 * int(exact.shape[1] ** 0.5))  # the sum is that of random errors
+    candidates = from_middle.topk(enough, largest=False).indices
+    sums = total + change.where(helps, 0.0).gather(1, candidates).cumsum(1)
+    count = torch.cat([total, sums], 1).abs().argmin(1, keepdim=True)  # so many go the other way
+    swapped = torch.zeros_like(helps).scatter_(1, candidates, torch.arange(enough) < count)
     return torch.where(helps & swapped, other, nearest).to(weight.dtype).reshape(weight.shape)
 
 
