@@ -673,11 +673,16 @@ class _StrictLoader(_YamlLoader):
 
 def _check_depth(text: str, limit: int = 20) -> None:
     """Refuses what nests deeper than any manifest: libyaml recurses until the C stack overflows."""
-    depth = 0
-    for event in yaml.parse(text, _StrictLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > limit:
-            raise ValueError(f"it nests more than {limit} levels deep")
+    depth, too_deep = 0, f"it nests more than {limit} levels deep"
+    try:
+        for event in yaml.parse(text, _StrictLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > limit:
+                raise ValueError(too_deep)
+    except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # PyYAML 6.0.4 has a limit of its own, far beyond this one
+            raise ValueError(too_deep) from error
+        raise
 
 
 def _parse_yaml(path: Path) -> object:
