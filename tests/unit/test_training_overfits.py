@@ -18,7 +18,7 @@ from dcnzoo.training.initialise import initialise_weights, prepare_for_training
 from dcnzoo.training.losses import detection_losses
 from dcnzoo.training.targets import Target
 
-SIDE, NUM_IMAGES, NUM_STEPS, LEARNING_RATE = 96, 8, 120, 0.003
+SIDE, NUM_IMAGES, NUM_STEPS, LEARNING_RATE = 96, 8, 150, 0.003
 SIZES = [(SIDE, SIDE)] * NUM_IMAGES
 COLOURS = torch.tensor([[-1.0, 0, 2], [2, 1, -1]])
 
