@@ -171,8 +171,8 @@ void ragged_panel(int64_t rows, int64_t columns, int64_t depth, const A* a, int6
 
 // Rows that are needed soon, such as the next A, fetched while the present ones are in use: so many bytes of each.
 struct NextRows {
-  const void* first = nullptr;  // null for none
-  int64_t stride = 0, bytes = 0;
+  const void* first = nullptr;
+  int64_t stride = 0, bytes = 0;  // no bytes where nothing is to be fetched
 
   // The rows [row, row + rows), bytes [begin, end).
   DCNZOO_INLINE void fetch(int64_t row, int64_t rows, int64_t begin, int64_t end) const {
@@ -234,12 +234,11 @@ void matrix_product(const Rows& rows, int64_t columns, int64_t depth, const A* a
                     MultiplierC<A>* c, int64_t ldc, Epilogue<MultiplierC<A>> epilogue, const NextRows& next = {}) {
   constexpr int64_t panel = panel_columns<A>;
   const MultiplierC<A>* bias = epilogue.bias;
-  const int64_t next_bytes = next.first == nullptr ? 0 : next.bytes;
   for (int64_t j = 0; j < columns; j += panel) {
     const int64_t count = min(panel, columns - j);
     epilogue.bias = bias == nullptr ? nullptr : bias + j;
-    any_panel_product(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, next, next_bytes * j / columns,
-                      next_bytes * min(j + panel, columns) / columns);
+    any_panel_product(rows, count, depth, a, lda, b + j * depth, c + j, ldc, epilogue, next, next.bytes * j / columns,
+                      next.bytes * min(j + panel, columns) / columns);
   }
 }
 

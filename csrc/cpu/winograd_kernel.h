@@ -286,10 +286,16 @@ class WinogradBlock {
 
   void run() {
     for (int64_t c = 0; c < layout_.padded_channels; ++c) zeros_[c] = 0;
-    transform_inputs();
+    for_each_tile<const float*, points>([&](int64_t index, const float** pixels) { find_inputs(index, pixels); },
+                                        [&](int64_t index, const float* const* pixels, const float* const* next) {
+                                          transform_input(index, pixels, next);
+                                        });
     for (int64_t chunk = chunk_begin_; chunk < chunk_end_; ++chunk) {
       for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
-      transform_outputs(chunk);
+      for_each_tile<float*, tile * tile>([&](int64_t index, float** targets) { locate(index, chunk, targets); },
+                                         [&](int64_t index, float* const* targets, float* const* next) {
+                                           transform_output(index, chunk, targets, next);
+                                         });
     }
     if (call_.point_weight != nullptr) convolve_points();
   }
@@ -315,14 +321,16 @@ class WinogradBlock {
     return inside ? (at.image * call_.height + y) * call_.width + x : -1;
   }
 
-  void transform_inputs() {
-    const float* pixels[2][points];
-    find_inputs(begin_, pixels[0]);
+  // Calls find(tile, addresses) and then use(tile, its addresses, those of the next tile; its own again for the last one).
+  template <class Address, int COUNT, class Find, class Use>
+  void for_each_tile(const Find& find, const Use& use) const {
+    Address addresses[2][COUNT];
+    find(begin_, addresses[0]);
     for (int64_t index = begin_; index < end_; ++index) {
-      const float **present = pixels[(index - begin_) % 2], **next = pixels[(index - begin_ + 1) % 2];
+      Address *present = addresses[(index - begin_) % 2], *next = addresses[(index - begin_ + 1) % 2];
       const bool last = index + 1 == end_;
-      if (!last) find_inputs(index + 1, next);
-      transform_input(index, present, last ? present : next);
+      if (!last) find(index + 1, next);
+      use(index, present, last ? present : next);
     }
   }
 
@@ -386,17 +394,6 @@ class WinogradBlock {
                      b + piece * layout_.padded_columns_of(chunk), products_ + point * product_stride_,
                      layout_.chunk_columns, Epilogue<float>{piece > 0, false, nullptr, 0, true},
                      NextRows{next + first, stride * bytes, depth * bytes});
-    }
-  }
-
-  void transform_outputs(int64_t chunk) const {
-    float* targets[2][tile * tile];
-    locate(begin_, chunk, targets[0]);
-    for (int64_t index = begin_; index < end_; ++index) {
-      float **present = targets[(index - begin_) % 2], **next = targets[(index - begin_ + 1) % 2];
-      const bool last = index + 1 == end_;
-      if (!last) locate(index + 1, chunk, next);
-      transform_output(index, chunk, present, last ? present : next);
     }
   }
 
