@@ -127,9 +127,10 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "Tensor labels) -> Tensor");
   // The transposed convolution's weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight, bool half=False) -> Tensor");
-  // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2; its weight is that of the linear layer from
-  // windows (7, 7, in_channels).
+  // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2.
   m.def("stem(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
+  m.def("pack_stem_weight(Tensor weight) -> Tensor");
+  m.def("packed_stem_numel(int out_channels, int in_channels) -> int");
   m.def("upsample2x(Tensor input) -> Tensor");
   m.def("packed_linear_numel(int out_channels, int in_channels, bool half=False) -> int");
 }

@@ -334,6 +334,22 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   return output;
 }
 
+int64_t packed_stem_numel(int64_t out_channels, int64_t in_channels) {
+  return capability().kernels->stem.packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_stem_weight(const Tensor& weight) {
+  check_float32(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 7 && weight.size(3) == 7 && weight.numel() > 0,
+                  "weight must be (out_channels, in_channels, 7, 7)");
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
+  const Tensor contiguous = torch::stable::contiguous(weight);
+  const Tensor dense = torch::stable::empty({144 * out_channels * in_channels}, ScalarType::Float);
+  const Tensor packed = torch::stable::empty({packed_stem_numel(out_channels, in_channels)}, ScalarType::Float);
+  capability().kernels->stem.pack(data(contiguous), out_channels, in_channels, mutable_data(dense), mutable_data(packed));
+  return packed;
+}
+
 int64_t stem_size(int64_t size) { return (((size - 1) / 2 + 1) - 1) / 2 + 1; }  // two strides of 2, padded
 
 Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
@@ -341,7 +357,7 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
   check_float32(packed_weight, "packed_weight");
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c, false), bias, out_channels);
+  const Parameters parameters(packed_weight, packed_stem_numel(out_channels, c), bias, out_channels);
   const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, out_channels, stem_size(h), stem_size(w), ScalarType::Float);
   Stem call{};
@@ -351,9 +367,8 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   call.bias = parameters.bias_data();
   call.output = mutable_data(output);
   const StemKernels& kernels = capability().kernels->stem;
-  const int64_t bands = kernels.bands(call, static_cast<int>(torch::stable::get_num_threads()));
-  run_tasks(n * bands, kernels.scratch_bytes(call),
-            [&](int64_t task, void* scratch) { kernels.run(call, bands, task, scratch); });
+  run_tasks(kernels.tasks(call), kernels.scratch_bytes(call),
+            [&](int64_t task, void* scratch) { kernels.run(call, task, scratch); });
   return output;
 }
 
@@ -397,10 +412,12 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));
   m.impl("upsample2x", TORCH_BOX(&dcnzoo::cpu::upsample2x));
   m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));
+  m.impl("pack_stem_weight", TORCH_BOX(&dcnzoo::cpu::pack_stem_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("packed_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_conv3x3_numel));
   m.impl("packed_small_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_small_conv3x3_numel));
   m.impl("packed_linear_numel", TORCH_BOX(&dcnzoo::cpu::packed_linear_numel));
+  m.impl("packed_stem_numel", TORCH_BOX(&dcnzoo::cpu::packed_stem_numel));
 }

@@ -405,14 +405,17 @@ def pack_map_linear_weight(
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor | None:
-    """Arranges the weight (O, C, 7, 7) of `stem`; None without compiled kernels.
+    """Transforms the weight (O, C, 7, 7) of `stem`, to three times its size; None without compiled kernels.
 
     Raises:
         ValueError: another shape.
     """
     if weight.ndim != 4 or weight.shape[2:] != (7, 7):
         raise ValueError(f"weight must be (O, C, 7, 7), got {tuple(weight.shape)}")
-    return pack_linear_weight(weight.permute(0, 2, 3, 1).flatten(1))
+    if not _packs(weight):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_stem_weight(weight.detach())
+    return packed
 
 
 def pack_conv_transpose2x2_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
@@ -549,3 +552,7 @@ if NATIVE_PROBLEM is None:
     @torch.library.register_fake("dcnzoo::pack_linear_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_linear_weight(weight: Tensor, half: bool = False) -> Tensor:
         return _packed(weight, torch.ops.dcnzoo.packed_linear_numel(*weight.shape[:2], half), half)
+
+    @torch.library.register_fake("dcnzoo::pack_stem_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_stem_weight(weight: Tensor) -> Tensor:
+        return _packed(weight, torch.ops.dcnzoo.packed_stem_numel(*weight.shape[:2]), half=False)
