@@ -114,7 +114,9 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
-  // With ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
+  // The sum with maps of half the size, whose pixels become 2×2.
+  m.def("conv1x1_add_upsampled(Tensor input, Tensor packed_weight, Tensor? bias, Tensor coarse) -> Tensor");
+  // `conv1x1_add_` with ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
   m.def(
       "conv1x1_add_conv1x1_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, "
       "Tensor packed_next_weight, Tensor? next_bias, int next_channels) -> Tensor");

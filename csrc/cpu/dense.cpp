@@ -334,6 +334,40 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   return output;
 }
 
+// `conv1x1` and each pixel of `coarse` added to the 2×2 that it covers. Some pixels of a row of `coarse` at a time: what they
+// cover is still in the cache when the products are added to it.
+Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                             const Tensor& coarse) {
+  constexpr int64_t most_pixels = 40;
+  check_maps(coarse, 1);
+  const int64_t n = coarse.size(0), channels = coarse.size(1), h = coarse.size(2), w = coarse.size(3);
+  check_maps(input, channels);
+  const int64_t c = input.size(1);
+  STD_TORCH_CHECK(input.size(0) == n && input.size(2) == 2 * h && input.size(3) == 2 * w, "coarse is not of half the size of input");
+  const Parameters parameters(packed_weight, packed_linear_numel(channels, c, is_half(packed_weight)), bias, channels);
+  const LinearKernels& kernels = parameters.kernels().linear;
+  const Tensor maps = channels_last(input, ScalarType::Float), coarse_maps = channels_last(coarse, ScalarType::Float);
+  const Tensor output = empty_maps(n, channels, 2 * h, 2 * w, ScalarType::Float);
+  const int64_t parts = (w + most_pixels - 1) / most_pixels;
+  const LinearSchedule longest = kernels.schedule(linear_call(nullptr, 2 * ((w + parts - 1) / parts), c, nullptr, channels), 1);
+  run_tasks(output.numel() == 0 ? 0 : n * h * parts, longest.scratch_bytes, [&](int64_t task, void* scratch) {
+    const int64_t row = task / parts, begin = w * (task % parts) / parts, end = w * (task % parts + 1) / parts;
+    const float* source = data(coarse_maps) + row * w * channels;
+    for (int64_t y = 2 * row; y < 2 * row + 2; ++y) {
+      const int64_t pixel = y * 2 * w + 2 * begin;
+      float* target = mutable_data(output) + pixel * channels;
+      for (int64_t x = 2 * begin; x < 2 * end; ++x)
+        std::memcpy(target + (x - 2 * begin) * channels, source + x / 2 * channels, channels * sizeof(float));
+      Linear call = linear_call(data(maps) + pixel * c, 2 * (end - begin), c, target, channels);
+      call.accumulate = true;
+      set_parameters(parameters, false, call);
+      const LinearSchedule schedule = kernels.schedule(call, 1);
+      for (int64_t part = 0; part < schedule.tasks(); ++part) kernels.run(call, schedule, part, scratch);
+    }
+  });
+  return output;
+}
+
 int64_t packed_stem_numel(int64_t out_channels, int64_t in_channels) {
   return capability().kernels->stem.packed_numel(out_channels, in_channels);
 }
@@ -405,6 +439,7 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("pack_small_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_small_conv3x3_weight));
   m.impl("linear", TORCH_BOX(&dcnzoo::cpu::linear));
   m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
+  m.impl("conv1x1_add_upsampled", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_upsampled));
   m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
   m.impl("conv1x1_add_conv1x1_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_conv1x1_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));

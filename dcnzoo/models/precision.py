@@ -11,7 +11,8 @@ layers. That is done in nearly all of them, but not in
 - what predicts offsets, and the last layers, where rounded scores are ties.
 
 With bfloat16, which is coarser, nor in the first shortcut's convolution, whose errors all stages inherit
-and whose time goes by for memory; and weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
+and whose time goes by for memory; and weights of 1×1 and deformable convolutions are rounded so that
+their errors cancel.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 

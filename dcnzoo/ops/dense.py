@@ -174,6 +174,32 @@ def conv1x1_add_(
     return output.relu_() if relu else output
 
 
+def conv1x1_add_upsampled(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    coarse: Tensor,
+    *,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """1×1 convolution plus `upsample2x` of another map: a step down a feature pyramid.
+
+    Args:
+        input: (N, C, 2H, 2W).
+        weight: (O, C, 1, 1).
+        bias: (O,).
+        coarse: (N, O, H, W).
+        packed_weight: from `pack_linear_weight`.
+
+    Returns:
+        (N, O, 2H, 2W), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input, coarse):
+        output: Tensor = torch.ops.dcnzoo.conv1x1_add_upsampled(input, packed_weight, bias, coarse)
+        return output
+    return conv1x1_add_(upsample2x(coarse), input, weight, bias, packed_weight=packed_weight)
+
+
 def conv1x1_add_conv1x1_(
     output: Tensor,
     input: Tensor,
@@ -494,6 +520,12 @@ if NATIVE_PROBLEM is None:
     @torch.library.register_fake("dcnzoo::conv1x1_add_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_(*_: object) -> None:
         return None
+
+    @torch.library.register_fake("dcnzoo::conv1x1_add_upsampled")  # type: ignore[untyped-decorator]
+    def _fake_conv1x1_add_upsampled(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, coarse: Tensor
+    ) -> Tensor:
+        return _maps(input, coarse.shape[1], *input.shape[2:])
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_conv1x1_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_conv1x1_(

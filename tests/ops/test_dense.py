@@ -38,6 +38,7 @@ LAYERS = (
     "small_conv3x3",
     "conv1x1",
     "conv1x1_add_",
+    "conv1x1_add_upsampled",
     "conv1x1_add_conv1x1_",
     "conv_transpose2x2",
     "class_mask_logits",
@@ -309,7 +310,8 @@ def test_training_still_has_gradients() -> None:
 
 def add_to_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """As a feature pyramid adds its levels."""
-    return dense.conv1x1_add_(dense.upsample2x(x), dense.upsample2x(x), weight, bias, relu=True)
+    y = dense.conv1x1_add_upsampled(dense.upsample2x(x), weight, bias, x)
+    return dense.conv1x1_add_(y, dense.upsample2x(x), weight, bias, relu=True)
 
 
 TRAINED: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[..., Tensor]]] = {
@@ -382,6 +384,8 @@ class _Layers(nn.Module):
         y = dense.conv3x3(2 * x, self.square, relu=True, packed_weight=self.packed_square)
         y = dense.small_conv3x3(y, self.square, packed_weight=self.packed_small)
         y = dense.conv1x1_add_(y, x, self.point, packed_weight=self.packed_point)
+        packed = self.packed_point
+        y = dense.conv1x1_add_upsampled(dense.upsample2x(x), self.point, None, y, packed_weight=packed)
         y = dense.conv1x1(y, self.point, stride=2, packed_weight=self.packed_point)
         y = dense.conv_transpose2x2(y, self.corner, packed_weight=self.packed_corner)
         labels = torch.arange(len(y))
@@ -425,6 +429,7 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
         "small_conv3x3": (x, layers.packed_small, bias, 16, True),
         "conv1x1": (x, layers.packed_point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, layers.packed_point, bias, True),
+        "conv1x1_add_upsampled": (x.repeat(1, 1, 2, 2), layers.packed_point, bias, x),
         "conv1x1_add_conv1x1_": (
             x.clone(),
             x,
@@ -479,6 +484,7 @@ def test_operators_with_16_bits_obey_the_rules_of_pytorch(name: str) -> None:
         "small_conv3x3": (x, dense.pack_small_conv3x3_weight(layers.square, half=True), bias, 16, True),
         "conv1x1": (x, point, bias, 16, 2, True),
         "conv1x1_add_": (x.clone(), x, point, bias, True),
+        "conv1x1_add_upsampled": (x.repeat(1, 1, 2, 2), point, bias, x),
         "conv1x1_add_conv1x1_": (x.clone(), x, point, bias, point, None, 16),
         "conv_transpose2x2": (x, corner, bias.repeat(2), 16, True),
         "class_mask_logits": (x, corner, None, layers.full, None, torch.tensor([9, 0])),
@@ -536,6 +542,8 @@ def test_operators_refuse_what_would_read_outside() -> None:
         lambda: torch.ops.dcnzoo.conv1x1(x, layers.packed_point, None, 16, 0, False),
         lambda: torch.ops.dcnzoo.linear(x, layers.packed_full, None, 10, False),
         lambda: torch.ops.dcnzoo.conv_transpose2x2(x, layers.packed_corner, random(16), 16, False),
+        lambda: torch.ops.dcnzoo.conv1x1_add_upsampled(x, layers.packed_point, None, x),
+        lambda: torch.ops.dcnzoo.conv1x1_add_upsampled(x, layers.packed_square, None, x[:, :, :3, :3]),
         lambda: add(x[:, :, 1:].clone(), x, layers.packed_point, None, False),
         lambda: add(x.contiguous(), x, layers.packed_point, None, False),
     ]
