@@ -335,7 +335,7 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
 }
 
 // `conv1x1` and each pixel of `coarse` added to the 2×2 that it covers. Some pixels of a row of `coarse` at a time: what they
-// cover is still in the cache when the products are added to it.
+// cover is still in the cache when the products are added to it. A task is a row of `coarse`.
 Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                              const Tensor& coarse) {
   constexpr int64_t most_pixels = 40;
@@ -350,10 +350,10 @@ Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, c
   const Tensor output = empty_maps(n, channels, 2 * h, 2 * w, ScalarType::Float);
   const int64_t parts = (w + most_pixels - 1) / most_pixels;
   const LinearSchedule longest = kernels.schedule(linear_call(nullptr, 2 * ((w + parts - 1) / parts), c, nullptr, channels), 1);
-  run_tasks(output.numel() == 0 ? 0 : n * h * parts, longest.scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t row = task / parts, begin = w * (task % parts) / parts, end = w * (task % parts + 1) / parts;
+  run_tasks(output.numel() == 0 ? 0 : n * h, longest.scratch_bytes, [&](int64_t row, void* scratch) {
     const float* source = data(coarse_maps) + row * w * channels;
-    for (int64_t y = 2 * row; y < 2 * row + 2; ++y) {
+    for (int64_t part = 0; part < 2 * parts; ++part) {
+      const int64_t y = 2 * row + part % 2, begin = w * (part / 2) / parts, end = w * (part / 2 + 1) / parts;
       const int64_t pixel = y * 2 * w + 2 * begin;
       float* target = mutable_data(output) + pixel * channels;
       for (int64_t x = 2 * begin; x < 2 * end; ++x)
@@ -362,7 +362,7 @@ Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, c
       call.accumulate = true;
       set_parameters(parameters, false, call);
       const LinearSchedule schedule = kernels.schedule(call, 1);
-      for (int64_t part = 0; part < schedule.tasks(); ++part) kernels.run(call, schedule, part, scratch);
+      for (int64_t task = 0; task < schedule.tasks(); ++task) kernels.run(call, schedule, task, scratch);
     }
   });
   return output;
