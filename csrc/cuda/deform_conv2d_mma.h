@@ -85,6 +85,13 @@ DCNZOO_DEVICE Chunk interpolate(const Chunk (&corners)[4], const Weights<float>&
   return result;
 }
 
+// The chunk, or zeros; without a branch.
+DCNZOO_DEVICE Chunk keep_if(bool wanted, Chunk chunk) {
+  DCNZOO_UNROLL
+  for (int w = 0; w < 4; ++w) chunk.word[w] = wanted ? chunk.word[w] : 0;
+  return chunk;
+}
+
 // Loads the four corners of a sample. `source` is the first pixel of the input at the wanted chunk of channels.
 DCNZOO_DEVICE void load_corners(Chunk (&corners)[4], const char* source, const Corner& corner, int64_t pixel_bytes,
                                 int64_t row_bytes) {
@@ -339,9 +346,11 @@ class MmaBlock {
     load_batch(step, 0, corners);
   }
 
+  // Of channels that are not there, others are loaded: around a branch the loads would have to arrive before the
+  // products begin.
   DCNZOO_DEVICE void load_batch(int step, int batch, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = work_.byte(step, own_chunk());
-    if (!work_.has(byte)) return;
+    int byte = work_.byte(step, own_chunk());
+    if (!work_.has(byte)) byte = 0;
     const int first = own_samples(step, byte) + batch * Tile::batch * Tile::rows_at_once;
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) {
@@ -359,16 +368,14 @@ class MmaBlock {
   DCNZOO_DEVICE void finish(int step, Chunk (&corners)[Tile::batch][4]) const {
     const int byte = work_.byte(step, own_chunk());
     const bool inside = work_.has(byte);
-    const int entry = inside ? own_samples(step, byte) : 0;
+    const int entry = own_samples(step, inside ? byte : 0);
     Chunk* target = stage(step) + chunk_index(own_row(), own_chunk());
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::samples; ++i) {
       if (i > 0 && i % Tile::batch == 0) load_batch(step, i / Tile::batch, corners);
-      Chunk sample{};
-      if (inside) {
-        sample = interpolate<Factors>(corners[i % Tile::batch], table_.weights(entry + i * Tile::rows_at_once));
-      }
-      store_shared(target + i * Tile::rows_at_once * step_chunks, sample);
+      const Chunk sample =
+          interpolate<Factors>(corners[i % Tile::batch], table_.weights(entry + i * Tile::rows_at_once));
+      store_shared(target + i * Tile::rows_at_once * step_chunks, keep_if(inside, sample));
     }
   }
 
