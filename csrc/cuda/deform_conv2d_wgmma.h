@@ -131,39 +131,54 @@ class WgmmaBlock {
   };
 
   DCNZOO_DEVICE void produce() {
-    Chunk corners[Tile::batch][4];  // on their way
-    Source here{};
+    Chunk corners[Tile::batch][4];
     Stage stage;
-    int window_end = 0;
-    for (int step = work_.begin; step < work_.end; ++step, stage.advance()) {
-      if (work_.tap(step) >= window_end) {
-        const Window window = work_.window(work_.tap(step));
-        window_end = window.tap + window.taps;
-        sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
-        table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
-        sync_threads(producers_barrier, Tile::producers);
-        here = source(step);
-        DCNZOO_UNROLL
-        for (int i = 0; i < Tile::batch; ++i) load(here, i, corners[i]);
-      }
-      wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
-      Chunk* pixels = reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
-      work_.template copy_weights<Tile::rows_at_once>(here.tap, here.byte, own_row(),
-                                                      pixels + Tile::pixels * step_chunks);
-      const bool more = step + 1 < work_.end && work_.tap(step + 1) < window_end;
-      const Source next = more ? source(step + 1) : Source{};
+    int step = work_.begin;
+    Source here = start(step, stage, corners);
+    while (true) {
+      Chunk* target = pixels(stage);
       DCNZOO_UNROLL
       for (int i = 0; i < Tile::samples; ++i) {
         Chunk(&own)[4] = corners[i % Tile::batch];
-        store_shared(pixels + i * Tile::rows_at_once * step_chunks, sample(here, i, own));
+        store_shared(target + i * Tile::rows_at_once * step_chunks, sample(here, i, own));
         const int ahead = i + Tile::batch;
-        ahead < Tile::samples ? load(here, ahead, own) : load(next, ahead - Tile::samples, own);
+        if (ahead < Tile::samples) load(here, ahead, own);
       }
-      here = next;
       wait_for_copies();
       publish_to_tensor_cores();
       arrive_as_warp(&barriers_.full[stage.index()]);
+      if (++step == work_.end) return;
+      stage.advance();
+      here = start(step, stage, corners);
     }
+  }
+
+  // Starts what a step needs: the loads of the first samples and, in its stage, the copies of the weights. The loads
+  // come after what has been published, which waits for loads too, and before the wait for the stage.
+  DCNZOO_DEVICE Source start(int step, const Stage& stage, Chunk (&corners)[Tile::batch][4]) {
+    enter(step);
+    const Source source = this->source(step);
+    DCNZOO_UNROLL
+    for (int i = 0; i < Tile::batch; ++i) load(source, i, corners[i]);
+    wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
+    work_.template copy_weights<Tile::rows_at_once>(source.tap, source.byte, own_row(),
+                                                    pixels(stage) + Tile::pixels * step_chunks);
+    return source;
+  }
+
+  // Where this thread's first sample goes.
+  DCNZOO_DEVICE Chunk* pixels(const Stage& stage) const {
+    return reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
+  }
+
+  // Makes sure that the samples of a step are in the table.
+  DCNZOO_DEVICE void enter(int step) {
+    if (work_.tap(step) < window_end_) return;
+    const Window window = work_.window(work_.tap(step));
+    window_end_ = window.tap + window.taps;
+    sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
+    table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
+    sync_threads(producers_barrier, Tile::producers);
   }
 
   static DCNZOO_DEVICE int producer() { return thread_index() - Tile::consumers; }
@@ -177,19 +192,19 @@ class WgmmaBlock {
   // Once per step, for its divisions take as long as many samples.
   DCNZOO_DEVICE Source source(int step) const {
     const int tap = work_.tap(step), byte = work_.byte(step, own_chunk());
-    if (!work_.has(byte)) return {tap, byte, false, nullptr, 0};
-    return {tap, byte, true, work_.input(byte), table_.index(tap, work_.deform_group(byte), own_row())};
+    const bool inside = work_.has(byte);
+    const int near = inside ? byte : 0;
+    return {tap, byte, inside, work_.input(near), table_.index(tap, work_.deform_group(near), own_row())};
   }
 
   DCNZOO_DEVICE void load(const Source& source, int i, Chunk (&corners)[4]) const {
-    if (!source.inside) return;
     load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_bytes(),
                  work_.pixel_bytes() * work_.call.shape.width);
   }
 
   DCNZOO_DEVICE Chunk sample(const Source& source, int i, const Chunk (&corners)[4]) const {
-    if (!source.inside) return Chunk{};
-    return interpolate<Factors>(corners, table_.weights(source.entry + i * Tile::rows_at_once));
+    return keep_if(source.inside,
+                   interpolate<Factors>(corners, table_.weights(source.entry + i * Tile::rows_at_once)));
   }
 
   DCNZOO_DEVICE void consume() {
@@ -231,6 +246,7 @@ class WgmmaBlock {
   char* const shared_;
   Table table_;
   Barriers& barriers_;
+  int window_end_ = 0;
 };
 
 }  // namespace dcnzoo::cuda
