@@ -122,20 +122,12 @@ class WgmmaBlock {
     if (thread_index() % warp_threads == 0) arrive(barrier);
   }
 
-  // What a producer reads in a step.
-  struct Source {
-    int tap, byte;
-    bool inside;        // whether there are such channels
-    const char* input;  // these channels of the first pixel
-    int entry;          // of the table, for the producer's first sample
-  };
-
   DCNZOO_DEVICE void produce() {
     Chunk corners[Tile::batch][4];
     Stage stage;
-    int step = work_.begin;
+    Step step = work_.first_step();
     Source here = start(step, stage, corners);
-    while (true) {
+    for (int left = work_.end - work_.begin - 1;; --left) {
       Chunk* target = pixels(stage);
       DCNZOO_UNROLL
       for (int i = 0; i < Tile::samples; ++i) {
@@ -147,7 +139,8 @@ class WgmmaBlock {
       wait_for_copies();
       publish_to_tensor_cores();
       arrive_as_warp(&barriers_.full[stage.index()]);
-      if (++step == work_.end) return;
+      if (left == 0) return;
+      work_.advance(step);
       stage.advance();
       here = start(step, stage, corners);
     }
@@ -155,14 +148,13 @@ class WgmmaBlock {
 
   // Starts what a step needs: the loads of the first samples and, in its stage, the copies of the weights. The loads
   // come after what has been published, which waits for loads too, and before the wait for the stage.
-  DCNZOO_DEVICE Source start(int step, const Stage& stage, Chunk (&corners)[Tile::batch][4]) {
+  DCNZOO_DEVICE Source start(const Step& step, const Stage& stage, Chunk (&corners)[Tile::batch][4]) {
     enter(step);
-    const Source source = this->source(step);
+    const Source source = work_.source(step, own_chunk(), table_, own_row());
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) load(source, i, corners[i]);
     wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
-    work_.template copy_weights<Tile::rows_at_once>(source.tap, source.byte, own_row(),
-                                                    pixels(stage) + Tile::pixels * step_chunks);
+    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), pixels(stage) + Tile::pixels * step_chunks);
     return source;
   }
 
@@ -172,9 +164,9 @@ class WgmmaBlock {
   }
 
   // Makes sure that the samples of a step are in the table.
-  DCNZOO_DEVICE void enter(int step) {
-    if (work_.tap(step) < window_end_) return;
-    const Window window = work_.window(work_.tap(step));
+  DCNZOO_DEVICE void enter(const Step& step) {
+    if (step.tap < window_end_) return;
+    const Window window = work_.window(step.tap);
     window_end_ = window.tap + window.taps;
     sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
     table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
@@ -188,14 +180,6 @@ class WgmmaBlock {
   static DCNZOO_DEVICE int own_chunk() { return producer() % step_chunks; }
 
   static DCNZOO_DEVICE int swizzled(int row, int chunk) { return row * step_chunks + (chunk ^ row % swizzle_rows); }
-
-  // Once per step, for its divisions take as long as many samples.
-  DCNZOO_DEVICE Source source(int step) const {
-    const int tap = work_.tap(step), byte = work_.byte(step, own_chunk());
-    const bool inside = work_.has(byte);
-    const int near = inside ? byte : 0;
-    return {tap, byte, inside, work_.input(near), table_.index(tap, work_.deform_group(near), own_row())};
-  }
 
   DCNZOO_DEVICE void load(const Source& source, int i, Chunk (&corners)[4]) const {
     load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_bytes(),
