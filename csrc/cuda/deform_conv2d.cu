@@ -10,14 +10,14 @@ namespace {
 extern __shared__ __align__(1024) char shared_memory[];  // wgmma's swizzle counts from multiples of 1024
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, Tile::resident)
     mma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   MmaBlock<Tile>(call, tiling, shared_memory).run();
 }
 
 // Code for GPUs without wgmma is a stub that no block of the right size can be launched of.
 template <class Tile>
-__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, 1)
+__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, Tile::resident)
     wgmma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   if constexpr (has_wgmma) {
     WgmmaBlock<Tile>(call, tiling, shared_memory).run();

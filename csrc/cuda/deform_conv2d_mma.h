@@ -182,8 +182,8 @@ class BlockWork {
   DCNZOO_DEVICE Source source(const Step& step, int chunk, const Table& table, int row) const {
     const int byte = step.part * step_bytes + chunk * chunk_bytes;
     const bool inside = byte < group_bytes;
-    const int near = inside ? byte : 0;
-    return {step.tap, byte, inside, input(near), table.index(step.tap, deform_group(near), row)};
+    const int existing = inside ? byte : 0;
+    return {step.tap, byte, inside, input(existing), table.index(step.tap, deform_group(existing), row)};
   }
 
   // The deformable group of the channels that start `byte` bytes into this block's group.
@@ -271,11 +271,11 @@ class BlockWork {
 };
 
 // Sizes of a block. A warp computes (PIXELS / WARPS_M) × (COLUMNS / WARPS_N); BATCH is how many of its samples a
-// thread loads ahead of the products.
-template <class FACTORS, int PIXELS, int COLUMNS, int WARPS_M, int WARPS_N, int BATCH>
+// thread loads ahead of the products, and RESIDENT how many blocks the registers of a multiprocessor have room for.
+template <class FACTORS, int PIXELS, int COLUMNS, int WARPS_M, int WARPS_N, int BATCH, int RESIDENT>
 struct MmaTile {
   using Factors = FACTORS;
-  static constexpr int pixels = PIXELS, columns = COLUMNS, batch = BATCH;
+  static constexpr int pixels = PIXELS, columns = COLUMNS, batch = BATCH, resident = RESIDENT;
   static constexpr int warps_m = WARPS_M, warps_n = WARPS_N;
   static constexpr int threads = WARPS_M * WARPS_N * warp_threads;
   static constexpr int warp_rows = PIXELS / WARPS_M, warp_columns = COLUMNS / WARPS_N;

@@ -7,14 +7,15 @@
 
 namespace dcnzoo::cuda {
 
+// Two blocks of a kernel leave 128 registers to each thread: enough for the smaller tiles.
 template <class Factors>
-using Mma64x128 = MmaTile<Factors, 64, 128, 2, 4, 2>;
+using Mma64x128 = MmaTile<Factors, 64, 128, 2, 4, 2, 2>;
 template <class Factors>
-using Mma128x64 = MmaTile<Factors, 128, 64, 4, 2, 4>;
+using Mma128x64 = MmaTile<Factors, 128, 64, 4, 2, 2, 2>;
 template <class Factors>
-using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4>;
+using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4, 1>;
 template <class Factors>
-using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1>;
+using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1, 1>;
 
 template <class Factors>
 using Wgmma128x128 = WgmmaTile<Factors, 128, 4, 136, 4>;
@@ -195,7 +196,8 @@ class Planner {
     const double step = larger(bytes / Cost::bytes_per_cycle, factors / rate);
     const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
-    const double at_once = gpu_.multiprocessors * static_cast<double>(larger(1, smaller(2, gpu_.shared_bytes / plan.shared_bytes)));
+    const int resident = larger(1, smaller(Tile::resident, gpu_.shared_bytes / plan.shared_bytes));
+    const double at_once = static_cast<double>(gpu_.multiprocessors) * resident;
     const double rounds = static_cast<double>(plan.blocks) / at_once;
     const double busy = rounds < 1 ? larger(1.0, static_cast<double>(plan.blocks) / gpu_.multiprocessors)
                                    : static_cast<double>(ceil_div(plan.blocks, static_cast<int64_t>(at_once))) *

@@ -34,7 +34,7 @@ struct WgmmaTile {
   using Factors = FACTORS;
   static constexpr int consumer_groups = 2, producer_groups = 2;
   static constexpr int consumers = consumer_groups * group_threads, producers = producer_groups * group_threads;
-  static constexpr int threads = consumers + producers;
+  static constexpr int threads = consumers + producers, resident = 1;
   static constexpr int pixels = product_rows * consumer_groups, columns = COLUMNS, stages = STAGES, batch = BATCH;
   static constexpr int products = COLUMNS / product_columns;  // beside each other
   static constexpr int consumer_registers = CONSUMER_REGISTERS, producer_registers = 256 - CONSUMER_REGISTERS;
