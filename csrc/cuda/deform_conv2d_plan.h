@@ -30,11 +30,12 @@ template <class T>
 using Simt = SimtTile<T, sizeof(typename Accumulator<T>::type) == 4 ? 8 : 4>;
 
 // Estimates of what a block costs, in clock cycles of a multiprocessor. They follow from the bytes that pass
-// through the first-level cache, 128 per cycle, and the rates of mma.sync and wgmma; none has been measured.
+// through the first-level cache, 128 per cycle, the rates of mma.sync and wgmma, and the instructions that four
+// schedulers issue, one per cycle each; none has been measured.
 struct Cost {
   static constexpr double start = 3000;         // of a kernel
   static constexpr double table = 1500;         // of a window of samples
-  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500;
+  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500, instructions_per_cycle = 4;
   static constexpr double mma_factors_per_cycle = 1200, wgmma_factors_per_cycle = 2048;  // of 16 bits
 };
 
@@ -193,7 +194,8 @@ class Planner {
     constexpr double bytes = (samples + Tile::columns + Tile::operand_rows) * step_bytes;
     const double factors = static_cast<double>(Tile::pixels) * Tile::columns * step_bytes / element_bytes(element_);
     if (element_ == Element::float32) rate /= 2;
-    const double step = larger(bytes / Cost::bytes_per_cycle, factors / rate);
+    constexpr double issue = Tile::instructions / Cost::instructions_per_cycle;
+    const double step = larger(issue, larger(bytes / Cost::bytes_per_cycle, factors / rate));
     const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
     const int resident = larger(1, smaller(Tile::resident, gpu_.shared_bytes / plan.shared_bytes));

@@ -38,10 +38,14 @@ struct WgmmaTile {
   static constexpr int pixels = product_rows * consumer_groups, columns = COLUMNS, stages = STAGES, batch = BATCH;
   static constexpr int products = COLUMNS / product_columns;  // beside each other
   static constexpr int consumer_registers = CONSUMER_REGISTERS, producer_registers = 256 - CONSUMER_REGISTERS;
-  static constexpr int rows_at_once = producers / step_chunks, samples = pixels / rows_at_once;  // of the producers
+  static constexpr int rows_at_once = producers / step_chunks;  // of the producers, as what follows
+  static constexpr int samples = pixels / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
   static constexpr int stage_bytes = (pixels + COLUMNS) * step_bytes;
   // Rows of a stage that the tensor cores read per step: each product its own.
   static constexpr int operand_rows = consumer_groups * products * (product_rows + product_columns);
+  // Of all warps per step; the numbers are counted in machine code.
+  static constexpr int instructions =
+      producers / warp_threads * (115 * samples + 8 * copies) + consumers / warp_threads * (41 + 33 * products);
   static_assert(products * product_columns == COLUMNS && samples % BATCH == 0, "products and batches come out even");
   static_assert(samples * rows_at_once == pixels, "threads divide the tile");
   static_assert(rows_at_once % swizzle_rows == 0, "the order of chunks is the same in all rows of a thread");
