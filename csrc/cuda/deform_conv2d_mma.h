@@ -148,12 +148,13 @@ class BlockWork {
     int group, split, column;
 
     DCNZOO_DEVICE Place(const Tiling& tiling, int64_t block) {
-      column = static_cast<int>(block % tiling.column_tiles) * COLUMNS;
-      block /= tiling.column_tiles;
-      split = static_cast<int>(block % tiling.splits);
-      block /= tiling.splits;
-      first_pixel = block % tiling.pixel_tiles * PIXELS;
-      group = static_cast<int>(block / tiling.pixel_tiles);
+      const Division by_column = divide(block, tiling.column_tiles);
+      const Division by_split = divide(by_column.quotient, tiling.splits);
+      const Division by_pixel = divide(by_split.quotient, tiling.pixel_tiles);
+      column = static_cast<int>(by_column.rest) * COLUMNS;
+      split = static_cast<int>(by_split.rest);
+      first_pixel = by_pixel.rest * PIXELS;
+      group = static_cast<int>(by_pixel.quotient);
     }
   };
 
