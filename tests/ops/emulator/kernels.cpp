@@ -79,11 +79,10 @@ void launch_bins(const Call& call, const RoiPool& pool) {
 
 template <class Factors>
 void pool(const RoiPool& call) {
-  using T = typename Factors::Storage;
-  if (call.channels % ChunkLoad<Factors>::elements == 0) {
-    launch_bins<RoiWarp<T, ChunkLoad<Factors>>>(call, call);
+  if (call.channels % ChunkAccess<Factors>::elements == 0) {
+    launch_bins<RoiWarp<ChunkAccess<Factors>>>(call, call);
   } else {
-    launch_bins<RoiWarp<T, ScalarLoad<T>>>(call, call);
+    launch_bins<RoiWarp<ScalarAccess<typename Factors::Storage>>>(call, call);
   }
 }
 
@@ -122,7 +121,7 @@ void run_roi_pool(const RoiPool* call) {
     case Element::float16: return pool<HalfFactors>(*call);
     case Element::bfloat16: return pool<Bfloat16Factors>(*call);
     case Element::float32: return pool<Tf32Factors>(*call);
-    default: return launch_bins<RoiWarp<double, ScalarLoad<double>>>(*call, *call);
+    default: return launch_bins<RoiWarp<ScalarAccess<double>>>(*call, *call);
   }
 }
 
