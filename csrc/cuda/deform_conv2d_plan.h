@@ -196,7 +196,8 @@ class Planner {
     if (element_ == Element::float32) rate /= 2;
     constexpr double issue = Tile::instructions / Cost::instructions_per_cycle;
     const double step = larger(issue, larger(bytes / Cost::bytes_per_cycle, factors / rate));
-    const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
+    const int windows = ceil(ceil(shape_.taps(), plan.tiling.splits), larger(1, plan.tiling.window_taps));
+    const double block = Cost::table * windows + step * ceil(steps(), plan.tiling.splits) +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
     const int resident = larger(1, smaller(Tile::resident, gpu_.shared_bytes / plan.shared_bytes));
     const double at_once = static_cast<double>(gpu_.multiprocessors) * resident;
