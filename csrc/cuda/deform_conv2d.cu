@@ -106,7 +106,8 @@ cudaError_t query_wgmma(int device, bool& has) {
   using Tile = Wgmma128x128<HalfFactors>;
   cudaFuncAttributes code{};
   error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(wgmma_kernel<Tile>));
-  has = error == cudaSuccess && code.maxThreadsPerBlock >= Tile::threads;
+  constexpr int stub_registers = 32;  // at most
+  has = error == cudaSuccess && code.maxThreadsPerBlock >= Tile::threads && code.numRegs > stub_registers;
   return error;
 }
 
