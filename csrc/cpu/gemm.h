@@ -76,8 +76,9 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Ele
   using S = Simd<T>;
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
-  constexpr int line = Upcoming::line_bytes / static_cast<int>(sizeof(T));
+  // Rows of C that are fetched: those of a later product, or of the next call, for of long rows the first level holds too few.
   const T* ahead = c + (epilogue.ahead != 0 ? epilogue.ahead : ROWS * ldc);
+  constexpr int line = Upcoming::line_bytes / static_cast<int>(sizeof(T));
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
@@ -98,7 +99,7 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Ele
       for (int j = 0; j < VECTORS; ++j) P::multiply(acc[i][j], element, row_b[j]);
     }
   };
-  int64_t k = 0;
+  int64_t k = 0;  // a line per step: all at once, they would hold up the loads of the product
   for (int i = 0; i < ROWS && k + 2 <= steps; ++i, ahead += ldc) {
     __builtin_prefetch(ahead, 1, 2);
     step(k++);
