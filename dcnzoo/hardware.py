@@ -66,7 +66,7 @@ def hardware_stamp(device: torch.device) -> dict[str, object]:
     """Returns what speed depends on, with the time (UTC) and the load that others caused; in JSON types."""
     import torch
 
-    packages = {name: package_version(module, name) for module, name in PACKAGES.items()}
+    packages = {name: _version_or_problem(module, name) for module, name in PACKAGES.items()}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"dcnzoo": __version__, "python": platform.python_version(), **packages},
@@ -85,6 +85,13 @@ def package_version(module: str, distribution: str) -> str:
 
     import_module(module)
     return version(distribution)
+
+
+def _version_or_problem(module: str, distribution: str) -> str:
+    try:
+        return package_version(module, distribution)
+    except ImportError as error:  # what was measured did without it
+        return f"missing ({error})"
 
 
 def cpu() -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +24,13 @@ def test_stamp() -> None:
     assert stamp["operators"]["backend"] == ops.active_backend()[0]
     assert stamp["platform"] == platform.platform()
     assert stamp["gpu"] is None
+
+
+def test_stamp_without_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    versions = hardware_stamp(torch.device("cpu"))["versions"]
+    assert versions["pycocotools"].startswith("missing (")
+    assert versions["numpy"] == np.__version__
 
 
 def peaks_around_a_large_object() -> tuple[int, int, PeakMemory]:
