@@ -398,7 +398,8 @@ def load(
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
-        cuda_graphs: on a GPU, whether batches of a shape that comes again run as a CUDA graph.
+        cuda_graphs: on a GPU, whether batches of a shape that comes again run as a CUDA graph. All calls must
+            then have the same current stream, as in threads that chose none.
 
     Returns:
         The predictor.
