@@ -106,7 +106,7 @@ class GpuDetector:
             torch.tensor(values, dtype=torch.float32, device=device)
             for values in (preprocessing.mean, preprocessing.std)
         )
-        self._anchors = lru_cache(maxsize=8)(make_anchors)
+        self._anchors = lru_cache(maxsize=MOST_GRAPHS)(make_anchors)
         self._graphs = self._new_graphs() if cuda_graphs and on_gpu else None
 
     def stack(
