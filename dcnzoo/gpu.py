@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """What goes up to a GPU.
 
     Attributes:
-        pixels: (N, H, W, 3) uint8 RGB, padded with zeros at the right and the bottom.
+        pixels: (N, H, W, 3) uint8 RGB, padded with anything at the right and the bottom.
         settings: of `pack_settings`.
     """
 
@@ -130,7 +130,8 @@ class GpuDetector:
 
     def begin(self, batch: Batch, max_detections: int) -> Pending:
         """Begins to detect, at most so many per image, and returns at once."""
-        with self._lock, torch.inference_mode(), self._on_device():
+        as_loaded = torch.autocast(self._device.type, enabled=False)  # `dtype` has decided
+        with self._lock, torch.inference_mode(), as_loaded, self._on_device():
             pixels, settings = self._upload(batch)
             compute = self.computation(pixels.shape, max_detections)
             if self._graphs is None:
@@ -314,7 +315,7 @@ def stack_images(
     """
     sizes = [(image.pixels.shape[0], image.pixels.shape[1]) for image in prepared]
     height, width = (-(-max(sides) // size_divisor) * size_divisor for sides in zip(*sizes, strict=True))
-    pixels = torch.zeros(len(prepared), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
+    pixels = torch.empty(len(prepared), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
     for canvas, image, (h, w) in zip(pixels.numpy(), prepared, sizes, strict=True):
         canvas[:h, :w] = image.pixels
     originals = [image.original_size for image in prepared]
@@ -327,7 +328,7 @@ def normalise(pixels: Tensor, limits: Tensor, mean: Tensor, std: Tensor) -> Tens
     """What `dcnzoo.image.collate` makes of images, bit for bit.
 
     Args:
-        pixels: (N, H, W, 3) uint8.
+        pixels: (N, H, W, 3) uint8, with anything in the padding.
         limits: (N, 4) width and height of each image, and both again.
         mean: (3,) float32.
         std: (3,) float32.

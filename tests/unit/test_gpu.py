@@ -16,7 +16,7 @@ from dcnzoo.gpu import GpuDetector, GraphCache, GraphCapture, normalise, stack_i
 from dcnzoo.image import PreparedImage, collate
 from dcnzoo.manifest import Architecture, Preprocessing
 from dcnzoo.models.fixed_shape import FixedInstances, Settings
-from dcnzoo.models.rcnn import RCNN
+from dcnzoo.models.rcnn import RCNN, Instances
 from dcnzoo.ops import gpu
 
 CPU = torch.device("cpu")
@@ -40,6 +40,10 @@ def model() -> RCNN:
 def test_images_are_normalised_as_on_the_cpu() -> None:
     preprocessing = Preprocessing()
     pixels, settings = stack_images(PICTURES, preprocessing.size_divisor, 4, 0.5, None, pinned=False)
+    for canvas, image in zip(pixels, PICTURES, strict=True):
+        height, width = image.pixels.shape[:2]
+        canvas[height:] = 77  # padding may be anything
+        canvas[:, width:] = 78
     mean, std = (torch.tensor(values) for values in (preprocessing.mean, preprocessing.std))
     found = normalise(pixels, Settings.unpack(settings, 2).limits, mean, std)
     wanted = collate(PICTURES, preprocessing).images
@@ -63,6 +67,27 @@ def test_finds_what_the_model_finds(model: RCNN, labels: np.ndarray | None) -> N
         assert len(other.scores) > 0
         for found, expected in zip(one, other, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def detect(detector: GpuDetector) -> list[Instances]:
+    return detector.begin(detector.stack(PICTURES, 0.1, None), max_detections=20).result()
+
+
+def test_autocast_around_it_changes_nothing(model: RCNN) -> None:
+    detector = GpuDetector(model, Preprocessing(), 4, torch.float32, CPU)
+    wanted = detect(detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = detect(detector)
+    for one, other in zip(found, wanted, strict=True):
+        assert all(a.equal(b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_found_keeps_no_memory_of_the_batch(model: RCNN) -> None:
+    """Masks are pasted at once, and need no copy."""
+    for instances in detect(GpuDetector(model, Preprocessing(), 4, torch.float32, CPU)):
+        assert len(instances.scores) > 0
+        for tensor in instances[:3]:
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 class Graphs:
