@@ -65,7 +65,7 @@ class Predictor:
         preprocessing: sizes and normalisation of its input.
         class_names: names of the K classes.
         category_ids: COCO category ids of the K classes.
-        device: where it computes.
+        device: where it computes; of a GPU with its number.
         precision: "fp32", "tf32", "fp16" or "bf16".
     """
 
@@ -78,7 +78,7 @@ class Predictor:
         precision: str = "fp32",
         cuda_graphs: bool = False,
     ) -> None:
-        dtype = PRECISIONS[precision]
+        dtype, device = PRECISIONS[precision], with_index(device)
         lowered = device.type == "cpu" and dtype != torch.float32
         self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
         return_freed_memory()  # of the weights before they were arranged
@@ -503,6 +503,13 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def with_index(device: torch.device) -> torch.device:
+    """The same device for every thread: "cuda" alone is whichever GPU is a thread's current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def prepare_precision(precision: str, device: torch.device, *, training: bool = False) -> None:
     """Checks that a device can compute in a precision, and sets what float32 on a GPU means.
 
@@ -524,8 +531,13 @@ def prepare_precision(precision: str, device: torch.device, *, training: bool = 
         raise DeviceError(f"{precision} needs a GPU; on this CPU use --precision fp32 or bf16")
     if precision in ("fp32", "tf32") and device.type == "cuda":
         # PyTorch's default for convolutions keeps 10 bits of each factor, too few for the reference's scores.
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        # The old switches leave the choice to `torch.backends.fp32_precision`; of the new ones alone PyTorch
+        # would not let the old ones be read.
+        cudnn: Any = torch.backends.cudnn
+        cublas: Any = torch.backends.cuda.matmul
+        cudnn.allow_tf32 = cublas.allow_tf32 = precision == "tf32"
+        for switch in (cudnn.conv, cudnn.rnn, cublas):
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:
