@@ -74,7 +74,7 @@ def hardware_stamp(device: torch.device) -> dict[str, object]:
         "cpu": cpu(),
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
-        "operators": operators(),
+        "operators": operators(device),
         "load_average": round(os.getloadavg()[0], 2),
     }
 
@@ -112,11 +112,15 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def operators() -> dict[str, object]:
-    """Says which operators run, and why."""
+def operators(device: torch.device | None = None) -> dict[str, object]:
+    """Says which operators run on a device, by default the CPU, and why."""
     from dcnzoo.ops import active_backend
+    from dcnzoo.ops.gpu import gpu_backend
 
-    name, reason = active_backend()
+    if device is not None and device.type == "cuda":
+        name, reason = gpu_backend(device.index)
+    else:
+        name, reason = active_backend()
     return {"backend": name, "because": reason}
 
 

@@ -6,9 +6,11 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -26,9 +28,9 @@ from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.memory import is_out_of_memory, return_freed_memory
 from dcnzoo.models.precision import lower_precision
-from dcnzoo.ops import active_backend, paste_masks
+from dcnzoo.ops import paste_masks
 from dcnzoo.ops.backend import half_factor
-from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops.gpu import gpu_backend
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
 from dcnzoo.times import StageTimes
@@ -87,7 +89,7 @@ class Predictor:
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
         self._gpu: GpuDetector | None = None
-        if device.type == "cuda" and active_backend()[0] == "native" and gpu_problem(device.index) is None:
+        if device.type == "cuda" and has_kernels(device):
             num_classes = len(classes.names)
             self._gpu = GpuDetector(self.model, preprocessing, num_classes, dtype, device, cuda_graphs)
 
@@ -501,6 +503,19 @@ def find_device(device: str | torch.device | None) -> torch.device:
     if found.type not in ("cpu", "cuda"):
         raise DeviceError(f"cannot use {device}: the detectors run on cpu and cuda")
     return found
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled kernels run on a GPU; warns once if they should and do not."""
+    name, reason = gpu_backend(device.index)
+    if name not in ("native", os.environ.get("DCNZOO_OPS")):
+        _warn_of_slow_operators(name, reason)
+    return name == "native"
+
+
+@cache
+def _warn_of_slow_operators(name: str, reason: str) -> None:
+    logger.warning("the GPU computes by the slower operators of %s: %s", name, reason)
 
 
 def with_index(device: torch.device) -> torch.device:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from dcnzoo import __version__, ops
+from dcnzoo import __version__, hardware, ops
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory, peak_resident
+from dcnzoo.ops import gpu
 
 
 def test_stamp() -> None:
@@ -24,6 +25,16 @@ def test_stamp() -> None:
     assert stamp["operators"]["backend"] == ops.active_backend()[0]
     assert stamp["platform"] == platform.platform()
     assert stamp["gpu"] is None
+
+
+def test_stamp_of_a_gpu_says_who_computes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "describe_gpu", lambda _: "a GPU")
+    monkeypatch.setattr(gpu, "active_backend", lambda: ("native", "compiled kernels, avx2"))
+    for problem, backend in ((None, "native"), ("cannot be loaded", "torchvision")):
+        monkeypatch.setattr(gpu, "gpu_problem", lambda _, problem=problem: problem)
+        reason = problem or "compiled kernels for GPUs"
+        stamp = hardware_stamp(torch.device("cuda"))
+        assert stamp["operators"] == {"backend": backend, "because": reason}
 
 
 def test_stamp_without_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
