@@ -116,7 +116,7 @@ class Step:
         else:
             print(f"{self.name}: {' '.join(self.command)}", file=sys.stderr)
             self._run(min(self.limit, left), log)
-        print(f"  {self.result} after {self.seconds} s", file=sys.stderr)
+        print(f"{self.name}: {self.result} after {self.seconds} s", file=sys.stderr)
 
     def fail(self, reason: str) -> None:
         """Notes what else went wrong."""
@@ -204,7 +204,10 @@ class Runner:
         build.needs = ("setuptools",)
         if not self.run(build).passed:
             return
-        self.stamp = machine()
+        try:
+            self.stamp = machine()
+        except SystemExit as error:  # the steps will say more
+            self.stamp["incomplete"] = str(error)
         tools = ("memcheck", "racecheck") if self.full else ("memcheck",)
         self.compare("tests on the GPU", "without", 900 if self.full else 180)
         self.benchmarks()
@@ -386,9 +389,13 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on, as it is now.
 
     Raises:
-        SystemExit: there is no GPU, or no PyTorch.
+        SystemExit: there is no GPU, it does not answer, or there is no PyTorch.
     """
-    done = subprocess.run(python("-c", STAMP), cwd=ROOT, capture_output=True, text=True, check=False)
+    command = python("-c", STAMP)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=90)
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit("the GPU does not answer") from error
     if done.returncode != 0:
         raise SystemExit(done.stderr.strip().rpartition("\n")[2])
     stamp: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -253,6 +253,21 @@ def test_steps_in_order(
 
 
 @pytest.mark.usefixtures("pretended")
+def test_a_stamp_that_cannot_be_taken_ends_nothing(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> dict[str, str]:
+        raise SystemExit("the GPU does not answer")
+
+    monkeypatch.setattr(check, "machine", fail)
+    runner = runner_in(check, tmp_path)
+    runner.run_all()
+    assert len(runner.steps) > 5
+    stamp = json.loads((tmp_path / "report.json").read_text())["stamp"]
+    assert stamp == {"gpu": "a GPU", "incomplete": "the GPU does not answer"}
+
+
+@pytest.mark.usefixtures("pretended")
 def test_nothing_runs_wgmma_before_the_last_steps(check: ModuleType, tmp_path: Path) -> None:
     runner = runner_in(check, tmp_path)
     runner.run_all()
