@@ -213,7 +213,7 @@ class Runner:
         self.benchmarks()
         self.parity()
         for tool in tools:
-            self.run(sanitizer_step(tool, "without", 600))
+            self.run(sanitizer_step(tool, "without", 600 if self.full else 100))
         self.compare("tests of wgmma", "only", 900 if self.full else 60)
         for tool in tools:
             self.run(sanitizer_step(tool, "only", 600 if self.full else 60))
@@ -249,16 +249,16 @@ class Runner:
     def benchmarks(self) -> None:
         """The operator and the detectors."""
         options = ["--sweep"] if self.full else ["--precision", "fp16", "tf32", "--repeats", "9"]
-        operators = Step("deformable convolution", python("scripts/bench_ops_gpu.py", *options), 3600)
-        self.numbers(operators, operator_table)
+        command, limit = python("scripts/bench_ops_gpu.py", *options), 3600 if self.full else 120
+        self.numbers(Step("deformable convolution", command, limit), operator_table)
         models = "*" if self.full else QUICK_MODELS[0]
         for graphs in ("--no-cuda-graphs", "--cuda-graphs"):
             command = python("-m", "dcnzoo", "bench", "--weights", "random", "--device", "cuda")
             command += ["--model", models, "--precision", "fp16", "--batch-size", "1,8", graphs]
             if self.full and graphs == "--no-cuda-graphs":
                 command[command.index("fp16")] = "fp32,tf32,fp16,bf16"
-            step = Step(f"detectors, {graphs[2:].replace('-', ' ')}", command, 7200, needs=RUNTIME)
-            self.numbers(step, detector_table)
+            name, limit = f"detectors, {graphs[2:].replace('-', ' ')}", 7200 if self.full else 90
+            self.numbers(Step(name, command, limit, needs=RUNTIME), detector_table)
 
     def tests(self, name: str, selection: list[str], limit: int, needs: tuple[str, ...] = ()) -> Step:
         """Runs tests; their counts are read from JUnit's XML.
