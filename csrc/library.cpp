@@ -114,7 +114,9 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
-  // With ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
+  // The sum with maps of half the size, whose pixels become 2×2.
+  m.def("conv1x1_add_upsampled(Tensor input, Tensor packed_weight, Tensor? bias, Tensor coarse) -> Tensor");
+  // `conv1x1_add_` with ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
   m.def(
       "conv1x1_add_conv1x1_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, "
       "Tensor packed_next_weight, Tensor? next_bias, int next_channels) -> Tensor");
@@ -127,9 +129,10 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "Tensor labels) -> Tensor");
   // The transposed convolution's weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight, bool half=False) -> Tensor");
-  // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2; its weight is that of the linear layer from
-  // windows (7, 7, in_channels).
+  // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2.
   m.def("stem(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
+  m.def("pack_stem_weight(Tensor weight) -> Tensor");
+  m.def("packed_stem_numel(int out_channels, int in_channels) -> int");
   m.def("upsample2x(Tensor input) -> Tensor");
   m.def("packed_linear_numel(int out_channels, int in_channels, bool half=False) -> int");
 }

@@ -334,6 +334,56 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
   return output;
 }
 
+// `conv1x1` and each pixel of `coarse` added to the 2×2 that it covers. Some pixels of a row of `coarse` at a time: what they
+// cover is still in the cache when the products are added to it. A task is a row of `coarse`.
+Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
+                             const Tensor& coarse) {
+  constexpr int64_t most_pixels = 40;
+  check_maps(coarse, 1);
+  const int64_t n = coarse.size(0), channels = coarse.size(1), h = coarse.size(2), w = coarse.size(3);
+  check_maps(input, channels);
+  const int64_t c = input.size(1);
+  STD_TORCH_CHECK(input.size(0) == n && input.size(2) == 2 * h && input.size(3) == 2 * w, "coarse is not of half the size of input");
+  const Parameters parameters(packed_weight, packed_linear_numel(channels, c, is_half(packed_weight)), bias, channels);
+  const LinearKernels& kernels = parameters.kernels().linear;
+  const Tensor maps = channels_last(input, ScalarType::Float), coarse_maps = channels_last(coarse, ScalarType::Float);
+  const Tensor output = empty_maps(n, channels, 2 * h, 2 * w, ScalarType::Float);
+  const int64_t parts = (w + most_pixels - 1) / most_pixels;
+  const LinearSchedule longest = kernels.schedule(linear_call(nullptr, 2 * ((w + parts - 1) / parts), c, nullptr, channels), 1);
+  run_tasks(output.numel() == 0 ? 0 : n * h, longest.scratch_bytes, [&](int64_t row, void* scratch) {
+    const float* source = data(coarse_maps) + row * w * channels;
+    for (int64_t part = 0; part < 2 * parts; ++part) {
+      const int64_t y = 2 * row + part % 2, begin = w * (part / 2) / parts, end = w * (part / 2 + 1) / parts;
+      const int64_t pixel = y * 2 * w + 2 * begin;
+      float* target = mutable_data(output) + pixel * channels;
+      for (int64_t x = 2 * begin; x < 2 * end; ++x)
+        std::memcpy(target + (x - 2 * begin) * channels, source + x / 2 * channels, channels * sizeof(float));
+      Linear call = linear_call(data(maps) + pixel * c, 2 * (end - begin), c, target, channels);
+      call.accumulate = true;
+      set_parameters(parameters, false, call);
+      const LinearSchedule schedule = kernels.schedule(call, 1);
+      for (int64_t task = 0; task < schedule.tasks(); ++task) kernels.run(call, schedule, task, scratch);
+    }
+  });
+  return output;
+}
+
+int64_t packed_stem_numel(int64_t out_channels, int64_t in_channels) {
+  return capability().kernels->stem.packed_numel(out_channels, in_channels);
+}
+
+Tensor pack_stem_weight(const Tensor& weight) {
+  check_float32(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 7 && weight.size(3) == 7 && weight.numel() > 0,
+                  "weight must be (out_channels, in_channels, 7, 7)");
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
+  const Tensor contiguous = torch::stable::contiguous(weight);
+  const Tensor dense = torch::stable::empty({144 * out_channels * in_channels}, ScalarType::Float);
+  const Tensor packed = torch::stable::empty({packed_stem_numel(out_channels, in_channels)}, ScalarType::Float);
+  capability().kernels->stem.pack(data(contiguous), out_channels, in_channels, mutable_data(dense), mutable_data(packed));
+  return packed;
+}
+
 int64_t stem_size(int64_t size) { return (((size - 1) / 2 + 1) - 1) / 2 + 1; }  // two strides of 2, padded
 
 Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
@@ -341,7 +391,7 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
   check_float32(packed_weight, "packed_weight");
-  const Parameters parameters(packed_weight, packed_linear_numel(out_channels, 49 * c, false), bias, out_channels);
+  const Parameters parameters(packed_weight, packed_stem_numel(out_channels, c), bias, out_channels);
   const Tensor maps = channels_last(input, ScalarType::Float);
   const Tensor output = empty_maps(n, out_channels, stem_size(h), stem_size(w), ScalarType::Float);
   Stem call{};
@@ -351,9 +401,8 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
   call.bias = parameters.bias_data();
   call.output = mutable_data(output);
   const StemKernels& kernels = capability().kernels->stem;
-  const int64_t bands = kernels.bands(call, static_cast<int>(torch::stable::get_num_threads()));
-  run_tasks(n * bands, kernels.scratch_bytes(call),
-            [&](int64_t task, void* scratch) { kernels.run(call, bands, task, scratch); });
+  run_tasks(kernels.tasks(call), kernels.scratch_bytes(call),
+            [&](int64_t task, void* scratch) { kernels.run(call, task, scratch); });
   return output;
 }
 
@@ -390,6 +439,7 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("pack_small_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_small_conv3x3_weight));
   m.impl("linear", TORCH_BOX(&dcnzoo::cpu::linear));
   m.impl("conv1x1", TORCH_BOX(&dcnzoo::cpu::conv1x1));
+  m.impl("conv1x1_add_upsampled", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_upsampled));
   m.impl("conv1x1_add_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_));
   m.impl("conv1x1_add_conv1x1_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_conv1x1_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
@@ -397,10 +447,12 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));
   m.impl("upsample2x", TORCH_BOX(&dcnzoo::cpu::upsample2x));
   m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));
+  m.impl("pack_stem_weight", TORCH_BOX(&dcnzoo::cpu::pack_stem_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CompositeExplicitAutograd, m) {
   m.impl("packed_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_conv3x3_numel));
   m.impl("packed_small_conv3x3_numel", TORCH_BOX(&dcnzoo::cpu::packed_small_conv3x3_numel));
   m.impl("packed_linear_numel", TORCH_BOX(&dcnzoo::cpu::packed_linear_numel));
+  m.impl("packed_stem_numel", TORCH_BOX(&dcnzoo::cpu::packed_stem_numel));
 }

@@ -77,16 +77,19 @@ struct LinearKernels {
 struct Stem {
   int64_t images, height, width, in_channels, out_channels;
   const float* input;
-  const float* packed_weight;  // of the linear layer from windows (7, 7, in_channels) to out_channels
+  const float* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
   float* output;
 };
 
-// A task is a band of rows of one image.
+// A task is a block of rows and columns of one image.
 struct StemKernels {
-  int64_t (*bands)(const Stem&, int threads);
-  size_t (*scratch_bytes)(const Stem&);
-  void (*run)(const Stem&, int64_t bands, int64_t task, void* scratch);
+  int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);
+  // Packs a dense (out_channels, in_channels, 7, 7) weight; `dense` is room for 144 · out_channels · in_channels numbers.
+  void (*pack)(const float* weight, int64_t out_channels, int64_t in_channels, float* dense, float* packed);
+  int64_t (*tasks)(const Stem&);
+  size_t (*scratch_bytes)(const Stem&);  // per worker, 64-byte aligned
+  void (*run)(const Stem&, int64_t task, void* scratch);
 };
 
 // Transposed 2×2 convolution with stride 2 and ReLU, and of each of its pixels the logit of the RoI's own class.

@@ -76,13 +76,8 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Ele
   using S = Simd<T>;
   using V = typename S::vector;
   V acc[ROWS][VECTORS] = {};
-  constexpr int line = Upcoming::line_bytes / static_cast<int>(sizeof(T)), columns = VECTORS * S::width;
-  for (int i = 0; i < ROWS; ++i) {
-    for (int j = 0; j < columns; j += line) {
-      __builtin_prefetch(c + (ROWS + i) * ldc + j, 0, 2);  // of the next call; of long rows the first level holds too few
-      if (epilogue.ahead != 0) __builtin_prefetch(c + epilogue.ahead + i * ldc + j, 1, 2);
-    }
-  }
+  constexpr int line = Upcoming::line_bytes / static_cast<int>(sizeof(T));
+  const T* ahead = c + (epilogue.ahead != 0 ? epilogue.ahead : ROWS * ldc);
   // Few row pointers, each with its index hidden from the compiler: it would otherwise keep one address
   // per row and spill them to the stack inside the loop.
   constexpr int stride = ROWS <= 6 ? ROWS : 3, pointers = (ROWS + stride - 1) / stride;
@@ -91,8 +86,7 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Ele
     row_a[i] = a + i * stride * lda;
     if constexpr (ROWS > stride) __asm__("" : "+r"(row_a[i]));
   }
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < steps; ++k) {
+  const auto step = [&](int64_t k) __attribute__((always_inline)) {
     upcoming.fetch();
     typename P::Factors row_b[VECTORS];
 #pragma GCC unroll 2
@@ -103,7 +97,16 @@ __attribute__((noinline)) void micro_kernel(int64_t steps, const typename P::Ele
 #pragma GCC unroll 2
       for (int j = 0; j < VECTORS; ++j) P::multiply(acc[i][j], element, row_b[j]);
     }
+  };
+  int64_t k = 0;
+  for (int i = 0; i < ROWS && k + 2 <= steps; ++i, ahead += ldc) {
+    __builtin_prefetch(ahead, 1, 2);
+    step(k++);
+    __builtin_prefetch(ahead + line, 1, 2);
+    step(k++);
   }
+#pragma GCC unroll 2
+  for (; k < steps; ++k) step(k);
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 2

@@ -24,7 +24,7 @@ struct Tiles<Float16> {
 };
 template <>
 struct Tiles<BFloat16> {
-  static constexpr int any = 3, small = 3;
+  static constexpr int any = 3, small = 5;
 };
 
 template <class Factor>

@@ -44,13 +44,11 @@ struct LinearLayout {
   }
 
   // Rows that are multiplied at once. A weight that exceeds the caches should be read seldom; with a small one,
-  // half of the time goes by until input and output come from memory, and the next block's come meanwhile.
+  // half of the time goes by until input and output come from memory.
   int64_t block_rows() const {
-    constexpr int64_t cached = 4 << 20;  // elements
-    return channels * columns > cached ? 252 : small() ? 48 : 96;
+    constexpr int64_t cached = 4 << 20, small = 1 << 15;  // elements
+    return channels * columns > cached ? 252 : channels * columns <= small ? 48 : 96;
   }
-  int64_t blocks_per_task() const { return small() ? 8 : 1; }
-  bool small() const { return channels * columns <= 1 << 15; }
 
   // Of a worker, for products of at most so many rows; whole cache lines.
   size_t scratch_bytes(int64_t rows) const {
@@ -104,6 +102,13 @@ void pack_linear(const float* weight, int64_t out_channels, int64_t in_channels,
   }
 }
 
+// Blocks of a task: input and output of the next one come from memory meanwhile. But threads take turns in taking tasks, so
+// that a slow core delays nobody.
+inline int64_t blocks_per_task(int64_t blocks, int threads) {
+  constexpr int64_t most = 8, tasks_per_thread = 4;
+  return max<int64_t>(1, min(most, blocks / (tasks_per_thread * threads)));
+}
+
 // The rows of a block. What one layer leaves to the next, and the weights of both, should stay in the second-level cache.
 template <class Factor>
 int64_t block_rows(const Linear& call) {
@@ -125,7 +130,6 @@ size_t linear_scratch_bytes(const Linear& call, int64_t rows) {
 
 template <class Factor>
 LinearSchedule schedule_linear(const Linear& call, int threads) {
-  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
   const int64_t most_rows = block_rows<Factor>(call);
   const bool strassen = any_strassen<Factor>(call);
   const bool joined = call.run_stride == call.length * call.row_stride;  // the runs are one matrix in the input
@@ -135,12 +139,11 @@ LinearSchedule schedule_linear(const Linear& call, int threads) {
     const int64_t blocks = ceil_div(call.runs, most_rows / call.length);
     schedule.run_blocks = min(call.runs, round_up(blocks, threads));
   } else {
-    const int64_t blocks = ceil_div(call.length, most_rows), per_task = layout.blocks_per_task();
-    const int64_t tasks = blocks < 8 * per_task * threads ? blocks : ceil_div(blocks, per_task);
+    const int64_t blocks = ceil_div(call.length, most_rows), tasks = ceil_div(blocks, blocks_per_task(blocks, threads));
     schedule.row_blocks = call.runs > 1 && !strassen ? tasks : min(call.length, round_up(tasks, threads));
   }
-  schedule.scratch_bytes = linear_scratch_bytes<Factor>(
-      call, ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks));
+  const int64_t rows = ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks);
+  schedule.scratch_bytes = linear_scratch_bytes<Factor>(call, min(rows, most_rows));
   return schedule;
 }
 

@@ -1,7 +1,7 @@
 // Winograd's minimal filtering F(4×4, 3×3) (arXiv:1509.09308): a tile of 4×4 outputs needs 36
 // multiplications per pair of channels instead of 144. For maps of 14×14, as the mask heads', F(7×7, 3×3): 81 instead
 // of 441, with ten times the rounding error. With factors of bfloat16 F(3×3, 3×3): 25 instead of 81, with half the rounding
-// error of F(4×4, 3×3).
+// error of F(4×4, 3×3); and in the mask heads, as with float16, F(5×5, 3×3).
 //
 // A block of tiles at a time: its inputs are transformed into a matrix per point [tile × channel]; each is
 // multiplied with its packed weights, a chunk of output channels at a time; the products are transformed back.

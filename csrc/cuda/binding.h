@@ -24,7 +24,10 @@ using torch::stable::Tensor;
 
 inline void check_cuda(int error) {
   char* message = nullptr;
-  torch_c10_cuda_check_msg(error, __FILE__, __func__, __LINE__, /*include_device_assertions=*/true, &message);
+  // PyTorch's macro for this check has another name in 2.11
+  STD_TORCH_CHECK(torch_c10_cuda_check_msg(error, __FILE__, __func__, __LINE__, /*include_device_assertions=*/true,
+                                           &message) == AOTI_TORCH_SUCCESS,
+                  "a CUDA error could not be looked up: ", error);
   if (message == nullptr) return;
   const std::string text = message;
   torch_c10_cuda_free_error_msg(message);
@@ -38,7 +41,6 @@ class Device {
 
   Stream stream() const {
     void* stream = nullptr;
-    // PyTorch's macro for this check has another name in 2.11
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS,
                     "the current stream is not to be had");
     return static_cast<Stream>(stream);

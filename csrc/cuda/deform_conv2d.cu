@@ -10,14 +10,14 @@ namespace {
 extern __shared__ __align__(1024) char shared_memory[];  // wgmma's swizzle counts from multiples of 1024
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, Tile::resident)
     mma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   MmaBlock<Tile>(call, tiling, shared_memory).run();
 }
 
 // Code for GPUs without wgmma is a stub that no block of the right size can be launched of.
 template <class Tile>
-__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, 1)
+__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, Tile::resident)
     wgmma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   if constexpr (has_wgmma) {
     WgmmaBlock<Tile>(call, tiling, shared_memory).run();
@@ -106,7 +106,8 @@ cudaError_t query_wgmma(int device, bool& has) {
   using Tile = Wgmma128x128<HalfFactors>;
   cudaFuncAttributes code{};
   error = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(wgmma_kernel<Tile>));
-  has = error == cudaSuccess && code.maxThreadsPerBlock >= Tile::threads;
+  constexpr int stub_registers = 32;  // at most
+  has = error == cudaSuccess && code.maxThreadsPerBlock >= Tile::threads && code.numRegs > stub_registers;
   return error;
 }
 

@@ -6,14 +6,14 @@
 namespace dcnzoo::cuda {
 namespace {
 
-template <class T>
+template <class Access>
 __global__ void __launch_bounds__(column_threads) sample_kernel(const __grid_constant__ DeformConv2dColumns work) {
-  ColumnWarp<T>(work).sample();
+  ColumnWarp<Access>(work).sample();
 }
 
 template <class T>
 __global__ void __launch_bounds__(column_threads) scatter_kernel(const __grid_constant__ DeformConv2dColumns work) {
-  ColumnWarp<T>(work).scatter();
+  ColumnWarp<ScalarAccess<T>>(work).scatter();
 }
 
 using KernelFunction = void (*)(DeformConv2dColumns);
@@ -27,14 +27,22 @@ int launch(KernelFunction kernel, const DeformConv2dColumns& work, cudaStream_t 
   return cudaGetLastError();
 }
 
+template <class Factors>
+int launch_sample(const DeformConv2dColumns& work, cudaStream_t stream) {
+  using T = typename Factors::Storage;
+  return launch(has_whole_chunks<Factors>(work.call.shape) ? sample_kernel<ChunkAccess<Factors>>
+                                                           : sample_kernel<ScalarAccess<T>>,
+                work, stream);
+}
+
 }  // namespace
 
 int sample_columns(const DeformConv2dColumns& work, Stream stream) {
   switch (work.call.element) {
-    case Element::float16: return launch(sample_kernel<Half>, work, stream);
-    case Element::bfloat16: return launch(sample_kernel<Bfloat16>, work, stream);
-    case Element::float32: return launch(sample_kernel<float>, work, stream);
-    default: return launch(sample_kernel<double>, work, stream);
+    case Element::float16: return launch_sample<HalfFactors>(work, stream);
+    case Element::bfloat16: return launch_sample<Bfloat16Factors>(work, stream);
+    case Element::float32: return launch_sample<Tf32Factors>(work, stream);
+    default: return launch(sample_kernel<ScalarAccess<double>>, work, stream);
   }
 }
 

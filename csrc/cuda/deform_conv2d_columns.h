@@ -52,9 +52,10 @@ struct SamplePlace {
   }
 };
 
-template <class STORAGE>
+template <class ACCESS>
 class ColumnWarp {
-  using T = typename Accumulator<STORAGE>::type;
+  using Storage = typename ACCESS::Storage;
+  using T = typename Accumulator<Storage>::type;
 
  public:
   DCNZOO_DEVICE explicit ColumnWarp(const DeformConv2dColumns& work) : work_(work), call_(work.call) {}
@@ -62,22 +63,31 @@ class ColumnWarp {
   DCNZOO_DEVICE void sample() const {
     for_each([this](int64_t row, const Pixel& pixel, int tap, int deform_group) {
       const SamplePlace<T> place(call_, read_sample<T>(call_, pixel, tap, deform_group), deform_group);
-      for (int c = lane(); c < call_.shape.deform_channels(); c += warp_threads) {
-        T corners[4];
-        load(place, c, corners);
-        *column(row, tap, deform_group, c) = narrow<STORAGE>(place.scale * place.interpolate(corners));
+      const int channels = call_.shape.deform_channels();
+      for (int c = lane() * ACCESS::elements; c < channels; c += warp_threads * ACCESS::elements) {
+        T corners[4][ACCESS::elements], values[ACCESS::elements];
+        DCNZOO_UNROLL
+        for (int k = 0; k < 4; ++k) ACCESS::load(input(c) + place.index[k], corners[k]);
+        DCNZOO_UNROLL
+        for (int i = 0; i < ACCESS::elements; ++i) {
+          values[i] = place.scale * place.interpolate({corners[0][i], corners[1][i], corners[2][i], corners[3][i]});
+        }
+        ACCESS::store(column(row, tap, deform_group * channels + c), values);
       }
     });
   }
 
+  // One channel at a time whatever ACCESS is, so that a warp's atomic additions are to consecutive addresses.
   DCNZOO_DEVICE void scatter() const {
     for_each([this](int64_t row, const Pixel& pixel, int tap, int deform_group) {
       const SamplePlace<T> place(call_, read_sample<T>(call_, pixel, tap, deform_group), deform_group);
+      const int channels = call_.shape.deform_channels();
       T by_y{0}, by_x{0}, by_scale{0};
-      for (int c = lane(); c < call_.shape.deform_channels(); c += warp_threads) {
-        const T gradient = widen(load_scalar(column(row, tap, deform_group, c)));
+      for (int c = lane(); c < channels; c += warp_threads) {
+        const T gradient = widen(load_scalar(column(row, tap, deform_group * channels + c)));
         T corners[4];
-        load(place, c, corners);
+        DCNZOO_UNROLL
+        for (int k = 0; k < 4; ++k) corners[k] = widen(load_scalar(input(c) + place.index[k]));
         by_scale += gradient * place.interpolate(corners);
         by_y += gradient * place.slope_y(corners);
         by_x += gradient * place.slope_x(corners);
@@ -102,25 +112,24 @@ class ColumnWarp {
     const int64_t per_pixel = static_cast<int64_t>(shape.taps()) * shape.deform_groups;
     const int64_t first = block_index() * column_warps + thread_index() / warp_threads;
     for (int64_t i = first; i < work_.pixels * per_pixel; i += grid_blocks() * column_warps) {
-      const int64_t row = i / per_pixel;
-      const int part = static_cast<int>(i % per_pixel);
-      function(row, pixel_at(work_.first_pixel + row, shape), part / shape.deform_groups, part % shape.deform_groups);
+      const Division row = divide(i, per_pixel);
+      const int part = static_cast<int>(row.rest);
+      function(row.quotient, pixel_at(work_.first_pixel + row.quotient, shape), part / shape.deform_groups,
+               part % shape.deform_groups);
     }
   }
 
-  DCNZOO_DEVICE STORAGE* column(int64_t row, int tap, int deform_group, int channel) const {
+  // Of a pixel, a tap and a channel, which belongs to a group.
+  DCNZOO_DEVICE Storage* column(int64_t row, int tap, int channel) const {
     const ConvShape& shape = call_.shape;
-    const int64_t c = static_cast<int64_t>(deform_group) * shape.deform_channels() + channel;
-    const int64_t group = c / shape.group_channels();
-    return static_cast<STORAGE*>(work_.columns) +
-           ((group * work_.pixels + row) * shape.taps() + tap) * shape.group_channels() + c % shape.group_channels();
+    Storage* columns = static_cast<Storage*>(work_.columns);
+    if (shape.groups == 1) return columns + (row * shape.taps() + tap) * shape.channels + channel;
+    const int channels = shape.group_channels(), group = channel / channels;
+    return columns + ((group * work_.pixels + row) * shape.taps() + tap) * channels + channel % channels;
   }
 
-  DCNZOO_DEVICE void load(const SamplePlace<T>& place, int channel, T (&corners)[4]) const {
-    const STORAGE* input = static_cast<const STORAGE*>(call_.input) + channel;
-    DCNZOO_UNROLL
-    for (int k = 0; k < 4; ++k) corners[k] = widen(load_scalar(input + place.index[k]));
-  }
+  // A channel of a deformable group, from where the places of its samples count.
+  DCNZOO_DEVICE const Storage* input(int channel) const { return static_cast<const Storage*>(call_.input) + channel; }
 
   // Into maps that have `channels_per_point` channels for each tap and deformable group.
   DCNZOO_DEVICE void store(void* maps, Element element, const Pixel& pixel, int channels_per_point, int64_t channel,
@@ -134,5 +143,12 @@ class ColumnWarp {
   const DeformConv2dColumns& work_;
   const DeformConv2d& call_;
 };
+
+// Whether the channels of every group, of either kind, come in whole chunks.
+template <class Factors>
+bool has_whole_chunks(const ConvShape& shape) {
+  constexpr int elements = ChunkAccess<Factors>::elements;
+  return shape.group_channels() % elements == 0 && shape.deform_channels() % elements == 0;
+}
 
 }  // namespace dcnzoo::cuda

@@ -85,6 +85,13 @@ DCNZOO_DEVICE Chunk interpolate(const Chunk (&corners)[4], const Weights<float>&
   return result;
 }
 
+// The chunk, or zeros; without a branch.
+DCNZOO_DEVICE Chunk keep_if(bool wanted, Chunk chunk) {
+  DCNZOO_UNROLL
+  for (int w = 0; w < 4; ++w) chunk.word[w] = wanted ? chunk.word[w] : 0;
+  return chunk;
+}
+
 // Loads the four corners of a sample. `source` is the first pixel of the input at the wanted chunk of channels.
 DCNZOO_DEVICE void load_corners(Chunk (&corners)[4], const char* source, const Corner& corner, int64_t pixel_bytes,
                                 int64_t row_bytes) {
@@ -119,6 +126,19 @@ DCNZOO_DEVICE void finish_sums(float (&sums)[TILES][4], const T* bias, int first
   }
 }
 
+// A step of the reduction axis: a part of a tap's channels.
+struct Step {
+  int tap, part;
+};
+
+// What a thread samples in a step.
+struct Source {
+  int tap, byte;      // the first of its channels, from the start of the group
+  bool inside;        // whether there are such channels
+  const char* input;  // these channels of the first pixel, or others where there are none
+  int entry;          // of the table, for the thread's first sample
+};
+
 // What a block computes: a tile of output pixels × columns of a group, and a part of the steps of the reduction axis.
 template <class Storage, int PIXELS, int COLUMNS>
 class BlockWork {
@@ -128,12 +148,13 @@ class BlockWork {
     int group, split, column;
 
     DCNZOO_DEVICE Place(const Tiling& tiling, int64_t block) {
-      column = static_cast<int>(block % tiling.column_tiles) * COLUMNS;
-      block /= tiling.column_tiles;
-      split = static_cast<int>(block % tiling.splits);
-      block /= tiling.splits;
-      first_pixel = block % tiling.pixel_tiles * PIXELS;
-      group = static_cast<int>(block / tiling.pixel_tiles);
+      const Division by_column = divide(block, tiling.column_tiles);
+      const Division by_split = divide(by_column.quotient, tiling.splits);
+      const Division by_pixel = divide(by_split.quotient, tiling.pixel_tiles);
+      column = static_cast<int>(by_column.rest) * COLUMNS;
+      split = static_cast<int>(by_split.rest);
+      first_pixel = by_pixel.rest * PIXELS;
+      group = static_cast<int>(by_pixel.quotient);
     }
   };
 
@@ -151,17 +172,26 @@ class BlockWork {
       : BlockWork(given_call, given_tiling, Place(given_tiling, block_index())) {}
 
   DCNZOO_DEVICE int64_t pixel_bytes() const { return call.shape.channels * static_cast<int64_t>(sizeof(Storage)); }
-  DCNZOO_DEVICE int tap(int step) const { return step / steps_per_tap; }
 
-  // Of the channels of a step the one that a thread with this number of a chunk has, in bytes from the start of the
-  // group; there may be none.
-  DCNZOO_DEVICE int byte(int step, int chunk) const { return step % steps_per_tap * step_bytes + chunk * chunk_bytes; }
-  DCNZOO_DEVICE bool has(int byte) const { return byte < group_bytes; }
+  // Steps are counted up, for a division takes as long as half a sample.
+  DCNZOO_DEVICE Step first_step() const { return {begin / steps_per_tap, begin % steps_per_tap}; }
+  DCNZOO_DEVICE void advance(Step& step) const {
+    if (++step.part == steps_per_tap) ++step.tap, step.part = 0;
+  }
+
+  // Of a thread whose channels are chunk number `chunk` of the step, and whose first sample is that of pixel `row`.
+  DCNZOO_DEVICE Source source(const Step& step, int chunk, const Table& table, int row) const {
+    const int byte = step.part * step_bytes + chunk * chunk_bytes;
+    const bool inside = byte < group_bytes;
+    const int existing = inside ? byte : 0;
+    return {step.tap, byte, inside, input(existing), table.index(step.tap, deform_group(existing), row)};
+  }
 
   // The deformable group of the channels that start `byte` bytes into this block's group.
   DCNZOO_DEVICE int deform_group(int byte) const {
-    const int channel = place.group * call.shape.group_channels() + byte / static_cast<int>(sizeof(Storage));
-    return channel / call.shape.deform_channels();
+    if (call.shape.deform_groups == 1) return 0;
+    const int group_channels = group_bytes / static_cast<int>(sizeof(Storage));  // no division
+    return (place.group * group_channels + byte / static_cast<int>(sizeof(Storage))) / call.shape.deform_channels();
   }
 
   // The first pixel of the input at these channels.
@@ -171,23 +201,22 @@ class BlockWork {
 
   // The samples to have in the table when the steps reach `tap`.
   DCNZOO_DEVICE Window window(int tap) const {
-    const int window_end = smaller(tap + tiling.window_taps, this->tap(end - 1) + 1);
+    const int window_end = smaller(tap + tiling.window_taps, (end - 1) / steps_per_tap + 1);
     return {tap, window_end - tap, deform_group(0), deform_group(group_bytes - chunk_bytes) - deform_group(0) + 1};
   }
 
-  // Starts to copy weights: of this tap and these channels every ROWS_AT_ONCE-th column from `row` on, which go to
+  // Starts to copy weights: for what is sampled from this source every ROWS_AT_ONCE-th column from `row` on, which go to
   // `target` and as many rows of shared memory further.
   template <int ROWS_AT_ONCE>
-  DCNZOO_DEVICE void copy_weights(int tap, int byte, int row, Chunk* target) const {
-    const bool inside = has(byte);
+  DCNZOO_DEVICE void copy_weights(const Source& sampled, int row, Chunk* target) const {
     const int64_t row_step = static_cast<int64_t>(call.shape.taps()) * group_bytes;
     const int64_t first_row = static_cast<int64_t>(place.group) * call.shape.group_columns() + place.column + row;
     const char* source = static_cast<const char*>(call.weight) + first_row * row_step +
-                         static_cast<int64_t>(tap) * group_bytes + byte;
+                         static_cast<int64_t>(sampled.tap) * group_bytes + sampled.byte;
+    const int rows = sampled.inside ? columns - row : 0;  // that exist
     DCNZOO_UNROLL
     for (int i = 0; i < COLUMNS / ROWS_AT_ONCE; ++i) {
-      copy_async(target, source, inside && row < columns);
-      row += ROWS_AT_ONCE;
+      copy_async(target, source, i * ROWS_AT_ONCE < rows);
       source += ROWS_AT_ONCE * row_step;
       target += ROWS_AT_ONCE * step_chunks;
     }
@@ -243,11 +272,11 @@ class BlockWork {
 };
 
 // Sizes of a block. A warp computes (PIXELS / WARPS_M) × (COLUMNS / WARPS_N); BATCH is how many of its samples a
-// thread loads ahead of the products.
-template <class FACTORS, int PIXELS, int COLUMNS, int WARPS_M, int WARPS_N, int BATCH>
+// thread loads ahead of the products, and RESIDENT how many blocks the registers of a multiprocessor have room for.
+template <class FACTORS, int PIXELS, int COLUMNS, int WARPS_M, int WARPS_N, int BATCH, int RESIDENT>
 struct MmaTile {
   using Factors = FACTORS;
-  static constexpr int pixels = PIXELS, columns = COLUMNS, batch = BATCH;
+  static constexpr int pixels = PIXELS, columns = COLUMNS, batch = BATCH, resident = RESIDENT;
   static constexpr int warps_m = WARPS_M, warps_n = WARPS_N;
   static constexpr int threads = WARPS_M * WARPS_N * warp_threads;
   static constexpr int warp_rows = PIXELS / WARPS_M, warp_columns = COLUMNS / WARPS_N;
@@ -256,6 +285,9 @@ struct MmaTile {
   static constexpr int samples = PIXELS / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
   static constexpr int stage_bytes = (PIXELS + COLUMNS) * step_bytes;
   static constexpr int operand_rows = WARPS_M * WARPS_N * (warp_rows + warp_columns);  // that warps read per step
+  // Of all warps per step; the numbers are counted in machine code (sm_90a, float16), and right within 4 %.
+  static constexpr int instructions =
+      WARPS_M * WARPS_N * (120 * samples + 20 * copies + 45 * tiles_m + 4 * tiles_m * tiles_n);
   static_assert(tiles_m * 16 * WARPS_M == PIXELS && tiles_n * 8 * WARPS_N == COLUMNS, "warps divide the tile");
   static_assert(samples * rows_at_once == PIXELS && copies * rows_at_once == COLUMNS, "threads divide the tile");
   static_assert(samples % BATCH == 0, "batches divide the samples");
@@ -286,22 +318,25 @@ class MmaBlock {
   DCNZOO_DEVICE void run() {
     float sums[Tile::tiles_m][Tile::tiles_n][4] = {};
     Chunk corners[Tile::batch][4];
-    enter(work_.begin);
-    start(work_.begin, corners);
-    finish(work_.begin, corners);
+    Step step = work_.first_step();
+    enter(step);
+    Source source = start(step, 0, corners);
+    finish(source, 0, corners);
     wait_for_copies();
     sync_block();
     // Warps that share an issue slot take turns, so that neither tensor cores nor loads ever stand still.
     const bool sample_first = thread_index() / warp_threads / 4 % 2 == 1;
-    for (int step = work_.begin; step < work_.end; ++step) {
-      const bool more = step + 1 < work_.end;
+    const int steps = work_.end - work_.begin;
+    for (int i = 0; i < steps; ++i) {
+      const bool more = i + 1 < steps;
       if (more) {
-        enter(step + 1);
-        start(step + 1, corners);
+        work_.advance(step);
+        enter(step);
+        source = start(step, i + 1, corners);
       }
-      if (more && sample_first) finish(step + 1, corners);
-      multiply(step, sums);
-      if (more && !sample_first) finish(step + 1, corners);
+      if (more && sample_first) finish(source, i + 1, corners);
+      multiply(i, sums);
+      if (more && !sample_first) finish(source, i + 1, corners);
       wait_for_copies();
       sync_block();
     }
@@ -310,17 +345,16 @@ class MmaBlock {
 
  private:
   // Makes sure that the samples of a step are in the table. No thread may still read the ones before.
-  DCNZOO_DEVICE void enter(int step) {
-    if (work_.tap(step) < window_end_) return;
-    const Window window = work_.window(work_.tap(step));
+  DCNZOO_DEVICE void enter(const Step& step) {
+    if (step.tap < window_end_) return;
+    const Window window = work_.window(step.tap);
     window_end_ = window.tap + window.taps;
     table_.fill(work_.call, work_.first, work_.pixels, window, thread_index(), Tile::threads);
     sync_block();
   }
 
-  DCNZOO_DEVICE Chunk* stage(int step) const {
-    return reinterpret_cast<Chunk*>(shared_ + (step - work_.begin) % 2 * Tile::stage_bytes);
-  }
+  // Of the block's i-th step.
+  DCNZOO_DEVICE Chunk* stage(int i) const { return reinterpret_cast<Chunk*>(shared_ + i % 2 * Tile::stage_bytes); }
 
   // Where a chunk of a row lies: rows are rotated among themselves so that neither the threads that write a row
   // nor those that read a column of chunks meet in a bank.
@@ -332,53 +366,45 @@ class MmaBlock {
   static DCNZOO_DEVICE int own_row() { return thread_index() / step_chunks; }
   static DCNZOO_DEVICE int own_chunk() { return thread_index() % step_chunks; }
 
-  // Starts what the next step needs: the copies of the weights, and the loads of the first samples.
-  DCNZOO_DEVICE void start(int step, Chunk (&corners)[Tile::batch][4]) const {
-    Chunk* target = stage(step) + (Tile::pixels * step_chunks + chunk_index(own_row(), own_chunk()));
-    work_.template copy_weights<Tile::rows_at_once>(work_.tap(step), work_.byte(step, own_chunk()), own_row(), target);
-    load_batch(step, 0, corners);
+  // Starts what the block's i-th step needs: the copies of the weights, and the loads of the first samples.
+  DCNZOO_DEVICE Source start(const Step& step, int i, Chunk (&corners)[Tile::batch][4]) const {
+    const Source source = work_.source(step, own_chunk(), table_, own_row());
+    Chunk* target = stage(i) + (Tile::pixels * step_chunks + chunk_index(own_row(), own_chunk()));
+    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), target);
+    load_batch(source, 0, corners);
+    return source;
   }
 
-  DCNZOO_DEVICE void load_batch(int step, int batch, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = work_.byte(step, own_chunk());
-    if (!work_.has(byte)) return;
-    const int first = own_samples(step, byte) + batch * Tile::batch * Tile::rows_at_once;
+  // Of channels that are not there, others are loaded: around a branch the loads would have to arrive before the
+  // products begin.
+  DCNZOO_DEVICE void load_batch(const Source& source, int batch, Chunk (&corners)[Tile::batch][4]) const {
+    const int first = source.entry + batch * Tile::batch * Tile::rows_at_once;
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) {
-      load_corners(corners[i], work_.input(byte), table_.corner(first + i * Tile::rows_at_once), work_.pixel_bytes(),
+      load_corners(corners[i], source.input, table_.corner(first + i * Tile::rows_at_once), work_.pixel_bytes(),
                    work_.pixel_bytes() * work_.call.shape.width);
     }
   }
 
-  // The table's entry of this thread's first sample of a step.
-  DCNZOO_DEVICE int own_samples(int step, int byte) const {
-    return table_.index(work_.tap(step), work_.deform_group(byte), own_row());
-  }
-
-  // Interpolates and stores the samples of a step, the first of which are loaded.
-  DCNZOO_DEVICE void finish(int step, Chunk (&corners)[Tile::batch][4]) const {
-    const int byte = work_.byte(step, own_chunk());
-    const bool inside = work_.has(byte);
-    const int entry = inside ? own_samples(step, byte) : 0;
-    Chunk* target = stage(step) + chunk_index(own_row(), own_chunk());
+  // Interpolates and stores the samples of the i-th step, the first of which are loaded.
+  DCNZOO_DEVICE void finish(const Source& source, int i, Chunk (&corners)[Tile::batch][4]) const {
+    Chunk* target = stage(i) + chunk_index(own_row(), own_chunk());
     DCNZOO_UNROLL
-    for (int i = 0; i < Tile::samples; ++i) {
-      if (i > 0 && i % Tile::batch == 0) load_batch(step, i / Tile::batch, corners);
-      Chunk sample{};
-      if (inside) {
-        sample = interpolate<Factors>(corners[i % Tile::batch], table_.weights(entry + i * Tile::rows_at_once));
-      }
-      store_shared(target + i * Tile::rows_at_once * step_chunks, sample);
+    for (int j = 0; j < Tile::samples; ++j) {
+      if (j > 0 && j % Tile::batch == 0) load_batch(source, j / Tile::batch, corners);
+      const Weights<float> weights = table_.weights(source.entry + j * Tile::rows_at_once);
+      store_shared(target + j * Tile::rows_at_once * step_chunks,
+                   keep_if(source.inside, interpolate<Factors>(corners[j % Tile::batch], weights)));
     }
   }
 
   DCNZOO_DEVICE int warp_row() const { return thread_index() / warp_threads / Tile::warps_n * Tile::warp_rows; }
   DCNZOO_DEVICE int warp_column() const { return thread_index() / warp_threads % Tile::warps_n * Tile::warp_columns; }
 
-  DCNZOO_DEVICE void multiply(int step, float (&sums)[Tile::tiles_m][Tile::tiles_n][4]) const {
+  DCNZOO_DEVICE void multiply(int i, float (&sums)[Tile::tiles_m][Tile::tiles_n][4]) const {
     const int lane = thread_index() % warp_threads;
-    const Chunk* a = stage(step) + (warp_row() + lane / 4) * step_chunks;
-    const Chunk* b = stage(step) + (Tile::pixels + warp_column() + lane / 4) * step_chunks;
+    const Chunk* a = stage(i) + (warp_row() + lane / 4) * step_chunks;
+    const Chunk* b = stage(i) + (Tile::pixels + warp_column() + lane / 4) * step_chunks;
     DCNZOO_UNROLL
     for (int segment = 0; segment < 2; ++segment) {
       const int chunk = chunk_index(lane / 4, 4 * segment + lane % 4) - lane / 4 * step_chunks;
@@ -390,11 +416,11 @@ class MmaBlock {
         for (int w = 0; w < 4; ++w) columns[j].word[w] = Factors::factor(columns[j].word[w]);
       }
       DCNZOO_UNROLL
-      for (int i = 0; i < Tile::tiles_m; ++i) {
-        const Chunk upper = load_shared(a + 16 * i * step_chunks + chunk);
-        const Chunk lower = load_shared(a + (16 * i + 8) * step_chunks + chunk);
+      for (int m = 0; m < Tile::tiles_m; ++m) {
+        const Chunk upper = load_shared(a + 16 * m * step_chunks + chunk);
+        const Chunk lower = load_shared(a + (16 * m + 8) * step_chunks + chunk);
         DCNZOO_UNROLL
-        for (int j = 0; j < Tile::tiles_n; ++j) multiply_segment<Factors>(sums[i][j], upper, lower, columns[j]);
+        for (int j = 0; j < Tile::tiles_n; ++j) multiply_segment<Factors>(sums[m][j], upper, lower, columns[j]);
       }
     }
   }

@@ -7,14 +7,15 @@
 
 namespace dcnzoo::cuda {
 
+// Two blocks of a kernel leave 128 registers to each thread: enough for the smaller tiles.
 template <class Factors>
-using Mma64x128 = MmaTile<Factors, 64, 128, 2, 4, 2>;
+using Mma64x128 = MmaTile<Factors, 64, 128, 2, 4, 2, 2>;
 template <class Factors>
-using Mma128x64 = MmaTile<Factors, 128, 64, 4, 2, 4>;
+using Mma128x64 = MmaTile<Factors, 128, 64, 4, 2, 2, 2>;
 template <class Factors>
-using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4>;
+using Mma128x128 = MmaTile<Factors, 128, 128, 2, 4, 4, 1>;
 template <class Factors>
-using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1>;
+using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1, 1>;
 
 template <class Factors>
 using Wgmma128x128 = WgmmaTile<Factors, 128, 4, 136, 4>;
@@ -29,11 +30,12 @@ template <class T>
 using Simt = SimtTile<T, sizeof(typename Accumulator<T>::type) == 4 ? 8 : 4>;
 
 // Estimates of what a block costs, in clock cycles of a multiprocessor. They follow from the bytes that pass
-// through the first-level cache, 128 per cycle, and the rates of mma.sync and wgmma; none has been measured.
+// through the first-level cache, 128 per cycle, the rates of mma.sync and wgmma, and the instructions that four
+// schedulers issue, one per cycle each; none has been measured.
 struct Cost {
   static constexpr double start = 3000;         // of a kernel
   static constexpr double table = 1500;         // of a window of samples
-  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500;
+  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500, instructions_per_cycle = 4;
   static constexpr double mma_factors_per_cycle = 1200, wgmma_factors_per_cycle = 2048;  // of 16 bits
 };
 
@@ -192,10 +194,13 @@ class Planner {
     constexpr double bytes = (samples + Tile::columns + Tile::operand_rows) * step_bytes;
     const double factors = static_cast<double>(Tile::pixels) * Tile::columns * step_bytes / element_bytes(element_);
     if (element_ == Element::float32) rate /= 2;
-    const double step = larger(bytes / Cost::bytes_per_cycle, factors / rate);
-    const double block = Cost::table + step * ceil(steps(), plan.tiling.splits) +
+    constexpr double issue = Tile::instructions / Cost::instructions_per_cycle;
+    const double step = larger(issue, larger(bytes / Cost::bytes_per_cycle, factors / rate));
+    const int windows = ceil(ceil(shape_.taps(), plan.tiling.splits), larger(1, plan.tiling.window_taps));
+    const double block = Cost::table * windows + step * ceil(steps(), plan.tiling.splits) +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
-    const double at_once = gpu_.multiprocessors * static_cast<double>(larger(1, smaller(2, gpu_.shared_bytes / plan.shared_bytes)));
+    const int resident = larger(1, smaller(Tile::resident, gpu_.shared_bytes / plan.shared_bytes));
+    const double at_once = static_cast<double>(gpu_.multiprocessors) * resident;
     const double rounds = static_cast<double>(plan.blocks) / at_once;
     const double busy = rounds < 1 ? larger(1.0, static_cast<double>(plan.blocks) / gpu_.multiprocessors)
                                    : static_cast<double>(ceil_div(plan.blocks, static_cast<int64_t>(at_once))) *

@@ -34,14 +34,18 @@ struct WgmmaTile {
   using Factors = FACTORS;
   static constexpr int consumer_groups = 2, producer_groups = 2;
   static constexpr int consumers = consumer_groups * group_threads, producers = producer_groups * group_threads;
-  static constexpr int threads = consumers + producers;
+  static constexpr int threads = consumers + producers, resident = 1;
   static constexpr int pixels = product_rows * consumer_groups, columns = COLUMNS, stages = STAGES, batch = BATCH;
   static constexpr int products = COLUMNS / product_columns;  // beside each other
   static constexpr int consumer_registers = CONSUMER_REGISTERS, producer_registers = 256 - CONSUMER_REGISTERS;
-  static constexpr int rows_at_once = producers / step_chunks, samples = pixels / rows_at_once;  // of the producers
+  static constexpr int rows_at_once = producers / step_chunks;  // of the producers, as what follows
+  static constexpr int samples = pixels / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
   static constexpr int stage_bytes = (pixels + COLUMNS) * step_bytes;
   // Rows of a stage that the tensor cores read per step: each product its own.
   static constexpr int operand_rows = consumer_groups * products * (product_rows + product_columns);
+  // Of all warps per step; the numbers are counted in machine code.
+  static constexpr int instructions =
+      producers / warp_threads * (115 * samples + 8 * copies) + consumers / warp_threads * (41 + 33 * products);
   static_assert(products * product_columns == COLUMNS && samples % BATCH == 0, "products and batches come out even");
   static_assert(samples * rows_at_once == pixels, "threads divide the tile");
   static_assert(rows_at_once % swizzle_rows == 0, "the order of chunks is the same in all rows of a thread");
@@ -122,48 +126,55 @@ class WgmmaBlock {
     if (thread_index() % warp_threads == 0) arrive(barrier);
   }
 
-  // What a producer reads in a step.
-  struct Source {
-    int tap, byte;
-    bool inside;        // whether there are such channels
-    const char* input;  // these channels of the first pixel
-    int entry;          // of the table, for the producer's first sample
-  };
-
   DCNZOO_DEVICE void produce() {
-    Chunk corners[Tile::batch][4];  // on their way
-    Source here{};
+    Chunk corners[Tile::batch][4];
     Stage stage;
-    int window_end = 0;
-    for (int step = work_.begin; step < work_.end; ++step, stage.advance()) {
-      if (work_.tap(step) >= window_end) {
-        const Window window = work_.window(work_.tap(step));
-        window_end = window.tap + window.taps;
-        sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
-        table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
-        sync_threads(producers_barrier, Tile::producers);
-        here = source(step);
-        DCNZOO_UNROLL
-        for (int i = 0; i < Tile::batch; ++i) load(here, i, corners[i]);
-      }
-      wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
-      Chunk* pixels = reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
-      work_.template copy_weights<Tile::rows_at_once>(here.tap, here.byte, own_row(),
-                                                      pixels + Tile::pixels * step_chunks);
-      const bool more = step + 1 < work_.end && work_.tap(step + 1) < window_end;
-      const Source next = more ? source(step + 1) : Source{};
+    Step step = work_.first_step();
+    Source here = start(step, stage, corners);
+    for (int left = work_.end - work_.begin - 1;; --left) {
+      Chunk* target = pixels(stage);
       DCNZOO_UNROLL
       for (int i = 0; i < Tile::samples; ++i) {
         Chunk(&own)[4] = corners[i % Tile::batch];
-        store_shared(pixels + i * Tile::rows_at_once * step_chunks, sample(here, i, own));
+        store_shared(target + i * Tile::rows_at_once * step_chunks, sample(here, i, own));
         const int ahead = i + Tile::batch;
-        ahead < Tile::samples ? load(here, ahead, own) : load(next, ahead - Tile::samples, own);
+        if (ahead < Tile::samples) load(here, ahead, own);
       }
-      here = next;
       wait_for_copies();
       publish_to_tensor_cores();
       arrive_as_warp(&barriers_.full[stage.index()]);
+      if (left == 0) return;
+      work_.advance(step);
+      stage.advance();
+      here = start(step, stage, corners);
     }
+  }
+
+  // Starts what a step needs: the loads of the first samples and, in its stage, the copies of the weights. The loads
+  // come after what has been published, which waits for loads too, and before the wait for the stage.
+  DCNZOO_DEVICE Source start(const Step& step, const Stage& stage, Chunk (&corners)[Tile::batch][4]) {
+    enter(step);
+    const Source source = work_.source(step, own_chunk(), table_, own_row());
+    DCNZOO_UNROLL
+    for (int i = 0; i < Tile::batch; ++i) load(source, i, corners[i]);
+    wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
+    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), pixels(stage) + Tile::pixels * step_chunks);
+    return source;
+  }
+
+  // Where this thread's first sample goes.
+  DCNZOO_DEVICE Chunk* pixels(const Stage& stage) const {
+    return reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
+  }
+
+  // Makes sure that the samples of a step are in the table.
+  DCNZOO_DEVICE void enter(const Step& step) {
+    if (step.tap < window_end_) return;
+    const Window window = work_.window(step.tap);
+    window_end_ = window.tap + window.taps;
+    sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
+    table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
+    sync_threads(producers_barrier, Tile::producers);
   }
 
   static DCNZOO_DEVICE int producer() { return thread_index() - Tile::consumers; }
@@ -174,22 +185,14 @@ class WgmmaBlock {
 
   static DCNZOO_DEVICE int swizzled(int row, int chunk) { return row * step_chunks + (chunk ^ row % swizzle_rows); }
 
-  // Once per step, for its divisions take as long as many samples.
-  DCNZOO_DEVICE Source source(int step) const {
-    const int tap = work_.tap(step), byte = work_.byte(step, own_chunk());
-    if (!work_.has(byte)) return {tap, byte, false, nullptr, 0};
-    return {tap, byte, true, work_.input(byte), table_.index(tap, work_.deform_group(byte), own_row())};
-  }
-
   DCNZOO_DEVICE void load(const Source& source, int i, Chunk (&corners)[4]) const {
-    if (!source.inside) return;
     load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_bytes(),
                  work_.pixel_bytes() * work_.call.shape.width);
   }
 
   DCNZOO_DEVICE Chunk sample(const Source& source, int i, const Chunk (&corners)[4]) const {
-    if (!source.inside) return Chunk{};
-    return interpolate<Factors>(corners, table_.weights(source.entry + i * Tile::rows_at_once));
+    return keep_if(source.inside,
+                   interpolate<Factors>(corners, table_.weights(source.entry + i * Tile::rows_at_once)));
   }
 
   DCNZOO_DEVICE void consume() {
@@ -231,6 +234,7 @@ class WgmmaBlock {
   char* const shared_;
   Table table_;
   Barriers& barriers_;
+  int window_end_ = 0;
 };
 
 }  // namespace dcnzoo::cuda

@@ -113,4 +113,45 @@ DCNZOO_DEVICE double narrow<double>(double value) {
   return value;
 }
 
+// How a thread reads and writes channels: 16 bytes of them at once,
+template <class FACTORS>
+struct ChunkAccess {
+  using Storage = typename FACTORS::Storage;
+  static constexpr int elements = 4 * FACTORS::elements;
+
+  static DCNZOO_DEVICE void load(const Storage* address, float (&values)[elements]) {
+    const Chunk chunk = load_global(address);
+    DCNZOO_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      const Pair pair = FACTORS::unpack(chunk.word[w]);
+      values[w * FACTORS::elements] = pair.low;
+      if constexpr (FACTORS::elements == 2) values[2 * w + 1] = pair.high;
+    }
+  }
+
+  static DCNZOO_DEVICE void store(Storage* address, const float (&values)[elements]) {
+    Chunk chunk;
+    DCNZOO_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (FACTORS::elements == 2) {
+        chunk.word[w] = FACTORS::pack({values[2 * w], values[2 * w + 1]});
+      } else {
+        chunk.word[w] = float_bits(values[w]);  // not rounded to what the tensor cores multiply
+      }
+    }
+    store_global(address, chunk);
+  }
+};
+
+// or one.
+template <class STORAGE>
+struct ScalarAccess {
+  using Storage = STORAGE;
+  using T = typename Accumulator<STORAGE>::type;
+  static constexpr int elements = 1;
+
+  static DCNZOO_DEVICE void load(const Storage* address, T (&values)[1]) { values[0] = widen(load_scalar(address)); }
+  static DCNZOO_DEVICE void store(Storage* address, const T (&values)[1]) { *address = narrow<Storage>(values[0]); }
+};
+
 }  // namespace dcnzoo::cuda

@@ -9,9 +9,9 @@ namespace {
 
 extern __shared__ __align__(128) char shared_memory[];
 
-template <class T, class Load>
+template <class Access>
 __global__ void __launch_bounds__(roi_threads) roi_kernel(const __grid_constant__ RoiPool call) {
-  RoiWarp<T, Load>(call).run();
+  RoiWarp<Access>(call).run();
 }
 
 __global__ void __launch_bounds__(nms_threads) nms_kernel(const __grid_constant__ Suppression call) {
@@ -34,8 +34,8 @@ cudaError_t launch_bins(void (*kernel)(Call), const Call& call, const RoiPool& p
 template <class Factors>
 cudaError_t launch_roi_pool(const RoiPool& call, cudaStream_t stream) {
   using T = typename Factors::Storage;
-  const bool whole_chunks = call.channels % ChunkLoad<Factors>::elements == 0;
-  return launch_bins(whole_chunks ? roi_kernel<T, ChunkLoad<Factors>> : roi_kernel<T, ScalarLoad<T>>, call, call, stream);
+  const bool whole_chunks = call.channels % ChunkAccess<Factors>::elements == 0;
+  return launch_bins(whole_chunks ? roi_kernel<ChunkAccess<Factors>> : roi_kernel<ScalarAccess<T>>, call, call, stream);
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ int run_roi_pool(const RoiPool& call, Stream stream) {
     case Element::float16: return launch_roi_pool<HalfFactors>(call, stream);
     case Element::bfloat16: return launch_roi_pool<Bfloat16Factors>(call, stream);
     case Element::float32: return launch_roi_pool<Tf32Factors>(call, stream);
-    default: return launch_bins(roi_kernel<double, ScalarLoad<double>>, call, call, stream);
+    default: return launch_bins(roi_kernel<ScalarAccess<double>>, call, call, stream);
   }
 }
 

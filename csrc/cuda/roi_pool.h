@@ -1,6 +1,7 @@
 // RoIAlign (aligned, adaptive grid) and deformable RoI pooling over channels-last maps, and their derivatives.
 //
-// A warp computes a bin; its threads load 16 bytes of channels each, of each of the four corners of a sample.
+// A warp computes a bin; its threads load 16 bytes of channels each, of each of the four corners of a sample, and store
+// as many.
 #pragma once
 
 #include "elements.h"
@@ -93,14 +94,7 @@ struct RoiTask {
   bool sound;  // pools to numbers
 
   DCNZOO_DEVICE RoiTask(const RoiPool& call, int64_t bin_index)
-      : index(bin_index),
-        level(call.levels[level_of(call, index / bins(call))]),
-        bin(roi_bin<T>(call, index / bins(call), static_cast<int>(index % bins(call)),
-                       static_cast<T>(level.spatial_scale))),
-        image(roi_number<T>(call, index / bins(call), 0)) {
-    // written so that not-a-number fails
-    sound = bin.width <= most_samples && bin.height <= most_samples && image < static_cast<T>(call.images);
-  }
+      : RoiTask(call, bin_index, divide(bin_index, call.pooled_h * call.pooled_w)) {}
 
   DCNZOO_DEVICE bool exists() const { return image >= T{0} && sound; }
 
@@ -110,9 +104,17 @@ struct RoiTask {
   }
 
  private:
-  static constexpr T most_samples = T{65536};  // per axis of a bin
+  // `roi` is the number of the RoI, and of the bin in it.
+  DCNZOO_DEVICE RoiTask(const RoiPool& call, int64_t bin_index, const Division& roi)
+      : index(bin_index),
+        level(call.levels[level_of(call, roi.quotient)]),
+        bin(roi_bin<T>(call, roi.quotient, static_cast<int>(roi.rest), static_cast<T>(level.spatial_scale))),
+        image(roi_number<T>(call, roi.quotient, 0)) {
+    // written so that not-a-number fails
+    sound = bin.width <= most_samples && bin.height <= most_samples && image < static_cast<T>(call.images);
+  }
 
-  static DCNZOO_DEVICE int bins(const RoiPool& call) { return call.pooled_h * call.pooled_w; }
+  static constexpr T most_samples = T{65536};  // per axis of a bin
 
   static DCNZOO_DEVICE int level_of(const RoiPool& call, int64_t roi) {
     if (call.level_of_roi == nullptr) return 0;
@@ -128,36 +130,10 @@ DCNZOO_DEVICE int64_t num_roi_bins(const RoiPool& call) {
   return call.num_rois * call.pooled_h * call.pooled_w;
 }
 
-// What a thread loads at once: `elements` channels, as float.
-template <class Factors>
-struct ChunkLoad {
-  static constexpr int elements = 4 * Factors::elements;
-
-  static DCNZOO_DEVICE void add(const void* address, float weight, float (&sums)[elements]) {
-    const Chunk chunk = load_global(address);
-    DCNZOO_UNROLL
-    for (int w = 0; w < 4; ++w) {
-      const Pair value = Factors::unpack(chunk.word[w]);
-      sums[w * Factors::elements] += weight * value.low;
-      if constexpr (Factors::elements == 2) sums[2 * w + 1] += weight * value.high;
-    }
-  }
-};
-
-template <class STORAGE>
-struct ScalarLoad {
-  using T = typename Accumulator<STORAGE>::type;
-  static constexpr int elements = 1;
-
-  static DCNZOO_DEVICE void add(const void* address, T weight, T (&sums)[1]) {
-    sums[0] += weight * widen(load_scalar(static_cast<const STORAGE*>(address)));
-  }
-};
-
-template <class STORAGE, class LOAD>
+template <class ACCESS>
 class RoiWarp {
-  using Load = LOAD;
-  using T = typename Accumulator<STORAGE>::type;
+  using Storage = typename ACCESS::Storage;
+  using T = typename Accumulator<Storage>::type;
 
  public:
   DCNZOO_DEVICE explicit RoiWarp(const RoiPool& call) : call_(call) {}
@@ -165,34 +141,42 @@ class RoiWarp {
   DCNZOO_DEVICE void run() const {
     if (roi_bin_of_warp() >= num_roi_bins(call_)) return;
     const RoiTask<T> task(call_, roi_bin_of_warp());
-    STORAGE* output = static_cast<STORAGE*>(call_.output) + task.index * call_.channels;
-    for (int c = thread_index() % warp_threads * Load::elements; c < call_.channels;
-         c += warp_threads * Load::elements) {
-      T sums[Load::elements] = {};
+    const bool number = task.sound || task.image < T{0};
+    Storage* output = static_cast<Storage*>(call_.output) + task.index * call_.channels;
+    for (int c = thread_index() % warp_threads * ACCESS::elements; c < call_.channels;
+         c += warp_threads * ACCESS::elements) {
+      T sums[ACCESS::elements] = {};
       if (task.exists()) average(task, c, sums);
       DCNZOO_UNROLL
-      for (int k = 0; k < Load::elements; ++k) {
-        const bool number = task.sound || task.image < T{0};
-        output[c + k] = narrow<STORAGE>(number ? sums[k] : static_cast<T>(bits_float(0x7fc00000u)));
+      for (int k = 0; k < ACCESS::elements; ++k) {
+        sums[k] = number ? sums[k] : static_cast<T>(bits_float(0x7fc00000u));
       }
+      ACCESS::store(output + c, sums);
     }
   }
 
  private:
   // Mean of the samples of a bin, for the channels from `channel` on.
-  DCNZOO_DEVICE void average(const RoiTask<T>& task, int channel, T (&sums)[Load::elements]) const {
-    const STORAGE* source = static_cast<const STORAGE*>(task.level.input) + channel;
+  DCNZOO_DEVICE void average(const RoiTask<T>& task, int channel, T (&sums)[ACCESS::elements]) const {
+    const Storage* source = static_cast<const Storage*>(task.level.input) + channel;
     for_each_sample(task.bin, task.level, [&](const RoiAxis<T>& y, const RoiAxis<T>& x, T share) {
-      const STORAGE* top = source + task.row(call_, y.low);
-      const STORAGE* bottom = source + task.row(call_, y.high);
+      const Storage* top = source + task.row(call_, y.low);
+      const Storage* bottom = source + task.row(call_, y.high);
       const int64_t left = static_cast<int64_t>(x.low) * call_.channels;
       const int64_t right = static_cast<int64_t>(x.high) * call_.channels;
       const T upper = y.low_weight * share, lower = y.high_weight * share;
-      Load::add(top + left, upper * x.low_weight, sums);
-      Load::add(top + right, upper * x.high_weight, sums);
-      Load::add(bottom + left, lower * x.low_weight, sums);
-      Load::add(bottom + right, lower * x.high_weight, sums);
+      add(top + left, upper * x.low_weight, sums);
+      add(top + right, upper * x.high_weight, sums);
+      add(bottom + left, lower * x.low_weight, sums);
+      add(bottom + right, lower * x.high_weight, sums);
     });
+  }
+
+  static DCNZOO_DEVICE void add(const Storage* address, T weight, T (&sums)[ACCESS::elements]) {
+    T values[ACCESS::elements];
+    ACCESS::load(address, values);
+    DCNZOO_UNROLL
+    for (int k = 0; k < ACCESS::elements; ++k) sums[k] += weight * values[k];
   }
 
   const RoiPool& call_;
@@ -219,7 +203,8 @@ class RoiGradWarp {
     by_x = sum_over_warp(by_x), by_y = sum_over_warp(by_y);
     if (pool_.offset == nullptr || thread_index() % warp_threads > 0) return;
     const int64_t bins = static_cast<int64_t>(pool_.pooled_h) * pool_.pooled_w;
-    const int64_t index = task.index / bins * 2 * bins + task.index % bins;
+    const Division roi = divide(task.index, bins);
+    const int64_t index = roi.quotient * 2 * bins + roi.rest;
     write_element(call_.grad_offset, pool_.offset_element, index, by_x * task.bin.reach_x);
     write_element(call_.grad_offset, pool_.offset_element, index + bins, by_y * task.bin.reach_y);
   }

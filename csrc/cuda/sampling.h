@@ -19,8 +19,8 @@ DCNZOO_BOTH Pixel pixel_after(const Pixel& first, int step, const ConvShape& sha
 }
 
 DCNZOO_BOTH Pixel pixel_at(int64_t index, const ConvShape& shape) {
-  const int64_t row = index / shape.out_width;
-  return {row / shape.out_height, static_cast<int>(row % shape.out_height), static_cast<int>(index % shape.out_width)};
+  const Division row = divide(index, shape.out_width), image = divide(row.quotient, shape.out_height);
+  return {image.quotient, static_cast<int>(image.rest), static_cast<int>(row.rest)};
 }
 
 // One axis of the bilinear interpolation. Not-a-number counts as outside.

@@ -8,7 +8,6 @@ from typing import cast
 from torch import Tensor, nn
 
 from dcnzoo.models.layers import Conv1x1, Conv3x3
-from dcnzoo.ops import dense
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
 """Pixels of the image per pixel of each level."""
@@ -40,7 +39,7 @@ class FPN(nn.Module):
         sums = [self.lateral_convs[3](features.pop("c5"))]
         for level, name in ((2, "c4"), (1, "c3"), (0, "c2")):
             lateral = cast(Conv1x1, self.lateral_convs[level].conv)
-            sums.append(lateral.add_to(dense.upsample2x(sums[-1]), features.pop(name)))
+            sums.append(lateral.add_upsampled(features.pop(name), sums[-1]))
         outputs = [conv(sums.pop()) for conv in self.fpn_convs]
         outputs.append(outputs[-1][:, :, ::2, ::2])
         return dict(zip(STRIDES, outputs, strict=True))

@@ -93,6 +93,12 @@ class Conv1x1(nn.Conv2d):
             output, input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
         )
 
+    def add_upsampled(self, input: Tensor, coarse: Tensor) -> Tensor:
+        """The convolution, without ReLU, of (N, C, 2H, 2W) plus upsampled `coarse` (N, O, H, W)."""
+        return dense.conv1x1_add_upsampled(
+            input, self.weight, self.bias, coarse, packed_weight=self.packed_weight
+        )
+
     def add_to_and_convolve(self, output: Tensor, input: Tensor, following: Conv1x1) -> tuple[Tensor, Tensor]:
         """`add_to`, and what `following` makes of the sum; in one pass where the kernels can."""
         packed, packed_next = self.packed_weight, following.packed_weight

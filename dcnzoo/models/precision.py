@@ -10,8 +10,9 @@ layers. That is done in nearly all of them, but not in
 - the stem, since the image itself would lose grey levels;
 - what predicts offsets, and the last layers, where rounded scores are ties.
 
-With bfloat16, which is coarser, nor in the convolutions of the shortcuts, whose errors a whole stage
-inherits; and weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
+With bfloat16, which is coarser, nor in the first shortcut's convolution, whose errors all stages inherit
+and whose time goes by for memory; and weights of 1×1 and deformable convolutions are rounded so that
+their errors cancel.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 
@@ -41,8 +42,8 @@ from dcnzoo.ops.backend import half_factor
 _KEPT = ("conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
 """Names of layers that stay float32 wherever they are."""
 
-_KEPT_FROM_BFLOAT16 = ("downsample",)
-"""Names of more layers whose factors are not rounded to bfloat16."""
+_KEPT_FROM_BFLOAT16 = "backbone.layer1.0.downsample"
+"""The layer whose factors are not rounded to bfloat16 either."""
 
 _HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
 """Layers that can round their factors to 16 bits."""
@@ -135,9 +136,9 @@ def round_balanced(weight: Tensor) -> Tensor:
 
 def _multiply_in_half(model: RCNN) -> RCNN:
     coarse = half_factor() == torch.bfloat16
-    kept = (*_KEPT, *_KEPT_FROM_BFLOAT16) if coarse else _KEPT
     for name, module in model.named_modules():
-        if not isinstance(module, _HALF_LAYERS) or name.rpartition(".")[2] in kept:
+        kept = name.rpartition(".")[2] in _KEPT or (coarse and name == _KEPT_FROM_BFLOAT16)
+        if kept or not isinstance(module, _HALF_LAYERS):
             continue
         module.half_products = True
         if coarse and isinstance(module, Conv1x1):

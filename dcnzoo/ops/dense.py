@@ -174,6 +174,32 @@ def conv1x1_add_(
     return output.relu_() if relu else output
 
 
+def conv1x1_add_upsampled(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    coarse: Tensor,
+    *,
+    packed_weight: Tensor | None = None,
+) -> Tensor:
+    """1×1 convolution plus `upsample2x` of another map: a step down a feature pyramid.
+
+    Args:
+        input: (N, C, 2H, 2W).
+        weight: (O, C, 1, 1).
+        bias: (O,).
+        coarse: (N, O, H, W).
+        packed_weight: from `pack_linear_weight`.
+
+    Returns:
+        (N, O, 2H, 2W), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input, coarse):
+        output: Tensor = torch.ops.dcnzoo.conv1x1_add_upsampled(input, packed_weight, bias, coarse)
+        return output
+    return conv1x1_add_(upsample2x(coarse), input, weight, bias, packed_weight=packed_weight)
+
+
 def conv1x1_add_conv1x1_(
     output: Tensor,
     input: Tensor,
@@ -405,14 +431,17 @@ def pack_map_linear_weight(
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor | None:
-    """Arranges the weight (O, C, 7, 7) of `stem`; None without compiled kernels.
+    """Transforms the weight (O, C, 7, 7) of `stem`, to three times its size; None without compiled kernels.
 
     Raises:
         ValueError: another shape.
     """
     if weight.ndim != 4 or weight.shape[2:] != (7, 7):
         raise ValueError(f"weight must be (O, C, 7, 7), got {tuple(weight.shape)}")
-    return pack_linear_weight(weight.permute(0, 2, 3, 1).flatten(1))
+    if not _packs(weight):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_stem_weight(weight.detach())
+    return packed
 
 
 def pack_conv_transpose2x2_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
@@ -492,6 +521,12 @@ if NATIVE_PROBLEM is None:
     def _fake_conv1x1_add_(*_: object) -> None:
         return None
 
+    @torch.library.register_fake("dcnzoo::conv1x1_add_upsampled")  # type: ignore[untyped-decorator]
+    def _fake_conv1x1_add_upsampled(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, coarse: Tensor
+    ) -> Tensor:
+        return _maps(input, coarse.shape[1], *input.shape[2:])
+
     @torch.library.register_fake("dcnzoo::conv1x1_add_conv1x1_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_conv1x1_(
         output: Tensor,
@@ -549,3 +584,7 @@ if NATIVE_PROBLEM is None:
     @torch.library.register_fake("dcnzoo::pack_linear_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_linear_weight(weight: Tensor, half: bool = False) -> Tensor:
         return _packed(weight, torch.ops.dcnzoo.packed_linear_numel(*weight.shape[:2], half), half)
+
+    @torch.library.register_fake("dcnzoo::pack_stem_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_stem_weight(weight: Tensor) -> Tensor:
+        return _packed(weight, torch.ops.dcnzoo.packed_stem_numel(*weight.shape[:2]), half=False)

@@ -28,6 +28,9 @@ TOLERANCE = {HALF: 1e-3, BFLOAT16: 8e-3, SINGLE: 2e-6, DOUBLE: 1e-14}
 GROUPS = Case(2, 24, 36, (5, 6), groups=6, deform_groups=4, mask=True, stride=(2, 1))
 """Weight groups that share deformable groups, and the other way round."""
 
+GROUPS_OF_CHUNKS = Case(2, 96, 24, (5, 6), groups=3, deform_groups=2, mask=True, bias=True)
+"""The same, of whole chunks of 16 bytes."""
+
 RUNS: dict[str, tuple[Case, torch.dtype]] = {
     **{
         f"{name}-{dtype}": (CASES[name], dtype)
@@ -54,6 +57,7 @@ TWO_STEPS: dict[str, tuple[Case, torch.dtype]] = {
         ("dense", CASES["dense"], HALF),
         ("dense", CASES["dense"], BFLOAT16),
         ("groups", replace(GROUPS, bias=True, relu=True), DOUBLE),
+        *(("groups_of_chunks", GROUPS_OF_CHUNKS, dtype) for dtype in (SINGLE, HALF, BFLOAT16)),
     )
 }
 """The forward pass by the same columns."""

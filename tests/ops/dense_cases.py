@@ -182,7 +182,10 @@ def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False, half: 
 def conv1x1_error(
     sizes: tuple[int, int, int, int, int, int], bias: bool = True, relu: bool = False, half: bool = False
 ) -> float:
-    """Error of `conv1x1`, and of `conv1x1_add_` where the stride is 1, for (N, C, O, H, W, stride)."""
+    """Error of `conv1x1`, where the stride is 1 of `conv1x1_add_` and `conv1x1_add_upsampled`, too.
+
+    Sizes are (N, C, O, H, W, stride).
+    """
     n, c, o, h, w, stride = sizes
     torch.manual_seed(0)
     x, weight, b = random(n, c, h, w), random(o, c, 1, 1, scale=c**-0.5), random(o) if bias else None
@@ -195,6 +198,11 @@ def conv1x1_error(
         expected += shortcut
         dense.conv1x1_add_(shortcut, x, weight, b, relu=relu, packed_weight=packed)
         largest = max(largest, error(shortcut, expected, relu))
+        wide, coarse = x.repeat(1, 1, 2, 2), random(n, o, h, w)
+        found = dense.conv1x1_add_upsampled(wide, weight, b, coarse, packed_weight=packed)
+        expected = F.conv2d(wide.double(), weight.double(), b if b is None else b.double())
+        expected += F.interpolate(coarse.double(), scale_factor=2)
+        largest = max(largest, error(found, expected, relu=False))
     return largest
 
 

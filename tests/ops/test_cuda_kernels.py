@@ -147,7 +147,7 @@ LAYERS = {
     "c4-deform-groups": layer(256, 50, 84, deform_groups=4),
     "x101-c3": layer(256, 100, 168, groups=32),
     "x101-c5": layer(1024, 25, 42, groups=32),
-    "beyond-32-bits": layer(64, 30000, 40000, images=3),
+    "beyond-32-bits": layer(64, 30000, 40000, images=4),
 }
 
 
@@ -279,10 +279,10 @@ def test_samples(
 @pytest.mark.usefixtures("plans")
 def test_addresses_beyond_32_bits() -> None:
     shape = LAYERS["beyond-32-bits"]
-    _, address, _ = sample(shape, 2, 29999, 39999, 128)
-    assert address == (3 * 30000 * 40000 - 1) * 128
+    _, address, _ = sample(shape, 3, 29999, 39999, 128)
+    assert address == (4 * 30000 * 40000 - 1) * 128
     pixel = (ctypes.c_int64 * 3)()
     find = emulated_gpu.library().find_pixel
     find.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p]
-    find(ctypes.byref(shape), 3 * 30000 * 40000 - 100, 99, pixel)
-    assert list(pixel) == [2, 29999, 39999]
+    find(ctypes.byref(shape), 4 * 30000 * 40000 - 100, 99, pixel)
+    assert list(pixel) == [3, 29999, 39999]

@@ -103,6 +103,29 @@ def test_threads_do_not_time_each_other() -> None:
     assert len(gpu.computed) == 2 * len(list(gpu_tuning.ways(call())))
 
 
+def test_the_host_is_ahead_when_time_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            launched.append("event")
+
+        def synchronize(self) -> None:
+            launched.append("waited")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 5.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: launched.append("sleep"))  # fails where there is none
+    assert gpu_tuning.time_on_gpu(lambda: launched.append("call")) == 5.0 / gpu_tuning.CALLS
+    calls = ["call"] * gpu_tuning.CALLS
+    assert launched == ["call", *["sleep", "event", *calls, "event", "waited"] * gpu_tuning.ROUNDS]
+
+
 @pytest.mark.parametrize(
     ("dtype", "tf32", "matmul", "allowed"),
     [

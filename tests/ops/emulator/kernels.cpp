@@ -54,12 +54,21 @@ void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   emulated::launch(3, reduce_threads, 0, seed, [&](char*) { reduce_splits<T>(call, plan.tiling.splits); });
 }
 
-template <class T>
+template <class Access>
 void run_columns(const DeformConv2dColumns& work, bool scatter, unsigned seed) {
   emulated::launch(3, column_threads, 0, seed, [&](char*) {
-    const ColumnWarp<T> warp(work);
+    const ColumnWarp<Access> warp(work);
     scatter ? warp.scatter() : warp.sample();
   });
+}
+
+template <class Factors>
+void run_columns_of(const DeformConv2dColumns& work, bool scatter, unsigned seed) {
+  if (!scatter && has_whole_chunks<Factors>(work.call.shape)) {
+    run_columns<ChunkAccess<Factors>>(work, scatter, seed);
+  } else {
+    run_columns<ScalarAccess<typename Factors::Storage>>(work, scatter, seed);
+  }
 }
 
 template <class Warp, class Call>
@@ -70,11 +79,10 @@ void launch_bins(const Call& call, const RoiPool& pool) {
 
 template <class Factors>
 void pool(const RoiPool& call) {
-  using T = typename Factors::Storage;
-  if (call.channels % ChunkLoad<Factors>::elements == 0) {
-    launch_bins<RoiWarp<T, ChunkLoad<Factors>>>(call, call);
+  if (call.channels % ChunkAccess<Factors>::elements == 0) {
+    launch_bins<RoiWarp<ChunkAccess<Factors>>>(call, call);
   } else {
-    launch_bins<RoiWarp<T, ScalarLoad<T>>>(call, call);
+    launch_bins<RoiWarp<ScalarAccess<typename Factors::Storage>>>(call, call);
   }
 }
 
@@ -101,10 +109,10 @@ void run_deform_conv2d(const DeformConv2d* call, const Plan* plan, unsigned seed
 
 void run_columns(const DeformConv2dColumns* work, int scatter, unsigned seed) {
   switch (work->call.element) {
-    case Element::float16: return run_columns<Half>(*work, scatter != 0, seed);
-    case Element::bfloat16: return run_columns<Bfloat16>(*work, scatter != 0, seed);
-    case Element::float32: return run_columns<float>(*work, scatter != 0, seed);
-    default: return run_columns<double>(*work, scatter != 0, seed);
+    case Element::float16: return run_columns_of<HalfFactors>(*work, scatter != 0, seed);
+    case Element::bfloat16: return run_columns_of<Bfloat16Factors>(*work, scatter != 0, seed);
+    case Element::float32: return run_columns_of<Tf32Factors>(*work, scatter != 0, seed);
+    default: return run_columns<ScalarAccess<double>>(*work, scatter != 0, seed);
   }
 }
 
@@ -113,7 +121,7 @@ void run_roi_pool(const RoiPool* call) {
     case Element::float16: return pool<HalfFactors>(*call);
     case Element::bfloat16: return pool<Bfloat16Factors>(*call);
     case Element::float32: return pool<Tf32Factors>(*call);
-    default: return launch_bins<RoiWarp<double, ScalarLoad<double>>>(*call, *call);
+    default: return launch_bins<RoiWarp<ScalarAccess<double>>>(*call, *call);
   }
 }
 
