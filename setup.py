@@ -62,6 +62,8 @@ CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.cpp"))
 CUDA_TARGETS = Path("csrc/cuda/targets.txt")
 """Compute capabilities that DCNZOO_CUDA_ARCHS=all compiles for, PTX of the lowest beside them."""
 
+CUDA_RUNTIMES = ("libcudart.so", "libcudart_static.a")
+
 
 class BuildPy(build_py):
     """Ships the top-level manifest inside the package."""
@@ -111,6 +113,13 @@ def cuda_library_dirs(nvcc: Path) -> list[str]:
     top = re.search(r"^#\$ TOP=(.*)$", shown.stderr, re.MULTILINE)
     root = Path(top[1]) if top else nvcc.parents[1]
     return [str(root / name) for name in ("lib64", "lib") if (root / name).is_dir()]
+
+
+def cuda_runtime(folders: list[str]) -> list[str]:
+    """Libraries of the CUDA runtime: the shared one, or the static one where the link to that is missing."""
+    has = {name: any(Path(folder, name).exists() for folder in folders) for name in CUDA_RUNTIMES}
+    static = has["libcudart_static.a"] and not has["libcudart.so"]
+    return ["cudart_static", "rt", "dl"] if static else ["cudart"]
 
 
 def cuda_obstacle(nvcc: Path | None) -> str | None:
@@ -177,12 +186,13 @@ def cuda_objects(nvcc: Path, folder: Path) -> list[str]:
 
 def cuda_extension(nvcc: Path) -> Any:
     """The extension `dcnzoo._C_cuda`."""
+    folders = cuda_library_dirs(nvcc)
     return CppExtension(
         "dcnzoo._C_cuda",
         CUDA_SOURCES,
         extra_compile_args=[*COMPILE, *STABLE_ABI, "-DUSE_CUDA"],
-        libraries=["torch_cuda", "c10_cuda", "cudart"],
-        library_dirs=cuda_library_dirs(nvcc),
+        libraries=["torch_cuda", "c10_cuda", *cuda_runtime(folders)],
+        library_dirs=folders,
         depends=HEADERS,
         py_limited_api=True,
     )

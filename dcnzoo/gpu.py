@@ -9,7 +9,7 @@ Shapes: N images, H and W the padded size of a batch, D most detections.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dcnzoo.models.rcnn import RCNN, Instances
 
 MOST_GRAPHS = 16
-"""Graphs kept, the least recently used goes; most images of a collection share a few shapes."""
+"""Graphs kept; most images of a collection share a few shapes."""
 
 SEEN_BEFORE = 1
 """Batches of a shape that run without a graph before one is captured, which costs about ten of them."""
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """What goes up to a GPU.
 
     Attributes:
-        pixels: (N, H, W, 3) uint8 RGB, padded with zeros at the right and the bottom.
+        pixels: (N, H, W, 3) uint8 RGB, padded with anything at the right and the bottom.
         settings: of `pack_settings`.
     """
 
@@ -73,7 +73,8 @@ class Pending:
 class GpuDetector:
     """Runs a detector on a device.
 
-    Batches may be begun by several threads.
+    Batches may be begun by several threads. With CUDA graphs all of them need the same current stream, as
+    threads have that chose none: graphs share memory, and only the order in a stream keeps them apart.
 
     Args:
         model: for inference, on the device and in its final precision.
@@ -105,8 +106,8 @@ class GpuDetector:
             torch.tensor(values, dtype=torch.float32, device=device)
             for values in (preprocessing.mean, preprocessing.std)
         )
-        self._anchors = lru_cache(maxsize=8)(make_anchors)
-        self._graphs = GraphCache(GraphCapture(device)) if cuda_graphs and on_gpu else None
+        self._anchors = lru_cache(maxsize=MOST_GRAPHS)(make_anchors)
+        self._graphs = self._new_graphs() if cuda_graphs and on_gpu else None
 
     def stack(
         self, prepared: Sequence[PreparedImage], score_threshold: float, labels: NDArray[np.int64] | None
@@ -129,7 +130,8 @@ class GpuDetector:
 
     def begin(self, batch: Batch, max_detections: int) -> Pending:
         """Begins to detect, at most so many per image, and returns at once."""
-        with self._lock, torch.inference_mode(), self._on_device():
+        as_loaded = torch.autocast(self._device.type, enabled=False)  # `dtype` has decided
+        with self._lock, torch.inference_mode(), as_loaded, self._on_device():
             pixels, settings = self._upload(batch)
             compute = self.computation(pixels.shape, max_detections)
             if self._graphs is None:
@@ -157,7 +159,10 @@ class GpuDetector:
         """Lets the graphs go."""
         with self._lock:
             if self._graphs is not None:
-                self._graphs.clear()
+                self._graphs = self._new_graphs()
+
+    def _new_graphs(self) -> GraphCache:
+        return GraphCache(GraphCapture(self._device))
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self._device) if self._uploads is not None else nullcontext()
@@ -188,12 +193,14 @@ class GpuDetector:
 class GraphCapture:
     """Turns computations into CUDA graphs that share their memory: they never run at the same time.
 
+    That is so if all of them are replayed on one stream, which is therefore the current one in every call.
+
     Args:
         device: a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device, self._stream = device, _new_stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Computation, pixels: Tensor, settings: Tensor) -> Computation:
@@ -202,15 +209,21 @@ class GraphCapture:
         What it returns is overwritten by the next graph.
         """
         inputs = pixels.clone(), settings.clone()
-        current, aside = torch.cuda.current_stream(self._device), _new_stream(self._device)
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):  # libraries choose their kernels and take their memory
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):  # libraries choose their kernels and take their memory
             compute(*inputs)
-        current.wait_stream(aside)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = compute(*inputs)
-
+        capturing = torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with capturing:
+                found = compute(*inputs)
+        except BaseException:  # PyTorch takes no pool again whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
         return _Graph(graph, compute, inputs, found)
 
 
@@ -236,6 +249,9 @@ class _Graph:
 class GraphCache:
     """Runs computations as graphs once they come again.
 
+    When there is no room, a computation gets the place of the rarest one that has a graph once it has come
+    more often; until then it runs without.
+
     Args:
         capture: makes a graph of a computation and its arguments.
         most: graphs kept.
@@ -250,7 +266,7 @@ class GraphCache:
     ) -> None:
         self._capture, self._most, self._seen_before = capture, most, seen_before
         self._seen: Counter[Hashable] = Counter()
-        self._graphs: OrderedDict[Hashable, Computation] = OrderedDict()
+        self._graphs: dict[Hashable, Computation] = {}
 
     def run(self, key: Hashable, compute: Computation, pixels: Tensor, settings: Tensor) -> FixedInstances:
         """Computes, by a graph where there is one.
@@ -263,17 +279,19 @@ class GraphCache:
         """
         self._seen[key] += 1
         if key not in self._graphs:
-            if self._seen[key] <= self._seen_before:
+            if self._seen[key] <= self._seen_before or not self._make_room(key):
                 return compute(pixels, settings)
-            if len(self._graphs) >= self._most:
-                self._graphs.popitem(last=False)
             self._graphs[key] = self._capture(compute, pixels, settings)
-        self._graphs.move_to_end(key)
         return self._graphs[key](pixels, settings)
 
-    def clear(self) -> None:
-        """Lets all graphs go."""
-        self._graphs.clear()
+    def _make_room(self, key: Hashable) -> bool:
+        if len(self._graphs) < self._most:
+            return True
+        rarest = min(self._graphs, key=self._seen.__getitem__)
+        if self._seen[key] <= self._seen[rarest]:
+            return False
+        del self._graphs[rarest]
+        return True
 
 
 def stack_images(
@@ -297,7 +315,7 @@ def stack_images(
     """
     sizes = [(image.pixels.shape[0], image.pixels.shape[1]) for image in prepared]
     height, width = (-(-max(sides) // size_divisor) * size_divisor for sides in zip(*sizes, strict=True))
-    pixels = torch.zeros(len(prepared), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
+    pixels = torch.empty(len(prepared), height, width, 3, dtype=torch.uint8, pin_memory=pinned)
     for canvas, image, (h, w) in zip(pixels.numpy(), prepared, sizes, strict=True):
         canvas[:h, :w] = image.pixels
     originals = [image.original_size for image in prepared]
@@ -310,7 +328,7 @@ def normalise(pixels: Tensor, limits: Tensor, mean: Tensor, std: Tensor) -> Tens
     """What `dcnzoo.image.collate` makes of images, bit for bit.
 
     Args:
-        pixels: (N, H, W, 3) uint8.
+        pixels: (N, H, W, 3) uint8, with anything in the padding.
         limits: (N, 4) width and height of each image, and both again.
         mean: (3,) float32.
         std: (3,) float32.

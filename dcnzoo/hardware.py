@@ -66,7 +66,7 @@ def hardware_stamp(device: torch.device) -> dict[str, object]:
     """Returns what speed depends on, with the time (UTC) and the load that others caused; in JSON types."""
     import torch
 
-    packages = {name: package_version(module, name) for module, name in PACKAGES.items()}
+    packages = {name: _version_or_problem(module, name) for module, name in PACKAGES.items()}
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"dcnzoo": __version__, "python": platform.python_version(), **packages},
@@ -74,7 +74,7 @@ def hardware_stamp(device: torch.device) -> dict[str, object]:
         "cpu": cpu(),
         "gpu": describe_gpu(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
-        "operators": operators(),
+        "operators": operators(device),
         "load_average": round(os.getloadavg()[0], 2),
     }
 
@@ -85,6 +85,13 @@ def package_version(module: str, distribution: str) -> str:
 
     import_module(module)
     return version(distribution)
+
+
+def _version_or_problem(module: str, distribution: str) -> str:
+    try:
+        return package_version(module, distribution)
+    except ImportError as error:  # what was measured did without it
+        return f"missing ({error})"
 
 
 def cpu() -> dict[str, object]:
@@ -105,11 +112,15 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def operators() -> dict[str, object]:
-    """Says which operators run, and why."""
+def operators(device: torch.device | None = None) -> dict[str, object]:
+    """Says which operators run on a device, by default the CPU, and why."""
     from dcnzoo.ops import active_backend
+    from dcnzoo.ops.gpu import gpu_backend
 
-    name, reason = active_backend()
+    if device is not None and device.type == "cuda":
+        name, reason = gpu_backend(device.index)
+    else:
+        name, reason = active_backend()
     return {"backend": name, "because": reason}
 
 

@@ -6,9 +6,11 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -26,9 +28,9 @@ from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.memory import is_out_of_memory, return_freed_memory
 from dcnzoo.models.precision import lower_precision
-from dcnzoo.ops import active_backend, paste_masks
+from dcnzoo.ops import paste_masks
 from dcnzoo.ops.backend import half_factor
-from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops.gpu import gpu_backend
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
 from dcnzoo.times import StageTimes
@@ -65,7 +67,7 @@ class Predictor:
         preprocessing: sizes and normalisation of its input.
         class_names: names of the K classes.
         category_ids: COCO category ids of the K classes.
-        device: where it computes.
+        device: where it computes; of a GPU with its number.
         precision: "fp32", "tf32", "fp16" or "bf16".
     """
 
@@ -78,7 +80,7 @@ class Predictor:
         precision: str = "fp32",
         cuda_graphs: bool = False,
     ) -> None:
-        dtype = PRECISIONS[precision]
+        dtype, device = PRECISIONS[precision], with_index(device)
         lowered = device.type == "cpu" and dtype != torch.float32
         self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
         return_freed_memory()  # of the weights before they were arranged
@@ -87,7 +89,7 @@ class Predictor:
         self.class_names, self.category_ids = classes.names, classes.category_ids
         self.device, self.precision = device, precision
         self._gpu: GpuDetector | None = None
-        if device.type == "cuda" and active_backend()[0] == "native" and gpu_problem(device.index) is None:
+        if device.type == "cuda" and has_kernels(device):
             num_classes = len(classes.names)
             self._gpu = GpuDetector(self.model, preprocessing, num_classes, dtype, device, cuda_graphs)
 
@@ -398,7 +400,8 @@ def load(
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.
-        cuda_graphs: on a GPU, whether batches of a shape that comes again run as a CUDA graph.
+        cuda_graphs: on a GPU, whether batches of a shape that comes again run as a CUDA graph. All calls must
+            then have the same current stream, as in threads that chose none.
 
     Returns:
         The predictor.
@@ -502,6 +505,26 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled kernels run on a GPU; warns once if they should and do not."""
+    name, reason = gpu_backend(device.index)
+    if name not in ("native", os.environ.get("DCNZOO_OPS")):
+        _warn_of_slow_operators(name, reason)
+    return name == "native"
+
+
+@cache
+def _warn_of_slow_operators(name: str, reason: str) -> None:
+    logger.warning("the GPU computes by the slower operators of %s: %s", name, reason)
+
+
+def with_index(device: torch.device) -> torch.device:
+    """The same device for every thread: "cuda" alone is whichever GPU is a thread's current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def prepare_precision(precision: str, device: torch.device, *, training: bool = False) -> None:
     """Checks that a device can compute in a precision, and sets what float32 on a GPU means.
 
@@ -523,8 +546,13 @@ def prepare_precision(precision: str, device: torch.device, *, training: bool = 
         raise DeviceError(f"{precision} needs a GPU; on this CPU use --precision fp32 or bf16")
     if precision in ("fp32", "tf32") and device.type == "cuda":
         # PyTorch's default for convolutions keeps 10 bits of each factor, too few for the reference's scores.
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        # The old switches leave the choice to `torch.backends.fp32_precision`; of the new ones alone PyTorch
+        # would not let the old ones be read.
+        cudnn: Any = torch.backends.cudnn
+        cublas: Any = torch.backends.cuda.matmul
+        cudnn.allow_tf32 = cublas.allow_tf32 = precision == "tf32"
+        for switch in (cudnn.conv, cudnn.rnn, cublas):
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:

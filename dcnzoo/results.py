@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +94,8 @@ class Detections:
             return None
         if not self.rles:
             return np.zeros((0, *self.image_size), bool)
+        from pycocotools import mask as coco_mask  # here: nothing else needs it
+
         masks: NDArray[np.bool_] = coco_mask.decode(list(self.rles)).transpose(2, 0, 1).view(np.bool_)
         return masks
 

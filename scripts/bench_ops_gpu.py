@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from dcnzoo.ops import gpu_tuning, reference
 from dcnzoo.ops.gpu import allows_tf32, gpu_problem
-from dcnzoo.ops.gpu_tuning import KERNELS, SPLITS, TWO_STEP, Call, KernelTuner
+from dcnzoo.ops.gpu_tuning import KERNELS, SPLITS, TWO_STEP, UNTRIED, Call, KernelTuner
 
 try:
     from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
@@ -203,12 +203,14 @@ def searched(operands: Operands, usual: Timing, repeats: int) -> Timing:
     return replace(usual, native_us=time, kernel=f"found: {way or 'the chosen one'}")
 
 
-def sweep(operands: Operands, usual: Timing, repeats: int) -> Iterator[Timing]:
-    """Times all ways to compute a layer, the fastest first."""
-    candidates = [TWO_STEP, "grouped/1"]
+def sweep(operands: Operands, usual: Timing, repeats: int, wgmma: bool) -> Iterator[Timing]:
+    """Times the ways to compute a layer, the fastest first: those with wgmma, or all others."""
+    candidates = [] if wgmma else [TWO_STEP]
     if operands.layer.groups == 1:
-        tiled = (kernel for kernel in KERNELS if "x" in kernel)
-        candidates = [TWO_STEP, *(f"{kernel}/{splits}" for kernel, splits in product(tiled, SPLITS))]
+        tiled = (kernel for kernel in KERNELS if "x" in kernel and kernel.startswith(UNTRIED) == wgmma)
+        candidates += [f"{kernel}/{splits}" for kernel, splits in product(tiled, SPLITS)]
+    elif not wgmma:
+        candidates.append("grouped/1")
     tuner = KernelTuner(time=lambda computation: medians({"native": computation}, repeats)["native"])
     for time, _, way in sorted(tuner.timings(operands.call(), candidates)):
         yield replace(usual, native_us=time, kernel=way)
@@ -239,10 +241,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--precision", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--sweep", action="store_true", help="Try every kernel.")
+    sweeps = parser.add_mutually_exclusive_group()
+    sweeps.add_argument("--sweep", action="store_true", help="Try every kernel but those with wgmma.")
+    sweeps.add_argument("--sweep-wgmma", action="store_true", help="Try the kernels with wgmma.")
     parser.add_argument("--no-torchvision", action="store_true")
     parser.add_argument("--json", type=Path, help="Write the numbers here too.")
     return parser.parse_args()
+
+
+def write(path: Path, timings: list[Timing]) -> None:
+    """The numbers as JSON."""
+    stamp = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    report = {"stamp": stamp, "timings": [asdict(timing) for timing in timings]}
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -260,13 +271,11 @@ def main() -> None:
                 operands = Operands.random(layer, batch_size, DTYPES[precision])
                 usual = measure(operands, precision, options.repeats, with_torchvision)
                 timings += [usual, searched(operands, usual, options.repeats)]
-                if options.sweep and precision != "fp32":
-                    timings += sweep(operands, usual, options.repeats)
+                if (options.sweep or options.sweep_wgmma) and precision != "fp32":
+                    timings += sweep(operands, usual, options.repeats, options.sweep_wgmma)
+                if options.json is not None:  # each time, for it may be stopped
+                    write(options.json, timings)
     print("\n".join(table(timings)))
-    if options.json is not None:
-        stamp = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-        report = {"stamp": stamp, "timings": [asdict(timing) for timing in timings]}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,12 +88,14 @@ def suppression(boxes_per_set: int) -> float:
     return float((found.cpu() != regions.kept_by_reference(boxes, counts, 0.5)).sum())
 
 
-def comparisons() -> Iterator[tuple[str, Callable[[], float]]]:
-    """Names, and what gives an error of at most 1."""
+def comparisons(wgmma: str) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Names, and what gives an error of at most 1; with, without or only the kernels with wgmma."""
     for name, (_, _, run) in convolutions.RUNS.items():
-        if not convolutions.has_kernel(run):
-            continue
-        yield f"convolution {name}", partial(convolution, name)
+        excluded = "without" if convolutions.needs_wgmma(run) else "only"
+        if wgmma != excluded and convolutions.has_kernel(run):
+            yield f"convolution {name}", partial(convolution, name)
+    if wgmma == "only":
+        return
     for name in grads.RUNS:
         yield f"gradients {name}", partial(grads.error_on_gpu, name)
     for dtype in regions.GRAD_TOLERANCE:
@@ -107,22 +109,25 @@ def main() -> int:
     """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="Write the errors here too.")
-    path = parser.parse_args().json
+    parser.add_argument("--wgmma", choices=("with", "without", "only"), default="with")
+    options = parser.parse_args()
     problem = gpu_problem()
     if problem is not None:
         raise SystemExit(problem)
     errors: dict[str, float | str] = {}
-    for name, compare in comparisons():
+    for name, compare in comparisons(options.wgmma):
+        print(name, end=": ", flush=True)  # before it computes: one that hangs or crashes is the last
         try:
             errors[name] = compare()
         except Exception as error:  # the next comparison may say more
             errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        print(errors[name], flush=True)
     wrong = {name: error for name, error in errors.items() if isinstance(error, str) or not error <= 1}
+    print(f"\n{len(errors) - len(wrong)} of {len(errors)} comparisons right")
     for name, error in wrong.items():
-        print(f"{name}: {error}")
-    print(f"{len(errors) - len(wrong)} of {len(errors)} comparisons right")
-    if path is not None:
-        path.write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
+        print(f"wrong: {name}: {error}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command: builds the CUDA kernels for the GPU at hand, runs the tests, the
-# sanitizer and the benchmarks, and writes one JSON and one Markdown report. Needs nvcc, and an environment with
-# PyTorch and what dcnzoo depends on; downloads nothing.
+# sanitizer and the benchmarks, and writes one JSON and one Markdown report. Needs nvcc, PyTorch and numpy, and for
+# all of it pytest, hypothesis and what dcnzoo depends on, less pycocotools and platformdirs; downloads nothing.
 #
-#   scripts/gpu_check.sh                  about 8 minutes
+#   scripts/gpu_check.sh                  9 minutes at most (the same as --quick)
 #   scripts/gpu_check.sh --full           all models, every kernel, for hours if need be
 #   PYTHON=python3 scripts/gpu_check.sh   an environment other than .venv
 set -euo pipefail

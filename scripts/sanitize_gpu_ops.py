@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from itertools import product
@@ -15,16 +16,18 @@ KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
 HOPPER_KERNELS = ("wgmma_128x128", "wgmma_128x256")
 
 
-def convolutions() -> None:
-    """Every kernel of the deformable convolution, on shapes that fill no tile."""
-    for kernel, dtype in product(KERNELS, (torch.float16, torch.bfloat16, torch.float32)):
+def forced_convolutions(kernels: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    """The deformable convolution by each of these kernels, on shapes that fill no tile."""
+    for kernel, dtype in product(kernels, dtypes):
+        print(kernel, dtype, flush=True)
         os.environ["DCNZOO_CUDA_KERNEL"] = f"{kernel}/2"
         convolve(dtype, channels=72, groups=1)
-    if torch.cuda.get_device_capability() == (9, 0):
-        for kernel, dtype in product(HOPPER_KERNELS, (torch.float16, torch.bfloat16)):
-            os.environ["DCNZOO_CUDA_KERNEL"] = f"{kernel}/2"
-            convolve(dtype, channels=72, groups=1)
     os.environ.pop("DCNZOO_CUDA_KERNEL")
+
+
+def convolutions() -> None:
+    """Every kernel of the deformable convolution but those with wgmma."""
+    forced_convolutions(KERNELS, (torch.float16, torch.bfloat16, torch.float32))
     convolve(torch.float64, channels=24, groups=2)
     for channels, dtype in product((128, 256, 512), (torch.float16, torch.float32)):
         convolve(dtype, channels, groups=32)
@@ -65,12 +68,18 @@ def regions() -> None:
 
 def main() -> None:
     """Runs the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wgmma", choices=("with", "without", "only"), default="with")
+    wgmma = parser.parse_args().wgmma
     problem = gpu_problem()
     if problem is not None:
         raise SystemExit(problem)
     torch.backends.cudnn.conv.fp32_precision = "tf32"
-    convolutions()
-    regions()
+    if wgmma != "only":
+        convolutions()
+        regions()
+    if wgmma != "without" and torch.cuda.get_device_capability() == (9, 0):
+        forced_convolutions(HOPPER_KERNELS, (torch.float16, torch.bfloat16))
     torch.cuda.synchronize()
     print("ran every kernel")
 

@@ -17,7 +17,7 @@ settings.load_profile("dcnzoo")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("DCNZOO_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 PICTURES = Path(__file__).parent / "data"
 SETTINGS = ("DCNZOO_MANIFEST", "DCNZOO_MIRROR", "DCNZOO_OFFLINE", "DCNZOO_RETRIES", "DCNZOO_TIMEOUT")
 
@@ -31,11 +31,14 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder beside the checkout with photos, annotations and recorded outputs; CI must have it."""
+    """Folder with photos, annotations and recorded outputs; CI must have it.
+
+    It lies beside the checkout, or where DCNZOO_SHARED says.
+    """
     if not SHARED.is_dir():
         if os.environ.get("CI"):
             pytest.fail("CI must run with the shared folder beside the checkout")
-        pytest.skip("no shared folder beside the checkout")
+        pytest.skip(f"no shared folder {SHARED}; DCNZOO_SHARED may name another")
     return SHARED
 
 

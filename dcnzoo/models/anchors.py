@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +13,16 @@ RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the A = 3 anchors of a cell."""
 
 
-def cell_anchors(stride: int) -> Tensor:
-    """(A, 4) xyxy anchors around the origin, pixels."""
-    side = float(SCALE * stride)
-    root = torch.tensor(RATIOS).sqrt()
+def cell_anchors(stride: int, device: torch.device) -> Tensor:
+    """(A, 4) xyxy anchors around the origin, pixels; a GPU gets them without waiting for a copy."""
+    side = np.float32(SCALE * stride)
+    root = np.sqrt(np.array(RATIOS, np.float32))
     width, height = side / root, side * root
-    return torch.stack([-width, -height, width, height], dim=1) / 2
+    corners = np.stack([-width, -height, width, height], axis=1) / np.float32(2)
+    if device.type == "cpu":
+        return torch.from_numpy(corners)
+    sides = [torch.full((), side, device=device) for side in corners.flatten().tolist()]
+    return torch.stack(sides).reshape(corners.shape)
 
 
 def grid_anchors(map_size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
@@ -49,4 +54,4 @@ def anchors_at(index: Tensor, map_width: int, stride: int) -> Tensor:
     """
     cell, anchor = index // len(RATIOS), index % len(RATIOS)
     x, y = cell % map_width * stride, cell // map_width * stride
-    return torch.stack([x, y, x, y], dim=1).float() + cell_anchors(stride).to(index.device)[anchor]
+    return torch.stack([x, y, x, y], dim=1).float() + cell_anchors(stride, index.device)[anchor]

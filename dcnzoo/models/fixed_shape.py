@@ -229,12 +229,15 @@ def select(boxes: Tensor, scores: Tensor, threshold: Tensor, max_detections: int
 
 
 def split_instances(found: FixedInstances) -> list[Instances]:
-    """Instances of each image, without what does not exist; on the CPU."""
+    """Instances of each image, without what does not exist; on the CPU.
+
+    Only their maps of masks are views, and keep the memory of the batch.
+    """
     return [
         Instances(
-            found.boxes[index, :count],
-            found.scores[index, :count],
-            found.labels[index, :count],
+            found.boxes[index, :count].clone(),
+            found.scores[index, :count].clone(),
+            found.labels[index, :count].clone(),
             None if found.mask_probs is None else found.mask_probs[index, :count],
         )
         for index, count in enumerate(found.counts.tolist())

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from dcnzoo.ops.backend import NATIVE_PROBLEM
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability from which on the tensor cores know bfloat16 and TensorFloat-32."""
@@ -44,6 +44,22 @@ def gpu_problem(index: int | None = None) -> str | None:
         found, least = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
         return f"the GPU's compute capability is {found}, the kernels need {least}"
     return load_problem()
+
+
+def gpu_backend(index: int | None = None) -> tuple[str, str]:
+    """Backend that runs the operators on a GPU, and why.
+
+    Args:
+        index: number of the GPU; the current one by default.
+
+    Returns:
+        (name, reason), the name as of `dcnzoo.ops.active_backend`.
+    """
+    name, reason = active_backend()
+    if name != "native":
+        return name, reason
+    problem = gpu_problem(index)
+    return ("native", "compiled kernels for GPUs") if problem is None else ("torchvision", problem)
 
 
 @cache

@@ -11,7 +11,6 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
@@ -56,6 +55,8 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: Pair) -> list[RLE]:
 
 
 def _paste(probs: FloatArray, box: FloatArray, image_size: Pair) -> RLE:
+    from pycocotools import mask as coco_mask  # here: the compiled operators do without
+
     rows = _pixels_of(box[1], box[3], image_size[0])
     columns = _pixels_of(box[0], box[2], image_size[1])
     mask = np.zeros(image_size, dtype=np.uint8, order="F")

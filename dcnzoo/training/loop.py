@@ -187,9 +187,10 @@ class Trainer:
         is_last = self.progress.batch + 1 == first + size
         with self._unsynchronised(not is_last):
             losses = self._losses(batch)
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            stacked = torch.stack(list(losses.values()))
+            values = dict(zip(losses, stacked.tolist(), strict=True))  # a GPU is waited for once
             self._check(values, batch)
-            self.scaler.scale(torch.stack(list(losses.values())).sum() / size).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(stacked.sum() / size).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": sum(values.values()), **values, "batches": 1}.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         if is_last:
@@ -208,15 +209,16 @@ class Trainer:
         progress = self.progress
         set_learning_rate(self.optimizer, self.schedule.learning_rate_at(progress.step))
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or math.inf)
+        parameters, most = self.model.parameters(), self.settings.clip_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, most))
         if not self.scaler.is_enabled():  # which skips steps whose gradient is too large
-            self._check({"gradient_norm": float(norm)}, batch)
+            self._check({"gradient_norm": norm}, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         if math.isfinite(norm):
-            for name, value in (("gradient_norm", float(norm)), ("steps", 1)):
+            for name, value in (("gradient_norm", norm), ("steps", 1)):
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
         if self.ema is not None:
             self.ema.update(self.model, progress.step)

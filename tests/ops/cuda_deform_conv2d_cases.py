@@ -93,10 +93,14 @@ RUNS: dict[str, tuple[Case, torch.dtype, Run]] = {
 }
 
 
+def needs_wgmma(run: Run) -> bool:
+    """Whether a kernel with wgmma is asked for."""
+    return run.forced is not None and KERNELS[run.forced.kernel] in WGMMA
+
+
 def has_kernel(run: Run) -> bool:
     """Whether the GPU here can have the kernel that is asked for: compute capability 9.0 alone has wgmma."""
-    wanted = None if run.forced is None else KERNELS[run.forced.kernel]
-    return wanted not in WGMMA or torch.cuda.get_device_capability() == (9, 0)
+    return not needs_wgmma(run) or torch.cuda.get_device_capability() == (9, 0)
 
 
 def expected(case: Case, tensors: dict[str, Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,6 +36,8 @@ def match(expected: Arrays, found: Arrays, iou: float = 0.98, score: float = 2e-
 
 def mask_difference(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, int]:
     """IoU of two RLE masks (1 where both are empty), and the number of pixels that only one of them has."""
+    from pycocotools import mask as coco_mask  # here, for detectors without masks where it is not installed
+
     intersection = int(coco_mask.area(coco_mask.merge([first, second], intersect=True)))
     union = int(coco_mask.area(coco_mask.merge([first, second])))
     return intersection / union if union else 1.0, union - intersection

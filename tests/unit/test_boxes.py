@@ -21,11 +21,17 @@ CPU = torch.device("cpu")
 
 
 def test_cell_anchors_keep_their_area() -> None:
-    anchors = cell_anchors(stride=4)
+    anchors = cell_anchors(4, CPU)
     size = anchors[:, 2:] - anchors[:, :2]
     torch.testing.assert_close(size.prod(1), torch.full((3,), 32.0**2))
     torch.testing.assert_close(size[:, 1] / size[:, 0], torch.tensor([0.5, 1.0, 2.0]))
     torch.testing.assert_close(anchors[1], torch.tensor([-16.0, -16.0, 16.0, 16.0]))
+
+
+def test_cell_anchors_on_a_gpu_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "full", lambda size, value, **_: torch.tensor(value).expand(size))
+    for stride in (4, 8, 64):
+        assert cell_anchors(stride, torch.device("cuda")).equal(cell_anchors(stride, CPU))
 
 
 def test_grid_anchors_run_row_column_anchor_without_half_pixel() -> None:

@@ -152,8 +152,8 @@ def test_never_waits_for_the_gpu(name: str) -> None:
                 setattr(layer, path, nn.Parameter(empty, requires_grad=False))
         images = torch.empty(2, 3, 96, 128, dtype=torch.float16, device="cuda")
         settings = torch.empty(8 * 2 + CLASSES + 1, device="cuda")
-        anchors = fixed_shape.make_anchors((96, 128), torch.device("cuda"))
         with Watch():
+            anchors = fixed_shape.make_anchors((96, 128), torch.device("cuda"))
             found = fixed_shape.FixedShapeRCNN(model)(
                 images, fixed_shape.Settings.unpack(settings, 2), anchors, max_detections=10
             )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from dcnzoo import __version__, ops
+from dcnzoo import __version__, hardware, ops
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import PeakMemory, hardware_stamp, peak_memory, peak_resident
+from dcnzoo.ops import gpu
 
 
 def test_stamp() -> None:
@@ -23,6 +25,23 @@ def test_stamp() -> None:
     assert stamp["operators"]["backend"] == ops.active_backend()[0]
     assert stamp["platform"] == platform.platform()
     assert stamp["gpu"] is None
+
+
+def test_stamp_of_a_gpu_says_who_computes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "describe_gpu", lambda _: "a GPU")
+    monkeypatch.setattr(gpu, "active_backend", lambda: ("native", "compiled kernels, avx2"))
+    for problem, backend in ((None, "native"), ("cannot be loaded", "torchvision")):
+        monkeypatch.setattr(gpu, "gpu_problem", lambda _, problem=problem: problem)
+        reason = problem or "compiled kernels for GPUs"
+        stamp = hardware_stamp(torch.device("cuda"))
+        assert stamp["operators"] == {"backend": backend, "because": reason}
+
+
+def test_stamp_without_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    versions = hardware_stamp(torch.device("cpu"))["versions"]
+    assert versions["pycocotools"].startswith("missing (")
+    assert versions["numpy"] == np.__version__
 
 
 def peaks_around_a_large_object() -> tuple[int, int, PeakMemory]:

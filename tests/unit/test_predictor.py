@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import dcnzoo
+import dcnzoo.predictor as predictor_module
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.errors import (
     CheckpointError,
@@ -27,7 +28,16 @@ from dcnzoo.errors import (
 )
 from dcnzoo.gpu import GpuDetector
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
-from dcnzoo.predictor import find_classes, find_device, prepare_precision, with_sides
+from dcnzoo.ops import gpu
+from dcnzoo.ops.gpu import allows_tf32
+from dcnzoo.predictor import (
+    find_classes,
+    find_device,
+    has_kernels,
+    prepare_precision,
+    with_index,
+    with_sides,
+)
 from dcnzoo.results import Detections
 from dcnzoo.safe_copy import Description, write_safe_copy
 from dcnzoo.times import StageTimes
@@ -489,6 +499,7 @@ def usual_switches() -> Iterator[None]:
     """PyTorch's switches for TensorFloat-32 as they are by default, before and after."""
 
     def reset() -> None:
+        torch.backends.fp32_precision = "none"
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -520,6 +531,67 @@ def test_fp32_on_a_gpu_is_float32(
     prepare_precision(precision, torch.device(device))
     assert torch.backends.cudnn.allow_tf32 == convolutions
     assert torch.backends.cuda.matmul.allow_tf32 == products
+
+
+@pytest.mark.parametrize("user", ["none", "ieee", "tf32"])
+@pytest.mark.parametrize(("precision", "wanted"), [("fp32", "ieee"), ("tf32", "tf32")])
+def test_the_precision_is_not_left_to_a_wider_switch(
+    precision: str, wanted: str, user: str, usual_switches: None
+) -> None:
+    torch.backends.fp32_precision = user
+    prepare_precision(precision, torch.device("cuda"))
+    assert torch.backends.cudnn.conv.fp32_precision == wanted
+    assert torch.backends.cuda.matmul.fp32_precision == wanted
+    assert allows_tf32() == (precision == "tf32")
+    # which PyTorch refuses if old and new switches say different things
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without the compiled kernels, of which nobody was told yet."""
+    monkeypatch.delenv("DCNZOO_OPS", raising=False)
+    monkeypatch.setattr(gpu, "active_backend", lambda: ("native", "compiled kernels"))
+    monkeypatch.setattr(gpu, "gpu_problem", lambda _: "the CUDA kernels cannot be loaded (no such file)")
+    predictor_module._warn_of_slow_operators.cache_clear()
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_a_gpu_without_kernels_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert not has_kernels(torch.device("cuda:0"))
+    assert caplog.messages == [
+        "the GPU computes by the slower operators of torchvision:"
+        " the CUDA kernels cannot be loaded (no such file)"
+    ]
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_operators_that_were_asked_for_need_no_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DCNZOO_OPS", "reference")
+    monkeypatch.setattr(gpu, "active_backend", lambda: ("reference", "DCNZOO_OPS=reference"))
+    assert not has_kernels(torch.device("cuda:0"))
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_kernels_that_are_there_need_no_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu, "gpu_problem", lambda _: None)
+    assert has_kernels(torch.device("cuda:0"))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("device", "found"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
+def test_a_gpu_without_a_number_is_the_current_one(
+    device: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert with_index(torch.device(device)) == torch.device(found)
 
 
 @pytest.mark.parametrize(

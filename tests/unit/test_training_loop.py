@@ -1,0 +1,54 @@
+"""What a training step asks of the device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dcnzoo.training.loop import LoopSettings, Progress, Trainer
+
+NAMES = ("rpn_cls", "rpn_reg", "cls")
+
+
+class Questions(TorchDispatchMode):
+    """Counts the numbers that are asked for one by one; a GPU would be waited for each time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class Losses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, *_: object) -> dict[str, Tensor]:
+        return dict(zip(NAMES, (2 * self.factors).unbind(), strict=True))
+
+
+def test_losses_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the norm of the gradient once."""
+    model, seen = Losses(), []
+    trainer = Trainer.__new__(Trainer)
+    trainer.settings, trainer.progress, trainer.ema = LoopSettings(), Progress(), None
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    everything: Any = trainer
+    everything.model, everything.network, everything.loader = model, model, [None]
+    everything.optimizer = torch.optim.SGD([{"params": model.parameters(), "scale": 1.0}], lr=0.0)
+    everything.schedule = SimpleNamespace(learning_rate_at=lambda _: 0.0)
+    everything.reporter = SimpleNamespace(batch=lambda _, values: seen.append(values))
+    monkeypatch.setattr(trainer, "_losses", lambda batch: model(batch))
+    with Questions() as questions:
+        trainer._learn(None)  # type: ignore[arg-type]
+    assert questions.count <= 1
+    assert seen == [{"rpn_cls": 2.0, "rpn_reg": 4.0, "cls": 6.0}]
+    assert trainer.progress.sums["loss"] == 12
+    assert trainer.progress.sums["gradient_norm"] == pytest.approx(12**0.5)
