@@ -388,11 +388,21 @@ class BlockConvolution {
     const int64_t begin = group * layout_.channels + piece.channel_begin;
     const int64_t end = (group_end - 1) * layout_.channels + piece.channel_end;
     const int64_t deform_channels = shape_.in_channels / shape_.deform_groups, depth = layout_.padded_depth(piece);
-    for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap) {
-      TileType* tile = scratch_.tile + (tap - piece.tap_begin) * piece.channels();
-      for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+    for (int64_t d = begin / deform_channels; d * deform_channels < end; ++d) {
+      const int64_t first = max(begin, d * deform_channels), last = min(end, (d + 1) * deform_channels);
+      if (layout_.groups > 1) {  // of all groups' channels: the taps of a pixel share corners, and lines of each group's tile
+        for (int64_t i = 0; i < area_.pixels(); ++i) {
+          TileType* target = scratch_.tile + i * depth;
+          for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap, target += piece.channels()) {
+            const Corners<Element> corners(scratch_.table(shape_, tap, d, pixels_), i, image, shape_.in_channels);
+            sample_run<VECTORS>(corners, first, last, group, piece.channel_begin, target);
+          }
+        }
+        continue;
+      }
+      for (int64_t tap = piece.tap_begin; tap < piece.tap_end; ++tap) {  // a tap's table is looked up once
+        TileType* tile = scratch_.tile + (tap - piece.tap_begin) * piece.channels();
         const SampleTable<T> table = scratch_.table(shape_, tap, d, pixels_);
-        const int64_t first = max(begin, d * deform_channels), last = min(end, (d + 1) * deform_channels);
         for (int64_t i = 0; i < area_.pixels(); ++i) {
           const Corners<Element> corners(table, i, image, shape_.in_channels);
           sample_run<VECTORS>(corners, first, last, group, piece.channel_begin, tile + i * depth);
@@ -417,6 +427,7 @@ class BlockConvolution {
     if constexpr (VECTORS > 0) {
       constexpr int64_t channels = VECTORS * Simd<T>::width;
       target += (first / channels - group) * group_stride;
+#pragma GCC unroll 4
       for (int64_t c = first; c < last; c += channels, target += group_stride) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) corners.sample_vector(c + v * Simd<T>::width, target + v * Simd<T>::width);
