@@ -8,11 +8,12 @@ Where the processor multiplies float16 or bfloat16 at twice the rate of float32
 layers. That is done in nearly all of them, but not in
 
 - the stem, since the image itself would lose grey levels;
-- what predicts offsets, and the last layers, where rounded scores are ties.
+- the last layers, where rounded scores are ties;
+- with float16, what predicts offsets;
+- with bfloat16, the first shortcut's convolution, whose errors all stages inherit and whose time goes by
+  for memory.
 
-With bfloat16, which is coarser, nor in the first shortcut's convolution, whose errors all stages inherit
-and whose time goes by for memory; and weights of 1×1 and deformable convolutions are rounded so that
-their errors cancel.
+bfloat16 is coarser, so weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 
@@ -39,11 +40,10 @@ from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops.backend import half_factor
 
-_KEPT = ("conv_offset", "fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
-"""Names of layers that stay float32 wherever they are."""
-
-_KEPT_FROM_BFLOAT16 = "backbone.layer1.0.downsample"
-"""The layer whose factors are not rounded to bfloat16 either."""
+_LAST = ("fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
+_OFFSETS = "conv_offset"
+_FIRST_SHORTCUT = "backbone.layer1.0.downsample"
+"""Names of layers that stay float32, some of them always (see above)."""
 
 _HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
 """Layers that can round their factors to 16 bits."""
@@ -67,7 +67,7 @@ def lower_precision(model: RCNN, dtype: torch.dtype) -> RCNN:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv2d):
             continue
-        kept = isinstance(module, Conv3x3) or module in wide or name.rpartition(".")[2] in _KEPT
+        kept = isinstance(module, Conv3x3) or module in wide or name.rpartition(".")[2] in (*_LAST, _OFFSETS)
         if not kept:
             _lower(module, dtype)
         module.register_forward_pre_hook(_take_any_input)
@@ -137,7 +137,8 @@ def round_balanced(weight: Tensor) -> Tensor:
 def _multiply_in_half(model: RCNN) -> RCNN:
     coarse = half_factor() == torch.bfloat16
     for name, module in model.named_modules():
-        kept = name.rpartition(".")[2] in _KEPT or (coarse and name == _KEPT_FROM_BFLOAT16)
+        last = name.rpartition(".")[2]
+        kept = last in _LAST or (name == _FIRST_SHORTCUT if coarse else last == _OFFSETS)
         if kept or not isinstance(module, _HALF_LAYERS):
             continue
         module.half_products = True
