@@ -361,8 +361,7 @@ Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, c
       Linear call = linear_call(data(maps) + pixel * c, 2 * (end - begin), c, target, channels);
       call.accumulate = true;
       set_parameters(parameters, false, call);
-      const LinearSchedule schedule = kernels.schedule(call, 1);
-      for (int64_t task = 0; task < schedule.tasks(); ++task) kernels.run(call, schedule, task, scratch);
+      kernels.run(call, LinearSchedule{1, 1, 0}, 0, scratch);
     }
   });
   return output;
@@ -383,8 +382,6 @@ Tensor pack_stem_weight(const Tensor& weight) {
   capability().kernels->stem.pack(data(contiguous), out_channels, in_channels, mutable_data(dense), mutable_data(packed));
   return packed;
 }
-
-int64_t stem_size(int64_t size) { return (((size - 1) / 2 + 1) - 1) / 2 + 1; }  // two strides of 2, padded
 
 Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
   check_maps(input, out_channels);

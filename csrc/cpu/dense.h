@@ -82,6 +82,10 @@ struct Stem {
   float* output;
 };
 
+// The size of the convolution's map along an axis, and of the result.
+inline int64_t stem_conv_size(int64_t size) { return (size - 1) / 2 + 1; }
+inline int64_t stem_size(int64_t size) { return (stem_conv_size(size) - 1) / 2 + 1; }
+
 // A task is a block of rows and columns of one image.
 struct StemKernels {
   int64_t (*packed_numel)(int64_t out_channels, int64_t in_channels);

@@ -67,21 +67,16 @@ inline void pack_stem(const float* weight, int64_t out_channels, int64_t in_chan
     for (int64_t channel = 0; channel < layout.depth; ++channel) {
       const int64_t row = channel / (2 * in_channels), column = channel / in_channels % 2;
       const float* taps = weight + (out * in_channels + channel % in_channels) * layout.kernel * layout.kernel;
-      double rows[F::taps][F::size], columns[F::taps], result[F::size];
-      for (int i = 0; i < F::taps; ++i) {
-        double g[F::taps];
-        for (int j = 0; j < F::taps; ++j) {  // the kernel has 8×8 taps, of which the first row and column are 0
-          const int64_t y = 2 * i + row - 1, x = 2 * j + column - 1;
-          g[j] = y < 0 || x < 0 ? 0.0 : taps[y * layout.kernel + x];
-        }
-        F::weight(g, rows[i]);
-      }
-      for (int j = 0; j < F::size; ++j) {
-        for (int i = 0; i < F::taps; ++i) columns[i] = rows[i][j];
-        F::weight(columns, result);
-        for (int i = 0; i < F::size; ++i)
-          dense[(i * F::size + j) * matrix + out * layout.depth + channel] = static_cast<float>(result[i]);
-      }
+      float* target = dense + out * layout.depth + channel;
+      transform_axes<double, F::taps, F::size>(
+          F::weight,
+          [&](int j, int i) {  // the kernel has 8×8 taps, of which the first row and column are 0
+            const int64_t y = 2 * i + row - 1, x = 2 * j + column - 1;
+            return y < 0 || x < 0 ? 0.0 : static_cast<double>(taps[y * layout.kernel + x]);
+          },
+          [&](int j, const double* column) {
+            for (int i = 0; i < F::size; ++i) target[(i * F::size + j) * matrix] = static_cast<float>(column[i]);
+          });
     }
   }
   for (int64_t point = 0; point < layout.points; ++point) {
@@ -89,9 +84,6 @@ inline void pack_stem(const float* weight, int64_t out_channels, int64_t in_chan
                        layout.linear.pieces());
   }
 }
-
-inline int64_t stem_conv_size(int64_t size) { return (size - 1) / 2 + 1; }
-inline int64_t stem_size(int64_t size) { return (stem_conv_size(size) - 1) / 2 + 1; }
 
 // How the result is cut into blocks, each a task. At its borders rows and columns of the convolution are computed twice, and a
 // block's products should stay in the cache.
@@ -223,23 +215,13 @@ class StemBlock {
     for (int i = 0; i < size; ++i) rows[i] = pixel_row(row, i) + index * tile * layout_.padded_depth;
     for (int64_t c = 0; c < layout_.padded_depth; c += S::width) {
       float* target = transformed_ + index * layout_.padded_depth + c;
-      V half[size][size];
+      transform_axes<V, size, size>(
+          [](const V* d, V* r) __attribute__((always_inline)) { F::input(d, r); },
+          [=](int i, int j) __attribute__((always_inline)) { return S::load(rows[i] + j * layout_.padded_depth + c); },
+          [=](int i, const V* results) __attribute__((always_inline)) {
 #pragma GCC unroll 6
-      for (int j = 0; j < size; ++j) {
-        V d[size], r[size];
-#pragma GCC unroll 6
-        for (int i = 0; i < size; ++i) d[i] = S::load(rows[i] + j * layout_.padded_depth + c);
-        F::input(d, r);
-#pragma GCC unroll 6
-        for (int i = 0; i < size; ++i) half[i][j] = r[i];
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < size; ++i) {
-        V r[size];
-        F::input(half[i], r);
-#pragma GCC unroll 6
-        for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * stride, r[j]);
-      }
+            for (int j = 0; j < size; ++j) S::store(target + (i * size + j) * stride, results[j]);
+          });
     }
   }
 
@@ -259,28 +241,18 @@ class StemBlock {
     for (int64_t c = 0; c < channels; c += S::width) {
       const float* source = products_ + index * channels + c;
       const V bias = call_.bias == nullptr ? V{} : Partial::load(call_.bias + c, channels - c);
-      V half[tile][size];
-#pragma GCC unroll 6
-      for (int j = 0; j < size; ++j) {
-        V m[size], r[tile];
-#pragma GCC unroll 6
-        for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * stride);
-        F::output(m, r);
+      transform_axes<V, size, tile>(
+          [](const V* m, V* r) __attribute__((always_inline)) { F::output(m, r); },
+          [=](int i, int j) __attribute__((always_inline)) { return S::load(source + (i * size + j) * stride); },
+          [=](int i, const V* y) __attribute__((always_inline)) {
+            float* target = conv_row(row + i) + index * tile * channels + c;
 #pragma GCC unroll 3
-        for (int i = 0; i < tile; ++i) half[i][j] = r[i];
-      }
-#pragma GCC unroll 3
-      for (int i = 0; i < tile; ++i) {
-        V y[tile];
-        F::output(half[i], y);
-        float* target = conv_row(row + i) + index * tile * channels + c;
-#pragma GCC unroll 3
-        for (int j = 0; j < tile; ++j) {
-          V value = y[j] + bias;
-          value = value < V{} ? V{} : value;  // keeps NaN
-          Partial::store(target + j * channels, value, channels - c);
-        }
-      }
+            for (int j = 0; j < tile; ++j) {
+              V value = y[j] + bias;
+              value = value < V{} ? V{} : value;  // keeps NaN
+              Partial::store(target + j * channels, value, channels - c);
+            }
+          });
     }
   }
 

@@ -157,6 +157,28 @@ struct Filtering<4> {
   }
 };
 
+// Applies a transform of one axis, of FROM numbers to TO, to both axes of a tile: of load(i, j) along i first, then along j.
+// store(i, row) takes the results row by row.
+template <class V, int FROM, int TO, class Transform, class Load, class Store>
+DCNZOO_INLINE void transform_axes(const Transform& transform, const Load& load, const Store& store) {
+  V half[TO][FROM];
+#pragma GCC unroll 9
+  for (int j = 0; j < FROM; ++j) {
+    V column[FROM], result[TO];
+#pragma GCC unroll 9
+    for (int i = 0; i < FROM; ++i) column[i] = load(i, j);
+    transform(column, result);
+#pragma GCC unroll 9
+    for (int i = 0; i < TO; ++i) half[i][j] = result[i];
+  }
+#pragma GCC unroll 9
+  for (int i = 0; i < TO; ++i) {
+    V result[TO];
+    transform(half[i], result);
+    store(i, result);
+  }
+}
+
 // The packed weights: [chunk of columns][point][piece of channels], each a matrix in panels.
 template <class Factor, int TILE>
 struct WinogradLayout {
@@ -190,16 +212,11 @@ struct WinogradLayout {
 template <int TILE>
 void transform_weight(const float* weight, float* transformed) {
   constexpr int size = Filtering<TILE>::size;
-  double rows[3][size], columns[3], result[size];
-  for (int i = 0; i < 3; ++i) {
-    const double g[3] = {weight[3 * i], weight[3 * i + 1], weight[3 * i + 2]};
-    Filtering<TILE>::weight(g, rows[i]);
-  }
-  for (int j = 0; j < size; ++j) {
-    for (int i = 0; i < 3; ++i) columns[i] = rows[i][j];
-    Filtering<TILE>::weight(columns, result);
-    for (int i = 0; i < size; ++i) transformed[i * size + j] = static_cast<float>(result[i]);
-  }
+  transform_axes<double, 3, size>(
+      Filtering<TILE>::weight, [&](int x, int y) { return static_cast<double>(weight[3 * y + x]); },
+      [&](int x, const double* column) {
+        for (int y = 0; y < size; ++y) transformed[y * size + x] = static_cast<float>(column[y]);
+      });
 }
 
 // Packs the input channels [begin, end).
@@ -363,23 +380,13 @@ class WinogradBlock {
   }
 
   DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, Factor* target) const {
-    V half[size][size];
+    transform_axes<V, size, size>(
+        [](const V* d, V* r) __attribute__((always_inline)) { F::input(d, r); },
+        [&](int i, int j) __attribute__((always_inline)) { return Partial::load(pixels[i * size + j] + c, count); },
+        [&](int i, const V* row) __attribute__((always_inline)) {
 #pragma GCC unroll 9
-    for (int j = 0; j < size; ++j) {
-      V d[size], r[size];
-#pragma GCC unroll 9
-      for (int i = 0; i < size; ++i) d[i] = Partial::load(pixels[i * size + j] + c, count);
-      F::input(d, r);
-#pragma GCC unroll 9
-      for (int i = 0; i < size; ++i) half[i][j] = r[i];
-    }
-#pragma GCC unroll 9
-    for (int i = 0; i < size; ++i) {
-      V r[size];
-      F::input(half[i], r);
-#pragma GCC unroll 9
-      for (int j = 0; j < size; ++j) store_vector(target + (i * size + j) * input_stride_, r[j]);
-    }
+          for (int j = 0; j < size; ++j) store_vector(target + (i * size + j) * input_stride_, row[j]);
+        });
   }
 
   void multiply(int64_t chunk, int64_t point) {
@@ -457,18 +464,13 @@ class WinogradBlock {
   }
 
   DCNZOO_INLINE void transform_output_vector(const float* source, V (*y)[tile]) const {
-    V half[tile][size];
-#pragma GCC unroll 9
-    for (int j = 0; j < size; ++j) {
-      V m[size], r[tile];
-#pragma GCC unroll 9
-      for (int i = 0; i < size; ++i) m[i] = S::load(source + (i * size + j) * product_stride_);
-      F::output(m, r);
+    transform_axes<V, size, tile>(
+        [](const V* m, V* r) __attribute__((always_inline)) { F::output(m, r); },
+        [&](int i, int j) __attribute__((always_inline)) { return S::load(source + (i * size + j) * product_stride_); },
+        [&](int i, const V* row) __attribute__((always_inline)) {
 #pragma GCC unroll 7
-      for (int i = 0; i < tile; ++i) half[i][j] = r[i];
-    }
-#pragma GCC unroll 7
-    for (int i = 0; i < tile; ++i) F::output(half[i], y[i]);
+          for (int j = 0; j < tile; ++j) y[i][j] = row[j];
+        });
   }
 
   const Winograd& call_;
