@@ -446,9 +446,11 @@ class WeightGradient {
       for (int64_t r = first; r < last; ++r) {
         const Run& run = runs_[r];
         T* target = tile_ + run.panel * count + i * run.panel_width + run.place;
-        if constexpr (VECTORS == 0) corners.sample(run.channel, run.length, target);
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) corners.sample_vector(run.channel + v * Simd<T>::width, target + v * Simd<T>::width);
+        if constexpr (VECTORS == 0) {
+          corners.sample(run.channel, run.length, target);
+        } else {
+          corners.template sample_vectors<VECTORS>(run.channel, target);
+        }
       }
     }
   }

@@ -93,7 +93,7 @@ struct Layout {
     taps = shape.taps();
     padded_columns = round_up(columns, width);
     strassen = has_strassen && shape.groups == 1 && strassen_pays(taps * channels, columns) && channels % 2 == 0;
-    const int64_t longest = strassen ? 2 * longest_piece : longest_piece;
+    const int64_t longest = strassen ? longest_strassen_piece : longest_piece;
     piece_channels = ceil_div(channels, ceil_div(channels, longest));
     if (strassen) piece_channels = round_up(piece_channels, 2);
     piece_taps = piece_channels < channels ? 1 : min(taps, max<int64_t>(1, longest / channels));
@@ -120,6 +120,8 @@ struct Layout {
   }
 
   static constexpr int64_t longest_grouped_piece = 512;
+  // As the second-level cache allows, which holds the piece of a tile and its sums.
+  static constexpr int64_t longest_strassen_piece = DCNZOO_VECTOR_BYTES == 64 ? 640 : 512;
 };
 
 // One column of a piece of a merged group's weight; zero between different groups of the convolution. put(k, value) takes
@@ -429,8 +431,11 @@ class BlockConvolution {
       target += (first / channels - group) * group_stride;
 #pragma GCC unroll 4
       for (int64_t c = first; c < last; c += channels, target += group_stride) {
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) corners.sample_vector(c + v * Simd<T>::width, target + v * Simd<T>::width);
+        constexpr int block = min(VECTORS, 4);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v += block) {
+          corners.template sample_vectors<block>(c + v * Simd<T>::width, target + v * Simd<T>::width);
+        }
       }
       return;
     }

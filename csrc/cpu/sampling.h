@@ -153,14 +153,20 @@ struct Corners {
     }
   }
 
-  // Interpolates a vector of consecutive channels from channel `first`.
-  template <class Target>
-  DCNZOO_INLINE void sample_vector(int64_t first, Target* target) const {
-    auto value = load_vector(source[0] + first) * weight[0];
-    value += load_vector(source[1] + first) * weight[1];
-    value += load_vector(source[2] + first) * weight[2];
-    value += load_vector(source[3] + first) * weight[3];
-    store_vector(target, value);
+  // Interpolates some vectors of consecutive channels from channel `first`.
+  template <int VECTORS, class Target>
+  DCNZOO_INLINE void sample_vectors(int64_t first, Target* target) const {
+    constexpr int width = Simd<T>::width;
+    typename Simd<T>::vector value[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) value[v] = load_vector(source[0] + first + v * width) * weight[0];
+#pragma GCC unroll 3
+    for (int corner = 1; corner < 4; ++corner) {
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) value[v] += load_vector(source[corner] + first + v * width) * weight[corner];
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) store_vector(target + v * width, value[v]);
   }
 
   // Interpolates `count` consecutive channels.
@@ -168,7 +174,8 @@ struct Corners {
   DCNZOO_INLINE void sample(int64_t first, int64_t count, Target* target) const {
     constexpr int width = Simd<T>::width;
     int64_t c = 0;
-    for (; c + width <= count; c += width) sample_vector(first + c, target + c);
+    for (; c + 4 * width <= count; c += 4 * width) sample_vectors<4>(first + c, target + c);
+    for (; c + width <= count; c += width) sample_vectors<1>(first + c, target + c);
     for (; c < count; ++c) {
       T value = 0;
       for (int corner = 0; corner < 4; ++corner) value += number(source[corner][first + c]) * weight[corner];

@@ -44,7 +44,7 @@ void pack_strassen_panel(StrassenPart part, int64_t depth, int64_t columns, int6
 // Whether it takes less time: the depth has to be worth the sums of A, and half of the columns are whole panels. The
 // faster the products, the larger they have to be.
 constexpr bool strassen_pays(int64_t depth, int64_t columns) {
-  constexpr int64_t least = DCNZOO_VECTOR_BYTES == 64 ? 1 << 18 : 1 << 16;  // elements of B
+  constexpr int64_t least = DCNZOO_VECTOR_BYTES == 64 ? 1 << 17 : 1 << 16;  // elements of B
   return depth >= 512 && columns >= 128 && depth * columns >= least && columns % (2 * panel_columns<float>) == 0;
 }
 
