@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("cpu_capability() -> str");
   // The 16-bit type that it multiplies at twice the rate of float32, "float16" or "bfloat16"; "" if there is none. `half`
   // below asks for that: weights are packed in it, and the operators that get such weights round their float32 inputs to
-  // it; results are float32.
+  // it. Results are float32, but with `half_output`; inputs of float32 layers may be of that type where their weights are.
   m.def("cpu_half_factor() -> str");
 
   // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
@@ -82,8 +82,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
 
   // RoIAlign of every RoI from its own level of a pyramid: `levels` (R,) int64 index `inputs` and `spatial_scales`.
   m.def(
-      "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size) "
-      "-> Tensor");
+      "roi_align_pyramid(Tensor[] inputs, Tensor rois, Tensor levels, float[] spatial_scales, int[2] output_size, "
+      "bool half_output=False) -> Tensor");
 
   // Indices of the boxes that remain, by descending score; boxes of different groups never interact.
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor");
@@ -98,7 +98,9 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
 
   // Dense layers, float32. `packed_weight` is what the `pack` operator of that name made of the layer's weight;
   // results are channels-last. `conv3x3` has stride 1 and padding 1, `conv_transpose2x2` stride 2.
-  m.def("conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
+  m.def(
+      "conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu, bool half_output=False) "
+      "-> Tensor");
   // With `channels` of its own, ReLU, and a 1×1 convolution of few channels behind it, in float32; what is between the two is
   // never in memory.
   m.def(
@@ -112,14 +114,15 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("packed_small_conv3x3_numel(int out_channels, int in_channels, bool half=False) -> int");
   m.def("linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   m.def(
-      "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu) -> Tensor");
+      "conv1x1(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, int stride, bool relu, "
+      "bool half_output=False) -> Tensor");
   m.def("conv1x1_add_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, bool relu) -> ()");
   // The sum with maps of half the size, whose pixels become 2×2.
   m.def("conv1x1_add_upsampled(Tensor input, Tensor packed_weight, Tensor? bias, Tensor coarse) -> Tensor");
   // `conv1x1_add_` with ReLU, and the result of a `conv1x1` with ReLU behind it, whose input is in the cache then.
   m.def(
       "conv1x1_add_conv1x1_(Tensor(a!) output, Tensor input, Tensor packed_weight, Tensor? bias, "
-      "Tensor packed_next_weight, Tensor? next_bias, int next_channels) -> Tensor");
+      "Tensor packed_next_weight, Tensor? next_bias, int next_channels, bool half_result=False) -> Tensor");
   m.def(
       "conv_transpose2x2(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels, bool relu) -> Tensor");
   // The end of a mask head: logits (R, 2H, 2W) of each RoI's own class from maps (R, C, H, W), by `conv_transpose2x2` with
@@ -129,6 +132,12 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
       "Tensor labels) -> Tensor");
   // The transposed convolution's weight is two packed ones, of the kernel's rows: (2 · out_channels, in_channels), column by column.
   m.def("pack_linear_weight(Tensor weight, bool half=False) -> Tensor");
+  // 3×3 convolution with stride 2 and padding 1 to few channels; the packed weight is nine ones of linear layers, tap by tap,
+  // and the input is of their type.
+  m.def("strided_conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
+  // 3×3 convolution with stride 1 and padding 1 whose groups have 4 channels in and out; factors are float32.
+  m.def("grouped_conv3x3(Tensor input, Tensor packed_weight, Tensor? bias, bool relu, bool half_output=False) -> Tensor");
+  m.def("pack_grouped_conv3x3_weight(Tensor weight) -> Tensor");
   // 7×7 convolution with stride 2, ReLU and 3×3 maximum with stride 2.
   m.def("stem(Tensor input, Tensor packed_weight, Tensor? bias, int out_channels) -> Tensor");
   m.def("pack_stem_weight(Tensor weight) -> Tensor");

@@ -20,7 +20,15 @@ from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import FoldedResNet
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.heads import BoxHead, MaskHead
-from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear, Stem
+from dcnzoo.models.layers import (
+    Conv1x1,
+    Conv3x3,
+    ConvTranspose2x2,
+    GroupedConv3x3,
+    Linear,
+    Stem,
+    StridedConv3x3,
+)
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.models.resnet import BasicBlock, Bottleneck, ConvFactory, ResNet, conv3x3
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
@@ -31,7 +39,16 @@ CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.0
 """Units of the box deltas of the three stages."""
 
 
-PACKED_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear, Stem)
+PACKED_LAYERS = (
+    Conv1x1,
+    Conv3x3,
+    ConvTranspose2x2,
+    DeformConv2d,
+    GroupedConv3x3,
+    Linear,
+    Stem,
+    StridedConv3x3,
+)
 """Layers that run on the compiled kernels once their weights are packed."""
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from dcnzoo import ops
 from dcnzoo.ops import dense
+from dcnzoo.ops.backend import half_factor
 
 Computations = dict[str, Callable[[], object]]
 
@@ -65,6 +66,17 @@ CONV3X3 = (  # N, C, H, W with C outputs
 )
 
 SMALL_CONV3X3 = ((100, 256, 14, 14),)
+
+STRIDED_CONV3X3 = (  # C, O, H, W: what predicts offsets
+    (128, 18, 200, 304),
+    (256, 18, 200, 304),
+    (256, 18, 100, 152),
+    (512, 18, 100, 152),
+    (512, 18, 50, 76),
+    (1024, 18, 50, 76),
+)
+
+GROUPED_CONV3X3 = ((128, 200, 304),)
 
 CONV1X1 = (  # C, O, H, W, stride
     (64, 64, 200, 304, 1),
@@ -140,6 +152,46 @@ def conv3x3_layer(n: int, c: int, h: int, w: int, *, small: bool = False) -> Lay
             "onednn": lambda: onednn(x, theirs, b, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""),
         },
         lambda: F.conv2d(x[:4].double(), weight.double(), b.double(), padding=1),
+    )
+
+
+def strided_conv3x3_layer(c: int, o: int, h: int, w: int) -> Layer:
+    """A 3×3 convolution with stride 2, to few channels."""
+    x, weight, b = maps(1, c, h, w), weights(o, c, 3, 3), torch.randn(o)
+    packed = dense.pack_strided_conv3x3_weight(weight)
+    computations: Computations = {
+        "native": lambda: dense.strided_conv3x3(x, weight, b, packed_weight=packed),
+        "pytorch": lambda: F.conv2d(x, weight, b, stride=2, padding=1),
+    }
+    if half_factor() is not None:
+        low, packed_low = x.to(half_factor()), dense.pack_strided_conv3x3_weight(weight, half=True)
+        computations["16 bits"] = lambda: dense.strided_conv3x3(low, weight, b, packed_weight=packed_low)
+    return Layer("strided_conv3x3", (c, o, h, w), 2 * 9 * x.numel() / 4 * o / 1e9, computations)
+
+
+def grouped_conv3x3_layer(c: int, h: int, w: int) -> Layer:
+    """A 3×3 convolution with ReLU, in groups of four channels."""
+    x, weight, b = maps(1, c, h, w), weights(c, 4, 3, 3), torch.randn(c)
+    layer = partial(
+        dense.grouped_conv3x3,
+        weight=weight,
+        bias=b,
+        relu=True,
+        packed_weight=dense.pack_grouped_conv3x3_weight(weight),
+    )
+    computations: Computations = {
+        "native": lambda: layer(x),
+        "pytorch": lambda: F.conv2d(x, weight, b, padding=1, groups=c // 4).relu_(),
+    }
+    if half_factor() is not None:
+        low = x.to(half_factor())
+        computations["16 bits"] = lambda: layer(low, half_output=True)
+    return Layer(
+        "grouped_conv3x3",
+        (c, h, w),
+        2 * 9 * 4 * x.numel() / 1e9,
+        computations,
+        lambda: F.conv2d(x.double(), weight.double(), b.double(), padding=1, groups=c // 4),
     )
 
 
@@ -239,6 +291,8 @@ def conv_transpose2x2_layer(n: int, c: int, o: int, h: int, w: int) -> Layer:
 KINDS: dict[str, tuple[Callable[..., Layer], tuple[tuple[int, ...], ...]]] = {
     "conv3x3": (conv3x3_layer, CONV3X3),
     "small_conv3x3": (partial(conv3x3_layer, small=True), SMALL_CONV3X3),
+    "strided_conv3x3": (strided_conv3x3_layer, STRIDED_CONV3X3),
+    "grouped_conv3x3": (grouped_conv3x3_layer, GROUPED_CONV3X3),
     "conv1x1": (conv1x1_layer, CONV1X1),
     "conv1x1_add_": (conv1x1_add_layer, CONV1X1_ADD),
     "conv1x1_pair": (conv1x1_pair_layer, CONV1X1_PAIRS),

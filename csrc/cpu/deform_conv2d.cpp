@@ -98,7 +98,9 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
   const bool half = type == ScalarType::Float && packed_weight && packed_weight->scalar_type() != type;
   const DeformConv2dKernels& kernels = kernels_for(type, half);
   const ConvShape shape = conv_shape(input, weight, offset, mask, stride, padding, dilation);
-  STD_TORCH_CHECK(weight.scalar_type() == type, "deform_conv2d: input and weight differ in type");
+  // Packed weights of bfloat16 are the same for maps of either type.
+  const bool rounded = type == ScalarType::BFloat16 && packed_weight && weight.scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK(rounded || weight.scalar_type() == type, "deform_conv2d: input and weight differ in type");
   const Tensor packed = packed_weight ? *packed_weight : pack_deform_conv2d_weight(weight, shape.groups, false);
   STD_TORCH_CHECK(packed.scalar_type() == (half ? half_factor_type() : type) && packed.is_contiguous() &&
                       packed.numel() == kernels.packed_numel(shape),
@@ -112,8 +114,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& weight, const Tensor& of
   if (mask) call.mask = strided_maps(*mask);
   std::optional<Tensor> dense_bias;
   if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == type && bias->numel() == shape.out_channels,
-                    "deform_conv2d: bias must have one element of the input's type per output channel");
+    STD_TORCH_CHECK(bias->scalar_type() == weight.scalar_type() && bias->numel() == shape.out_channels,
+                    "deform_conv2d: bias must have one element of the weight's type per output channel");
     dense_bias = torch::stable::contiguous(converted(*bias, computed_type(type)));
     call.bias = dense_bias->const_data_ptr();
   }

@@ -10,7 +10,12 @@ const DenseKernels& dense_kernels(bool half) { return half ? half_kernels().dens
 
 ScalarType packed_type(bool half) { return half ? half_factor_type() : ScalarType::Float; }
 
-bool is_half(const Tensor& packed_weight) { return packed_weight.scalar_type() != ScalarType::Float; }
+ScalarType output_type(const Tensor& packed_weight, bool half) {
+  STD_TORCH_CHECK(!half || packed_weight.scalar_type() != ScalarType::Float, "16-bit output needs a packed weight of 16 bits");
+  return half ? packed_weight.scalar_type() : ScalarType::Float;
+}
+
+bool is_half(const Tensor& tensor) { return tensor.scalar_type() != ScalarType::Float; }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -19,8 +24,13 @@ void check_float32(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32");
 }
 
+// Float32, or of the packed weight's 16-bit type.
+void check_type(const Tensor& input, const Tensor& packed_weight) {
+  STD_TORCH_CHECK(!is_half(input) || input.scalar_type() == packed_weight.scalar_type(),
+                  "input must be float32 or of packed_weight's type");
+}
+
 void check_maps(const Tensor& input, int64_t out_channels) {
-  check_float32(input, "input");
   STD_TORCH_CHECK(input.dim() == 4 && input.size(1) > 0, "input must have 4 dimensions");
   STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
 }
@@ -78,22 +88,24 @@ struct PointConvolution {
 };
 
 Tensor run_winograd(const WinogradKernels& kernels, const Tensor& input, const Tensor& packed_weight,
-                    const std::optional<Tensor>& bias, int64_t out_channels, bool relu,
+                    const std::optional<Tensor>& bias, int64_t out_channels, bool relu, bool half_output = false,
                     const PointConvolution* point = nullptr) {
   check_maps(input, out_channels);
+  check_type(input, packed_weight);
   const int64_t in_channels = input.size(1);
   const Parameters parameters(packed_weight, kernels.packed_numel(out_channels, in_channels), bias, out_channels);
-  const Tensor maps = channels_last(input, ScalarType::Float);
+  const Tensor maps = channels_last(input, input.scalar_type());
   const Tensor output = empty_maps(input.size(0), point == nullptr ? out_channels : point->channels, input.size(2),
-                                   input.size(3), ScalarType::Float);
+                                   input.size(3), output_type(packed_weight, half_output));
   if (output.numel() == 0) return output;
   Winograd call{};
   call.images = input.size(0), call.height = input.size(2), call.width = input.size(3);
   call.in_channels = in_channels, call.out_channels = out_channels;
-  call.input = data(maps);
+  call.input = maps.const_data_ptr();
   call.packed_weight = parameters.weight_data();
   call.bias = parameters.bias_data();
-  call.output = mutable_data(output);
+  call.output = output.mutable_data_ptr();
+  call.half_input = is_half(maps), call.half_output = half_output;
   call.relu = relu;
   if (point != nullptr) {
     call.point_weight = point->parameters.weight_data();
@@ -115,8 +127,8 @@ Tensor pack_conv3x3_weight(const Tensor& weight, bool half) {
 }
 
 Tensor conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
-               int64_t out_channels, bool relu) {
-  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, out_channels, relu);
+               int64_t out_channels, bool relu, bool half_output) {
+  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, out_channels, relu, half_output);
 }
 
 Tensor conv3x3_conv1x1(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
@@ -124,7 +136,7 @@ Tensor conv3x3_conv1x1(const Tensor& input, const Tensor& packed_weight, const s
                        int64_t out_channels) {
   STD_TORCH_CHECK(channels > 0, "channels must be positive");
   const PointConvolution point(packed_point_weight, point_bias, channels, out_channels);
-  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, channels, true, &point);
+  return run_winograd(dense_kernels(is_half(packed_weight)).winograd, input, packed_weight, bias, channels, true, false, &point);
 }
 
 int64_t packed_small_conv3x3_numel(int64_t out_channels, int64_t in_channels, bool half) {
@@ -159,7 +171,7 @@ Tensor pack_linear_weight(const Tensor& weight, bool half) {
 }
 
 // A call over rows that follow each other in input and output.
-Linear linear_call(const float* input, int64_t rows, int64_t in_channels, float* output, int64_t out_channels) {
+Linear linear_call(const void* input, int64_t rows, int64_t in_channels, void* output, int64_t out_channels) {
   Linear call{};
   call.runs = 1, call.length = rows;
   call.row_stride = call.in_channels = in_channels;
@@ -189,22 +201,24 @@ void run_linear(Linear call, const Parameters& parameters, bool relu, int64_t of
 
 Tensor linear(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
               int64_t out_channels, bool relu) {
-  check_float32(input, "input");
+  check_type(input, packed_weight);
   STD_TORCH_CHECK(input.dim() == 2 && input.size(1) > 0, "input must have 2 dimensions");
   STD_TORCH_CHECK(out_channels > 0, "out_channels must be positive");
   const int64_t rows = input.size(0), in_channels = input.size(1);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, in_channels, is_half(packed_weight)), bias, out_channels);
   const Tensor dense = torch::stable::contiguous(input);
   const Tensor output = empty_matrix(rows, out_channels, ScalarType::Float);
-  run_linear(linear_call(data(dense), rows, in_channels, mutable_data(output), out_channels), parameters,
-             relu);
+  Linear call = linear_call(dense.const_data_ptr(), rows, in_channels, output.mutable_data_ptr(), out_channels);
+  call.half_input = is_half(dense);
+  run_linear(call, parameters, relu);
   return output;
 }
 
 // Every pixel of every image: a run per image.
 Linear images_call(const Tensor& maps, const Tensor& output) {
-  Linear call = linear_call(data(maps), maps.size(2) * maps.size(3), maps.size(1), mutable_data(output), output.size(1));
+  Linear call = linear_call(maps.const_data_ptr(), maps.size(2) * maps.size(3), maps.size(1), output.mutable_data_ptr(), output.size(1));
   call.runs = maps.size(0);
+  call.half_input = is_half(maps), call.half_output = is_half(output);
   return call;
 }
 
@@ -221,13 +235,16 @@ Linear strided_call(const Tensor& maps, int64_t image, int64_t stride, const Ten
 }
 
 Tensor conv1x1(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
-               int64_t out_channels, int64_t stride, bool relu) {
+               int64_t out_channels, int64_t stride, bool relu, bool half_output) {
   check_maps(input, out_channels);
+  check_type(input, packed_weight);
   STD_TORCH_CHECK(stride > 0, "stride must be positive");
+  STD_TORCH_CHECK(stride == 1 || !(half_output || is_half(input)), "with a stride input and output are float32");
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   const Parameters parameters(packed_weight, packed_linear_numel(out_channels, c, is_half(packed_weight)), bias, out_channels);
-  const Tensor maps = channels_last(input, ScalarType::Float);
-  const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride, ScalarType::Float);
+  const Tensor maps = channels_last(input, input.scalar_type());
+  const Tensor output = empty_maps(n, out_channels, (h + stride - 1) / stride, (w + stride - 1) / stride,
+                                   output_type(packed_weight, half_output));
   if (stride == 1) {
     run_linear(images_call(maps, output), parameters, relu);
     return output;
@@ -245,21 +262,23 @@ struct Sum {
   Linear call;
 
   Sum(const Tensor& output, const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, bool relu)
-      : parameters(packed_weight, checked_numel(output, input, is_half(packed_weight)), bias, output.size(1)),
-        maps(channels_last(input, ScalarType::Float)),
+      : parameters(packed_weight, checked_numel(output, input, packed_weight), bias, output.size(1)),
+        maps(channels_last(input, input.scalar_type())),
         call(images_call(maps, output)) {
     call.accumulate = true;
     set_parameters(parameters, relu, call);
   }
 
  private:
-  static int64_t checked_numel(const Tensor& output, const Tensor& input, bool half) {
+  static int64_t checked_numel(const Tensor& output, const Tensor& input, const Tensor& packed_weight) {
+    check_float32(output, "output");
     check_maps(output, 1);
     check_maps(input, output.size(1));
+    check_type(input, packed_weight);
     STD_TORCH_CHECK(is_channels_last(output), "output must be channels-last");
     STD_TORCH_CHECK(input.size(0) == output.size(0) && input.size(2) == output.size(2) && input.size(3) == output.size(3),
                     "input and output differ in size");
-    return packed_linear_numel(output.size(1), input.size(1), half);
+    return packed_linear_numel(output.size(1), input.size(1), is_half(packed_weight));
   }
 };
 
@@ -271,14 +290,15 @@ void conv1x1_add_(const Tensor& output, const Tensor& input, const Tensor& packe
 
 Tensor conv1x1_add_conv1x1_(const Tensor& output, const Tensor& input, const Tensor& packed_weight,
                             const std::optional<Tensor>& bias, const Tensor& packed_next_weight,
-                            const std::optional<Tensor>& next_bias, int64_t next_channels) {
+                            const std::optional<Tensor>& next_bias, int64_t next_channels, bool half_result) {
   Sum sum(output, input, packed_weight, bias, true);
   STD_TORCH_CHECK(next_channels > 0, "next_channels must be positive");
   const bool half = is_half(packed_weight);
   STD_TORCH_CHECK(is_half(packed_next_weight) == half, "both packed weights must be of one type");
   const Parameters parameters(packed_next_weight, packed_linear_numel(next_channels, output.size(1), half), next_bias,
                               next_channels);
-  const Tensor result = empty_maps(output.size(0), next_channels, output.size(2), output.size(3), ScalarType::Float);
+  const Tensor result = empty_maps(output.size(0), next_channels, output.size(2), output.size(3),
+                                   output_type(packed_next_weight, half_result));
   Linear next = images_call(output, result);
   set_parameters(parameters, true, next);
   sum.call.next = &next;
@@ -290,6 +310,7 @@ Tensor conv1x1_add_conv1x1_(const Tensor& output, const Tensor& input, const Ten
 // pair is a row of a matrix product with 2 · out_channels columns.
 Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                          int64_t out_channels, bool relu) {
+  check_float32(input, "input");
   check_maps(input, out_channels);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), columns = 2 * out_channels;
   const int64_t numel = packed_linear_numel(columns, c, is_half(packed_weight));
@@ -307,6 +328,7 @@ Tensor conv_transpose2x2(const Tensor& input, const Tensor& packed_weight, const
 
 Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                          const Tensor& class_weight, const std::optional<Tensor>& class_bias, const Tensor& labels) {
+  check_float32(input, "input");
   check_float32(class_weight, "class_weight");
   STD_TORCH_CHECK(class_weight.dim() == 2 && class_weight.numel() > 0, "class_weight must be (classes, channels)");
   const int64_t classes = class_weight.size(0), channels = class_weight.size(1);
@@ -339,6 +361,8 @@ Tensor class_mask_logits(const Tensor& input, const Tensor& packed_weight, const
 Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias,
                              const Tensor& coarse) {
   constexpr int64_t most_pixels = 40;
+  check_float32(coarse, "coarse");
+  check_float32(input, "input");
   check_maps(coarse, 1);
   const int64_t n = coarse.size(0), channels = coarse.size(1), h = coarse.size(2), w = coarse.size(3);
   check_maps(input, channels);
@@ -367,6 +391,63 @@ Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, c
   return output;
 }
 
+// Its weight is packed as those of nine linear layers.
+Tensor strided_conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
+  check_maps(input, out_channels);
+  STD_TORCH_CHECK(input.scalar_type() == packed_weight.scalar_type(), "input must be of packed_weight's type");
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
+  const Parameters parameters(packed_weight, 9 * packed_linear_numel(out_channels, c, is_half(packed_weight)), bias, out_channels);
+  const Tensor maps = channels_last(input, input.scalar_type());
+  const Tensor output = empty_maps(n, out_channels, strided_conv_size(h), strided_conv_size(w), ScalarType::Float);
+  StridedConv call{};
+  call.images = n, call.height = h, call.width = w, call.in_channels = c, call.out_channels = out_channels;
+  call.input = maps.const_data_ptr();
+  call.packed_weight = parameters.weight_data(), call.bias = parameters.bias_data();
+  call.output = mutable_data(output);
+  const StridedConvKernels& kernels = parameters.kernels().strided;
+  run_tasks(n * strided_conv_size(h), kernels.scratch_bytes(call),
+            [&](int64_t task, void* scratch) { kernels.run(call, task, scratch); });
+  return output;
+}
+
+Tensor pack_grouped_conv3x3_weight(const Tensor& weight) {
+  const GroupedConvKernels& kernels = capability().kernels->grouped;
+  check_float32(weight, "weight");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(1) == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.numel() > 0,
+                  "weight must be (channels, 4, 3, 3)");
+  const int64_t channels = weight.size(0);
+  STD_TORCH_CHECK(channels % kernels.channel_multiple == 0, "channels must be a multiple of ", kernels.channel_multiple);
+  const Tensor dense = torch::stable::contiguous(weight);
+  const Tensor packed = torch::stable::empty({kernels.packed_numel(channels)}, ScalarType::Float);
+  kernels.pack(data(dense), channels, mutable_data(packed));
+  return packed;
+}
+
+Tensor grouped_conv3x3(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, bool relu,
+                       bool half_output) {
+  const GroupedConvKernels& kernels = capability().kernels->grouped;
+  check_maps(input, input.dim() < 2 ? 1 : input.size(1));
+  STD_TORCH_CHECK(!is_half(input) || input.scalar_type() == half_factor_type(), "input must be float32 or of the 16-bit factors' type");
+  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
+  STD_TORCH_CHECK(c % kernels.channel_multiple == 0, "channels must be a multiple of ", kernels.channel_multiple);
+  check_float32(packed_weight, "packed_weight");
+  const Parameters parameters(packed_weight, kernels.packed_numel(c), bias, c);
+  const Tensor maps = channels_last(input, input.scalar_type());
+  const Tensor output = empty_maps(n, c, h, w, packed_type(half_output));
+  if (output.numel() == 0) return output;
+  GroupedConv call{};
+  call.images = n, call.height = h, call.width = w, call.channels = c;
+  call.input = maps.const_data_ptr();
+  call.packed_weight = data(parameters.packed_weight), call.bias = parameters.bias_data();
+  call.output = output.mutable_data_ptr();
+  call.relu = relu;
+  run_tasks(n * h, kernels.scratch_bytes(call), [&](int64_t task, void* scratch) {
+    kernels.run[is_half(maps)][half_output](call, task, scratch);
+  });
+  return output;
+}
+
 int64_t packed_stem_numel(int64_t out_channels, int64_t in_channels) {
   return capability().kernels->stem.packed_numel(out_channels, in_channels);
 }
@@ -384,6 +465,7 @@ Tensor pack_stem_weight(const Tensor& weight) {
 }
 
 Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optional<Tensor>& bias, int64_t out_channels) {
+  check_float32(input, "input");
   check_maps(input, out_channels);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   STD_TORCH_CHECK(h > 0 && w > 0, "input is empty");
@@ -405,6 +487,7 @@ Tensor stem(const Tensor& input, const Tensor& packed_weight, const std::optiona
 
 // Each pixel becomes 2×2 equal ones.
 Tensor upsample2x(const Tensor& input) {
+  check_float32(input, "input");
   check_maps(input, 1);
   const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3);
   const Tensor maps = channels_last(input, ScalarType::Float);
@@ -441,6 +524,9 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CPU, m) {
   m.impl("conv1x1_add_conv1x1_", TORCH_BOX(&dcnzoo::cpu::conv1x1_add_conv1x1_));
   m.impl("conv_transpose2x2", TORCH_BOX(&dcnzoo::cpu::conv_transpose2x2));
   m.impl("class_mask_logits", TORCH_BOX(&dcnzoo::cpu::class_mask_logits));
+  m.impl("strided_conv3x3", TORCH_BOX(&dcnzoo::cpu::strided_conv3x3));
+  m.impl("grouped_conv3x3", TORCH_BOX(&dcnzoo::cpu::grouped_conv3x3));
+  m.impl("pack_grouped_conv3x3_weight", TORCH_BOX(&dcnzoo::cpu::pack_grouped_conv3x3_weight));
   m.impl("stem", TORCH_BOX(&dcnzoo::cpu::stem));
   m.impl("upsample2x", TORCH_BOX(&dcnzoo::cpu::upsample2x));
   m.impl("pack_linear_weight", TORCH_BOX(&dcnzoo::cpu::pack_linear_weight));

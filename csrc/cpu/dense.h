@@ -1,5 +1,6 @@
 // Interface between the PyTorch binding and the kernels of dense layers: Winograd convolution and
-// matrix products with packed weights. Maps are float32, channels-last and dense.
+// matrix products with packed weights. Maps are channels-last and dense, and float32, but where `half_input` or `half_output`
+// says that they consist of the 16-bit factors that the packed weights consist of, too.
 #pragma once
 
 #include <cstddef>
@@ -10,12 +11,13 @@ namespace dcnzoo::cpu {
 // 3×3 convolution with stride 1 and padding 1, computed by Winograd's algorithm.
 struct Winograd {
   int64_t images, height, width, in_channels, out_channels;
-  const float* input;
+  const void* input;
   const void* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
-  float* output;
+  void* output;
+  bool half_input, half_output;
   bool relu;
-  // A 1×1 convolution behind it, whose result is the output then. A linear layer of few channels; null for none.
+  // A 1×1 convolution behind it, whose result is the output then, in float32. A linear layer of few channels; null for none.
   const void* point_weight;
   const float* point_bias;
   int64_t point_channels;
@@ -44,11 +46,12 @@ struct Linear {
   int64_t runs, length;
   int64_t row_stride, run_stride, output_run_stride;
   int64_t in_channels, out_channels;
-  const float* input;
+  const void* input;
   const void* packed_weight;  // from `pack` of the same capability
   const float* bias;           // may be null
-  float* output;
-  bool accumulate;  // adds what the output holds
+  void* output;
+  bool half_input, half_output;
+  bool accumulate;  // adds what the output holds, in float32
   bool relu;
   // A layer whose input is this one's output, computed behind it block by block, while that is in the cache; null for none.
   // Its weight is of the same type.
@@ -71,6 +74,44 @@ struct LinearKernels {
   int64_t (*pieces)(int64_t out_channels, int64_t in_channels);
   LinearSchedule (*schedule)(const Linear&, int threads);
   void (*run)(const Linear&, const LinearSchedule&, int64_t task, void* scratch);
+};
+
+// 3×3 convolution with stride 2 and padding 1, to few channels.
+struct StridedConv {
+  int64_t images, height, width, in_channels, out_channels;
+  const void* input;          // of what the packed weight consists of
+  const void* packed_weight;  // of nine linear layers, one per tap
+  const float* bias;           // may be null
+  float* output;
+};
+
+// The size of its result along an axis.
+inline int64_t strided_conv_size(int64_t size) { return (size + 1) / 2; }
+
+// A task is a row of the output.
+struct StridedConvKernels {
+  size_t (*scratch_bytes)(const StridedConv&);  // per worker, 64-byte aligned
+  void (*run)(const StridedConv&, int64_t task, void* scratch);
+};
+
+// 3×3 convolution with stride 1 and padding 1 whose groups have four channels in and four out. The factors are float32.
+struct GroupedConv {
+  int64_t images, height, width, channels;
+  const void* input;
+  const float* packed_weight;  // from `pack` of the same capability
+  const float* bias;           // may be null
+  void* output;
+  bool relu;
+};
+
+// A task is a row of the output.
+struct GroupedConvKernels {
+  int64_t channel_multiple;  // of which the channels are one
+  int64_t (*packed_numel)(int64_t channels);
+  // Packs a dense (channels, 4, 3, 3) weight.
+  void (*pack)(const float* weight, int64_t channels, float* packed);
+  size_t (*scratch_bytes)(const GroupedConv&);  // per worker, 64-byte aligned
+  void (*run[2][2])(const GroupedConv&, int64_t task, void* scratch);  // [of 16-bit input][to 16-bit output]
 };
 
 // 7×7 convolution with stride 2 and padding 3, ReLU, 3×3 maximum with stride 2 and padding 1.
@@ -119,6 +160,7 @@ struct DenseKernels {
   WinogradKernels winograd;
   WinogradKernels small_winograd;  // for maps of 14×14, with larger errors
   LinearKernels linear;
+  StridedConvKernels strided;
   MaskLogitsKernels mask_logits;
 };
 

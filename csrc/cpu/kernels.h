@@ -155,6 +155,7 @@ struct ByElement {
 struct HalfKernels {
   Element factor;  // float16 or bfloat16
   DeformConv2dKernels deform_conv2d;
+  RoiPoolKernels roi_pool;  // only the output is rounded
   DenseKernels dense;
 };
 
@@ -163,6 +164,7 @@ struct Kernels {
   ByElement<RoiPoolKernels, RoiPoolGradKernels> roi_pool;
   DenseKernels dense;
   StemKernels stem;
+  GroupedConvKernels grouped;
   const HalfKernels* half;  // null where nothing is multiplied at twice the rate of float32
 };
 

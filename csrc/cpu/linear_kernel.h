@@ -51,9 +51,9 @@ struct LinearLayout {
   }
 
   // Of a worker, for products of at most so many rows; whole cache lines.
-  size_t scratch_bytes(int64_t rows) const {
+  int64_t scratch_bytes(int64_t rows) const {
     if constexpr (rounds) return round_up(rows * piece_channels * static_cast<int64_t>(sizeof(Factor)), 64);
-    return strassen ? round_up(StrassenProduct::scratch_bytes(rows, piece_channels, columns), 64) : 0;
+    return strassen ? round_up(static_cast<int64_t>(StrassenProduct::scratch_bytes(rows, piece_channels, columns)), 64) : 0;
   }
 };
 
@@ -122,9 +122,15 @@ bool any_strassen(const Linear& call) {
          (call.next != nullptr && any_strassen<Factor>(*call.next));
 }
 
+// Of the sums that become 16-bit numbers, a block's.
+inline int64_t sums_bytes(const Linear& call, int64_t rows) {
+  return call.half_output ? round_up(rows * call.out_channels * static_cast<int64_t>(sizeof(float)), 64) : 0;
+}
+
 template <class Factor>
-size_t linear_scratch_bytes(const Linear& call, int64_t rows) {
-  const size_t bytes = LinearLayout<Factor>(call.out_channels, call.in_channels).scratch_bytes(rows);
+int64_t linear_scratch_bytes(const Linear& call, int64_t rows) {
+  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
+  const int64_t bytes = layout.scratch_bytes(rows) + sums_bytes(call, rows);
   return call.next == nullptr ? bytes : max(bytes, linear_scratch_bytes<Factor>(*call.next, rows));
 }
 
@@ -143,25 +149,25 @@ LinearSchedule schedule_linear(const Linear& call, int threads) {
     schedule.row_blocks = call.runs > 1 && !strassen ? tasks : min(call.length, round_up(tasks, threads));
   }
   const int64_t rows = ceil_div(call.runs, schedule.run_blocks) * ceil_div(call.length, schedule.row_blocks);
-  schedule.scratch_bytes = linear_scratch_bytes<Factor>(call, min(rows, most_rows));
+  schedule.scratch_bytes = static_cast<size_t>(linear_scratch_bytes<Factor>(call, min(rows, most_rows)));
   return schedule;
 }
 
 // Copies a matrix as factors, with zeros behind its rows.
-template <class Factor>
-void round_rows(const float* input, int64_t stride, int64_t rows, int64_t depth, Factor* target, int64_t target_stride) {
+template <class Factor, class Input>
+void round_rows(const Input* input, int64_t stride, int64_t rows, int64_t depth, Factor* target, int64_t target_stride) {
   constexpr int width = Simd<float>::width;
   for (int64_t row = 0; row < rows; ++row, input += stride, target += target_stride) {
     int64_t k = 0;
     for (; k + width <= depth; k += width) store_vector(target + k, load_vector(input + k));
-    for (; k < depth; ++k) store_number(target + k, input[k]);
+    for (; k < depth; ++k) store_number(target + k, number(input[k]));
     for (; k < target_stride; ++k) store_number(target + k, 0.0f);
   }
 }
 
 // A block of rows: of `runs` runs, or of one.
-template <class Factor>
-void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, const Rows& rows, const float* input,
+template <class Factor, class Input>
+void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, const Rows& rows, const Input* input,
                       float* output, int64_t output_ahead, void* scratch) {
   const int64_t input_ahead = rows.runs == 1 ? rows.length * call.row_stride : rows.runs * call.run_stride;
   for (int64_t piece = 0; piece < call.in_channels; piece += layout.piece_channels) {
@@ -171,16 +177,20 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
     const Epilogue<float> epilogue{!first || call.accumulate, last && call.relu, first ? call.bias : nullptr,
                                    last ? output_ahead : 0};
     const int64_t distance = last ? input_ahead - piece : depth;
-    const NextRows next{input + piece + distance, call.row_stride * static_cast<int64_t>(sizeof(float)),
-                        depth * static_cast<int64_t>(sizeof(float))};
+    const NextRows next{input + piece + distance, call.row_stride * static_cast<int64_t>(sizeof(Input)),
+                        depth * static_cast<int64_t>(sizeof(Input))};
+    const int64_t padded_depth = layout.padded(depth);
+    if constexpr (std::is_same_v<Input, Factor>) {
+      if (!layout.strassen && depth == padded_depth) {
+        matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
+                       epilogue, next);
+        continue;
+      }
+    }
     if constexpr (layout.rounds) {
       auto* rounded = static_cast<Factor*>(scratch);
-      const int64_t padded_depth = layout.padded(depth);
       round_rows(input + piece, call.row_stride, rows.runs * rows.length, depth, rounded, padded_depth);
       matrix_product(rows, call.out_channels, padded_depth, rounded, padded_depth, weight, output, call.out_channels,
-                     epilogue, next);
-    } else if (!layout.strassen) {
-      matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
                      epilogue, next);
     } else {
       StrassenProduct(rows, call.out_channels, depth, input + piece, call.row_stride, output, call.out_channels,
@@ -203,10 +213,26 @@ void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task
     for (const Linear* part = &call; part != nullptr; part = part->next) {
       const LinearLayout<Factor> layout(part->out_channels, part->in_channels);
       const bool fetch = block + 1 < blocks && part->next == nullptr;  // the next layer fetches its input, this one's output
-      run_linear_block(*part, layout, {runs, rows, part->output_run_stride},
-                       part->input + run * part->run_stride + row * part->row_stride,
-                       part->output + run * part->output_run_stride + row * part->out_channels,
-                       fetch ? rows * part->out_channels : 0, scratch);
+      const int64_t first = run * part->run_stride + row * part->row_stride;
+      const int64_t target = run * part->output_run_stride + row * part->out_channels;
+      const auto product = [&](const Rows& product_rows, float* output, int64_t ahead) {
+        if (part->half_input) {
+          run_linear_block(*part, layout, product_rows, static_cast<const Factor*>(part->input) + first, output, ahead, scratch);
+        } else {
+          run_linear_block(*part, layout, product_rows, static_cast<const float*>(part->input) + first, output, ahead, scratch);
+        }
+      };
+      if (!part->half_output) {
+        product({runs, rows, part->output_run_stride}, static_cast<float*>(part->output) + target,
+                fetch ? rows * part->out_channels : 0);
+        continue;
+      }
+      const int64_t run_numel = rows * part->out_channels;
+      auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + layout.scratch_bytes(runs * rows));
+      product({runs, rows, run_numel}, sums, 0);
+      for (int64_t i = 0; i < runs; ++i) {
+        store_numbers(static_cast<Factor*>(part->output) + target + i * part->output_run_stride, sums + i * run_numel, run_numel);
+      }
     }
   }
 }

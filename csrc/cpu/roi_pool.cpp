@@ -134,9 +134,11 @@ std::tuple<Tensor, Tensor> roi_pool_grads(const Tensor& grad, const Tensor& inpu
 }
 
 Tensor roi_align_pyramid(const std::vector<Tensor>& inputs, const Tensor& rois, const Tensor& levels,
-                         const std::vector<double>& spatial_scales, const std::vector<int64_t>& output_size) {
+                         const std::vector<double>& spatial_scales, const std::vector<int64_t>& output_size,
+                         bool half_output) {
   STD_TORCH_CHECK(!inputs.empty() && inputs.size() == spatial_scales.size(), "roi_pool: one spatial_scale per level");
   const ScalarType type = inputs[0].scalar_type();
+  STD_TORCH_CHECK(!half_output || type == ScalarType::Float, "roi_pool: only what is pooled in float32 is rounded");
   const Rois boxes(rois, type, output_size);
   STD_TORCH_CHECK(levels.scalar_type() == ScalarType::Long && levels.dim() == 1 && levels.size(0) == boxes.count,
                   "roi_pool: levels must be (R,) int64");
@@ -151,7 +153,7 @@ Tensor roi_align_pyramid(const std::vector<Tensor>& inputs, const Tensor& rois, 
     calls.push_back(map_call(maps[level], output_size, spatial_scales[level], 0.0));
   }
   const int64_t channels = maps[0].size(1);
-  const Tensor output = empty_maps(boxes.count, channels, output_size[0], output_size[1], type);
+  const Tensor output = empty_maps(boxes.count, channels, output_size[0], output_size[1], half_output ? half_factor_type() : type);
   const int64_t* const level_data = static_cast<const int64_t*>(dense_levels.const_data_ptr());
   for (int64_t i = 0; i < boxes.count; ++i) {
     STD_TORCH_CHECK(level_data[i] >= 0 && level_data[i] < static_cast<int64_t>(calls.size()), "roi_pool: no such level");
@@ -159,7 +161,7 @@ Tensor roi_align_pyramid(const std::vector<Tensor>& inputs, const Tensor& rois, 
   }
   char* const output_data = static_cast<char*>(output.mutable_data_ptr());
   const int64_t roi_bytes = channels * output_size[0] * output_size[1] * static_cast<int64_t>(output.element_size());
-  const RoiPoolKernels& kernels = capability().kernels->roi_pool[element_of(type)];
+  const RoiPoolKernels& kernels = half_output ? half_kernels().roi_pool : capability().kernels->roi_pool[element_of(type)];
   for_rois(boxes.count, kernels.scratch_bytes(calls[0]), [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t i = begin; i < end; ++i) {
       RoiPool call = calls[static_cast<size_t>(level_data[i])];

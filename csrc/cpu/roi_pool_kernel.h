@@ -106,21 +106,21 @@ struct RoiCorners {
   }
 };
 
-template <class Element>
+template <class Element, class Output>
 class RoiPooling {
   using T = Computed<Element>;
 
  public:
-  // `sums` has room for all channels; it is needed for short floats only.
+  // `sums` has room for all channels; it is needed for an output of short floats only.
   RoiPooling(const RoiPool& call, T* sums) : call_(call), sums_(sums) {}
 
   void pool(int64_t index) {
     const RoiBins<T> roi(call_, index);
     const int64_t bins = call_.pooled_h * call_.pooled_w;
     image_ = static_cast<const Element*>(call_.input) + roi.image * call_.height * call_.width * call_.channels;
-    Element* output = static_cast<Element*>(call_.output) + index * bins * call_.channels;
+    Output* output = static_cast<Output*>(call_.output) + index * bins * call_.channels;
     for (int64_t bin = 0; bin < bins; ++bin, output += call_.channels) {
-      if constexpr (std::is_same_v<Element, T>) {
+      if constexpr (std::is_same_v<Output, T>) {
         average(roi, index, bin, output);
       } else {
         average(roi, index, bin, sums_);
@@ -221,21 +221,21 @@ class RoiPooling {
   const Element* image_ = nullptr;
 };
 
-template <class Element>
+template <class Output>
 size_t roi_scratch_bytes(const RoiPool& call) {
-  if constexpr (std::is_same_v<Element, Computed<Element>>) return 0;
-  return static_cast<size_t>(call.channels) * sizeof(Computed<Element>);
+  if constexpr (std::is_same_v<Output, Computed<Output>>) return 0;
+  return static_cast<size_t>(call.channels) * sizeof(Computed<Output>);
 }
 
-template <class Element>
+template <class Element, class Output>
 void pool_rois(const RoiPool& call, int64_t begin, int64_t end, void* scratch) {
-  RoiPooling<Element> pooling(call, static_cast<Computed<Element>*>(scratch));
+  RoiPooling<Element, Output> pooling(call, static_cast<Computed<Element>*>(scratch));
   for (int64_t index = begin; index < end; ++index) pooling.pool(index);
 }
 
-template <class Element>
+template <class Element, class Output = Element>
 constexpr RoiPoolKernels roi_pool_kernels() {
-  return {roi_scratch_bytes<Element>, pool_rois<Element>};
+  return {roi_scratch_bytes<Output>, pool_rois<Element, Output>};
 }
 
 // ---- gradients ----

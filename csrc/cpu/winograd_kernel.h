@@ -248,15 +248,17 @@ void pack_winograd(const float* weight, int64_t out_channels, int64_t in_channel
 // Vectors whose last elements may not exist.
 struct Partial {
   using S = Simd<float>;
-  static DCNZOO_INLINE S::vector load(const float* source, int64_t count) {
-    if (count >= S::width) return S::load(source);
+  template <class Element>
+  static DCNZOO_INLINE S::vector load(const Element* source, int64_t count) {
+    if (count >= S::width) return load_vector(source);
     float elements[S::width] = {};
-    for (int64_t i = 0; i < count; ++i) elements[i] = source[i];
+    for (int64_t i = 0; i < count; ++i) elements[i] = number(source[i]);
     return S::load(elements);
   }
-  static DCNZOO_INLINE void store(float* target, S::vector value, int64_t count) {
-    if (count >= S::width) return S::store(target, value);
-    for (int64_t i = 0; i < count; ++i) target[i] = value[i];
+  template <class Element>
+  static DCNZOO_INLINE void store(Element* target, S::vector value, int64_t count) {
+    if (count >= S::width) return store_vector(target, value);
+    for (int64_t i = 0; i < count; ++i) store_number(target + i, value[i]);
   }
 };
 
@@ -303,16 +305,10 @@ class WinogradBlock {
 
   void run() {
     for (int64_t c = 0; c < layout_.padded_channels; ++c) zeros_[c] = 0;
-    for_each_tile<const float*, points>([&](int64_t index, const float** pixels) { find_inputs(index, pixels); },
-                                        [&](int64_t index, const float* const* pixels, const float* const* next) {
-                                          transform_input(index, pixels, next);
-                                        });
+    call_.half_input ? transform_inputs<Factor>() : transform_inputs<float>();
     for (int64_t chunk = chunk_begin_; chunk < chunk_end_; ++chunk) {
       for (int64_t point = 0; point < points; ++point) multiply(chunk, point);
-      for_each_tile<float*, tile * tile>([&](int64_t index, float** targets) { locate(index, chunk, targets); },
-                                         [&](int64_t index, float* const* targets, float* const* next) {
-                                           transform_output(index, chunk, targets, next);
-                                         });
+      call_.half_output ? transform_outputs<Factor>(chunk) : transform_outputs<float>(chunk);
     }
     if (call_.point_weight != nullptr) convolve_points();
   }
@@ -351,19 +347,30 @@ class WinogradBlock {
     }
   }
 
+  template <class Element>
+  void transform_inputs() {
+    for_each_tile<const Element*, points>([&](int64_t index, const Element** pixels) { find_inputs(index, pixels); },
+                                          [&](int64_t index, const Element* const* pixels, const Element* const* next) {
+                                            transform_input(index, pixels, next);
+                                          });
+  }
+
   // The pixels that a tile reads; those outside the map are a row of zeros.
-  void find_inputs(int64_t index, const float** pixels) const {
+  template <class Element>
+  void find_inputs(int64_t index, const Element** pixels) const {
     const Place at = place(index);
     for (int i = 0; i < size; ++i) {
       for (int j = 0; j < size; ++j) {
         const int64_t source = pixel(at, i - 1, j - 1);
-        pixels[i * size + j] = source >= 0 ? call_.input + source * call_.in_channels : zeros_;
+        pixels[i * size + j] = source >= 0 ? static_cast<const Element*>(call_.input) + source * call_.in_channels
+                                           : reinterpret_cast<const Element*>(zeros_);
       }
     }
   }
 
   // Fetches what the next tile does not share with this one meanwhile.
-  void transform_input(int64_t index, const float* const* pixels, const float* const* next) {
+  template <class Element>
+  void transform_input(int64_t index, const Element* const* pixels, const Element* const* next) {
     const int64_t step = layout_.piece_channels();
     for (int64_t piece = 0; piece < layout_.channels; piece += step) {
       const int64_t depth = min(step, layout_.channels - piece);
@@ -379,7 +386,8 @@ class WinogradBlock {
     }
   }
 
-  DCNZOO_INLINE void transform_input_vector(const float* const* pixels, int64_t c, int64_t count, Factor* target) const {
+  template <class Element>
+  DCNZOO_INLINE void transform_input_vector(const Element* const* pixels, int64_t c, int64_t count, Factor* target) const {
     transform_axes<V, size, size>(
         [](const V* d, V* r) __attribute__((always_inline)) { F::input(d, r); },
         [&](int i, int j) __attribute__((always_inline)) { return Partial::load(pixels[i * size + j] + c, count); },
@@ -404,21 +412,32 @@ class WinogradBlock {
     }
   }
 
+  template <class Element>
+  void transform_outputs(int64_t chunk) const {
+    for_each_tile<Element*, tile * tile>([&](int64_t index, Element** targets) { locate(index, chunk, targets); },
+                                         [&](int64_t index, Element* const* targets, Element* const* next) {
+                                           transform_output(index, chunk, targets, next);
+                                         });
+  }
+
   // Where a tile's pixels go.
-  void locate(int64_t index, int64_t chunk, float** targets) const {
+  template <class Element>
+  void locate(int64_t index, int64_t chunk, Element** targets) const {
     const Place at = place(index);
     for (int i = 0; i < tile; ++i) {
       for (int j = 0; j < tile; ++j) {
         const int64_t target = pixel(at, i, j), first = chunk * layout_.chunk_columns;
-        targets[i * tile + j] = call_.point_weight != nullptr ? feature(index, i, j) + first
-                                : target >= 0                 ? call_.output + target * call_.out_channels + first
-                                                              : discarded_;
+        void* const features = call_.point_weight != nullptr ? feature(index, i, j) : nullptr;
+        targets[i * tile + j] = features != nullptr ? static_cast<Element*>(features) + first
+                                : target >= 0       ? static_cast<Element*>(call_.output) + target * call_.out_channels + first
+                                                    : reinterpret_cast<Element*>(discarded_);
       }
     }
   }
 
   // Fetches the next tile's pixels meanwhile: they are too many rows for the processor to do so by itself.
-  void transform_output(int64_t index, int64_t chunk, float* const* targets, float* const* next) const {
+  template <class Element>
+  void transform_output(int64_t index, int64_t chunk, Element* const* targets, Element* const* next) const {
     const int64_t first = chunk * layout_.chunk_columns, count = layout_.columns_of(chunk);
     const float* source = products_ + (index - begin_) * layout_.chunk_columns;
     for (int64_t c = 0; c < count; c += S::width) {
@@ -457,7 +476,8 @@ class WinogradBlock {
         for (int j = 0; j < tile; ++j, sums += call_.point_channels) {
           const int64_t target = pixel(at, i, j);
           if (target < 0) continue;
-          for (int64_t c = 0; c < call_.point_channels; ++c) call_.output[target * call_.point_channels + c] = sums[c];
+          float* output = static_cast<float*>(call_.output) + target * call_.point_channels;
+          for (int64_t c = 0; c < call_.point_channels; ++c) output[c] = sums[c];
         }
       }
     }

@@ -100,8 +100,10 @@ Tensor roi_pool(const Tensor& input, const Tensor& rois, const std::optional<Ten
 }
 
 Tensor roi_align_pyramid(const std::vector<Tensor>& inputs, const Tensor& rois, const Tensor& levels,
-                         const std::vector<double>& spatial_scales, const std::vector<int64_t>& output_size) {
+                         const std::vector<double>& spatial_scales, const std::vector<int64_t>& output_size,
+                         bool half_output) {
   STD_TORCH_CHECK(!inputs.empty(), "roi_align_pyramid: there is no level");
+  STD_TORCH_CHECK(!half_output, "roi_align_pyramid: on a GPU the output is of the inputs' type");
   Pooling pooling(inputs, rois, spatial_scales, output_size);
   pooling.set_levels(levels);
   return pooling.run(inputs[0]);

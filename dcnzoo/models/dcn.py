@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dcnzoo.models.layers import Conv3x3
+from dcnzoo.models.layers import Conv3x3, StridedConv3x3
 from dcnzoo.ops import deform_conv2d, pack_deform_conv2d_weight
 
 
@@ -51,9 +51,7 @@ class DeformConv2d(nn.Module):
         num_masks = deform_groups * taps if modulated else 0
         predicted = self.num_offsets + num_masks
         self.conv_offset: nn.Conv2d = (
-            Conv3x3(in_channels, predicted)
-            if stride == 1
-            else nn.Conv2d(in_channels, predicted, self.kernel_size, stride, self.padding)
+            Conv3x3(in_channels, predicted) if stride == 1 else StridedConv3x3(in_channels, predicted)
         )
         self.reset_parameters()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
-from dcnzoo.models.layers import Conv3x3, Stem
+from dcnzoo.models.layers import Conv3x3, GroupedConv3x3, Stem
 from dcnzoo.models.resnet import BasicBlock, Bottleneck, ResNet
 
 
@@ -114,7 +114,7 @@ def _folded(stage: nn.Sequential) -> nn.ModuleList:
 
 def _with_relu(conv: nn.Module) -> nn.Module:
     """A convolution followed by ReLU, in one where the kernels can."""
-    if not isinstance(conv, Conv3x3 | DeformConv2d):
+    if not isinstance(conv, Conv3x3 | DeformConv2d | GroupedConv3x3):
         return nn.Sequential(conv, nn.ReLU(inplace=True))
     conv.relu = True
     return conv

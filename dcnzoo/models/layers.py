@@ -1,7 +1,8 @@
 """Layers that carry their activation and run on the compiled kernels once their weights are packed.
 
 They are PyTorch's own layers otherwise: same parameters, same names, trainable. `half_products`, set before
-packing, has them round their factors to 16 bits (`dcnzoo.ops.dense` says what that means).
+packing, has them round their factors to 16 bits (`dcnzoo.ops.dense` says what that means), and `half_output`
+stores their outputs so, for a layer that rounds them anyway.
 
 Shape letters: N images, C channels, O output channels, H, W map size, R rows.
 """
@@ -27,7 +28,7 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, relu: bool = False) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
         self.relu = relu
-        self.half_products = False
+        self.half_products = self.half_output = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
@@ -36,7 +37,14 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, O, H, W)."""
-        return dense.conv3x3(input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight)
+        return dense.conv3x3(
+            input,
+            self.weight,
+            self.bias,
+            relu=self.relu,
+            packed_weight=self.packed_weight,
+            half_output=self.half_output,
+        )
 
 
 class SmallConv3x3(Conv3x3):
@@ -50,6 +58,61 @@ class SmallConv3x3(Conv3x3):
         """Maps (N, C, H, W) to (N, O, H, W)."""
         return dense.small_conv3x3(
             input, self.weight, self.bias, relu=self.relu, packed_weight=self.packed_weight
+        )
+
+
+class StridedConv3x3(nn.Conv2d):
+    """3×3 convolution with stride 2 and padding 1, for few output channels.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, 2, padding=1)
+        self.half_products = False
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_strided_conv3x3_weight(self.weight, half=self.half_products)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, ⌈H/2⌉, ⌈W/2⌉)."""
+        return dense.strided_conv3x3(input, self.weight, self.bias, packed_weight=self.packed_weight)
+
+
+class GroupedConv3x3(nn.Conv2d):
+    """3×3 convolution with stride 1 and padding 1, in groups, optionally followed by ReLU.
+
+    Its factors are never rounded; `half_output` says of its output alone that it is.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        groups: G.
+        bias: whether there is one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, groups=groups, bias=bias)
+        self.relu = self.half_output = False
+        self.packed_weight: Tensor | None = None
+
+    def pack(self) -> None:
+        """Arranges the weight for the compiled kernels; to be called when device and dtype are final."""
+        self.packed_weight = dense.pack_grouped_conv3x3_weight(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, O, H, W)."""
+        return dense.grouped_conv3x3(
+            input,
+            self.weight,
+            self.bias,
+            relu=self.relu,
+            packed_weight=self.packed_weight,
+            half_output=self.half_output,
         )
 
 
@@ -69,7 +132,7 @@ class Conv1x1(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, 1, stride, bias=bias)
         self.relu = relu
-        self.half_products = False
+        self.half_products = self.half_output = False
         self.packed_weight: Tensor | None = None
 
     def pack(self) -> None:
@@ -85,6 +148,7 @@ class Conv1x1(nn.Conv2d):
             stride=self.stride[0],
             relu=self.relu,
             packed_weight=self.packed_weight,
+            half_output=self.half_output,
         )
 
     def add_to(self, output: Tensor, input: Tensor) -> Tensor:
@@ -104,7 +168,14 @@ class Conv1x1(nn.Conv2d):
         packed, packed_next = self.packed_weight, following.packed_weight
         if packed is not None and packed_next is not None and self.relu and following.relu:
             result = dense.conv1x1_add_conv1x1_(
-                output, input, packed, self.bias, packed_next, following.bias, following.out_channels
+                output,
+                input,
+                packed,
+                self.bias,
+                packed_next,
+                following.bias,
+                following.out_channels,
+                half_result=following.half_output,
             )
             if result is not None:
                 return output, result

@@ -4,8 +4,8 @@ A detection hangs on comparisons (which proposals are kept, which of two boxes s
 small errors change it. There are two ways, and docs/performance.md says what each choice gave.
 
 Where the processor multiplies float16 or bfloat16 at twice the rate of float32
-(`dcnzoo.ops.backend.half_factor`), all maps stay float32, and factors are rounded to that type within the
-layers. That is done in nearly all of them, but not in
+(`dcnzoo.ops.backend.half_factor`), factors are rounded to that type within the layers, and maps stay float32.
+That is done in nearly all of them, but not in
 
 - the stem, since the image itself would lose grey levels;
 - the last layers, where rounded scores are ties;
@@ -14,6 +14,8 @@ layers. That is done in nearly all of them, but not in
   for memory.
 
 bfloat16 is coarser, so weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
+Maps inside a bottleneck, and what is pooled for the box head, are stored in it: the layer behind them rounds
+them anyway.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:
 
@@ -36,8 +38,17 @@ from torch import Tensor, nn
 
 from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import FoldedBasicBlock, FoldedBottleneck
-from dcnzoo.models.layers import Conv1x1, Conv3x3, ConvTranspose2x2, Linear
+from dcnzoo.models.layers import (
+    Conv1x1,
+    Conv3x3,
+    ConvTranspose2x2,
+    GroupedConv3x3,
+    Linear,
+    StridedConv3x3,
+)
 from dcnzoo.models.rcnn import RCNN
+from dcnzoo.models.roi_features import RoIAlign
+from dcnzoo.ops import dense
 from dcnzoo.ops.backend import half_factor
 
 _LAST = ("fc_cls", "fc_reg", "rpn_cls", "rpn_reg")
@@ -45,7 +56,7 @@ _OFFSETS = "conv_offset"
 _FIRST_SHORTCUT = "backbone.layer1.0.downsample"
 """Names of layers that stay float32, some of them always (see above)."""
 
-_HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear)
+_HALF_LAYERS = (Conv1x1, Conv3x3, ConvTranspose2x2, DeformConv2d, Linear, StridedConv3x3)
 """Layers that can round their factors to 16 bits."""
 
 
@@ -147,7 +158,24 @@ def _multiply_in_half(model: RCNN) -> RCNN:
         elif coarse and isinstance(module, DeformConv2d):
             rounded = round_kernels(module.weight, torch.bfloat16).to(module.weight.dtype)
             module.weight = nn.Parameter(rounded, requires_grad=False)
+    if coarse:
+        for block in model.modules():
+            if isinstance(block, FoldedBottleneck):
+                _store_in_half(block)
+        if isinstance(model.roi_head.bbox_roi_extractor, RoIAlign):
+            model.roi_head.bbox_roi_extractor.half_output = True
     return model
+
+
+def _store_in_half(block: FoldedBottleneck) -> None:
+    """Has the maps between the convolutions of a block stored in 16 bits."""
+    conv2 = block.conv2
+    if isinstance(conv2, Conv3x3) or (
+        isinstance(conv2, GroupedConv3x3) and dense.packs_grouped_conv3x3(conv2.weight)
+    ):
+        block.conv1.half_output = conv2.half_output = True
+    elif isinstance(conv2, DeformConv2d):  # whose output is of the type of its input
+        block.conv1.half_output = True
 
 
 def _lower(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DeformConv2d, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dcnzoo.models.layers import Conv1x1, Conv3x3
+from dcnzoo.models.layers import Conv1x1, Conv3x3, GroupedConv3x3
 
 ConvFactory = Callable[[int, int, int, int], nn.Module]
 """(in_channels, out_channels, stride, groups) → a 3×3 convolution without bias."""
@@ -19,6 +19,8 @@ def conv3x3(in_channels: int, out_channels: int, stride: int, groups: int) -> nn
     """A 3×3 convolution that is not deformable."""
     if stride == groups == 1:
         return Conv3x3(in_channels, out_channels, bias=False)
+    if stride == 1:
+        return GroupedConv3x3(in_channels, out_channels, groups, bias=False)
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 

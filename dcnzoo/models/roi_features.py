@@ -28,11 +28,15 @@ class RoIAlign(nn.Module):
 
     Args:
         output_size: P.
+
+    Attributes:
+        half_output: the compiled CPU kernels round what they pool to 16 bits, for a layer that would do so.
     """
 
     def __init__(self, output_size: int) -> None:
         super().__init__()
         self.output_size = output_size
+        self.half_output = False
 
     def forward(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
         """Pools (R, 5) rois, resized frame, to (R, C, P, P)."""
@@ -42,6 +46,7 @@ class RoIAlign(nn.Module):
             assign_levels(rois),
             output_size=(self.output_size, self.output_size),
             spatial_scales=[1 / STRIDES[name] for name in LEVELS],
+            half_output=self.half_output,
         )
 
 

@@ -69,7 +69,7 @@ def deform_conv2d(
     if tensors[1] is not weight:
         packed_weight = None  # made before autocast lowered the weight
     x, weight, bias = cast(tuple[Tensor, Tensor, Tensor | None], tensors[:3])
-    _check_dtypes(x, weight, bias)
+    _check_dtypes(x, weight, bias, packed_weight)
     if active_backend()[0] == "native" and _kernels_take(*tensors):
         geometry = stride, padding, dilation
         on_gpu = x.device.type == "cuda"
@@ -190,8 +190,12 @@ if NATIVE_PROBLEM is None:
     deform_conv2d_grad.register()
 
 
-def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_dtypes(
+    input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Tensor | None
+) -> None:
     found = [input.dtype, weight.dtype] + ([] if bias is None else [bias.dtype])
+    if input.dtype == torch.bfloat16 and packed_weight is not None and packed_weight.dtype == torch.bfloat16:
+        found[0] = weight.dtype  # a map of 16-bit factors
     if len(set(found)) > 1:
         raise ValueError(f"input, weight and bias must have one dtype, got {', '.join(map(str, found))}")
 

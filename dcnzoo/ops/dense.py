@@ -14,6 +14,9 @@ then). The results are float32, with errors of about 2e-3 standard deviations of
 `conv3x3` 5e-3 and in `small_conv3x3` up to twice that. With float16, sums of up to 128 products are float16,
 too, and what exceeds 65504 becomes infinite.
 
+Where a layer rounds its input anyway, the one before may store it so (`half_output`), which halves what goes
+through memory: convolutions and linear layers with 16-bit factors take inputs of that type, too.
+
 Shape letters: N images, C channels, H, W map size, O output channels, R rows.
 """
 
@@ -34,6 +37,7 @@ def conv3x3(
     *,
     relu: bool = False,
     packed_weight: Tensor | None = None,
+    half_output: bool = False,
 ) -> Tensor:
     """3×3 convolution with stride 1 and padding 1.
 
@@ -43,12 +47,15 @@ def conv3x3(
         bias: (O,).
         relu: negative outputs become 0.
         packed_weight: from `pack_conv3x3_weight`.
+        half_output: the compiled kernels' output is of the type of `packed_weight`, a 16-bit one.
 
     Returns:
         (N, O, H, W), channels-last when the weight is packed.
     """
-    if packed_weight is not None and _kernels_take(input):
-        output: Tensor = torch.ops.dcnzoo.conv3x3(input, packed_weight, bias, weight.shape[0], relu)
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
+        output: Tensor = torch.ops.dcnzoo.conv3x3(
+            input, packed_weight, bias, weight.shape[0], relu, half_output
+        )
         return output
     if conv_grad.is_faster(input, weight):
         return _activate(conv_grad.conv3x3(input, weight, bias, _learning_conv3x3), relu)
@@ -104,10 +111,59 @@ def small_conv3x3(
     Returns:
         (N, O, H, W), channels-last when the weight is packed.
     """
-    if packed_weight is not None and _kernels_take(input):
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
         output: Tensor = torch.ops.dcnzoo.small_conv3x3(input, packed_weight, bias, weight.shape[0], relu)
         return output
     return conv3x3(input, weight, bias, relu=relu)
+
+
+def strided_conv3x3(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed_weight: Tensor | None = None
+) -> Tensor:
+    """3×3 convolution with stride 2 and padding 1, for few output channels.
+
+    Args:
+        input: (N, C, H, W); when the weight is packed, of the type of that.
+        weight: (O, C, 3, 3).
+        bias: (O,).
+        packed_weight: from `pack_strided_conv3x3_weight`.
+
+    Returns:
+        (N, O, ⌈H/2⌉, ⌈W/2⌉), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
+        output: Tensor = torch.ops.dcnzoo.strided_conv3x3(input, packed_weight, bias, weight.shape[0])
+        return output
+    return F.conv2d(input, weight, bias, stride=2, padding=1)
+
+
+def grouped_conv3x3(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    relu: bool = False,
+    packed_weight: Tensor | None = None,
+    half_output: bool = False,
+) -> Tensor:
+    """3×3 convolution with stride 1 and padding 1, in groups.
+
+    Args:
+        input: (N, C, H, W); when the weight is packed, it may be of the type of 16-bit factors.
+        weight: (O, C/G, 3, 3).
+        bias: (O,).
+        relu: negative outputs become 0.
+        packed_weight: from `pack_grouped_conv3x3_weight`.
+        half_output: the compiled kernels' output is of that 16-bit type.
+
+    Returns:
+        (N, O, H, W), channels-last when the weight is packed.
+    """
+    if packed_weight is not None and _kernels_take(input, half=half_factor()):
+        output: Tensor = torch.ops.dcnzoo.grouped_conv3x3(input, packed_weight, bias, relu, half_output)
+        return output
+    groups = input.shape[1] // weight.shape[1]
+    return _activate(F.conv2d(input, weight, bias, padding=1, groups=groups), relu)
 
 
 @torch.no_grad()
@@ -124,6 +180,7 @@ def conv1x1(
     stride: int = 1,
     relu: bool = False,
     packed_weight: Tensor | None = None,
+    half_output: bool = False,
 ) -> Tensor:
     """1×1 convolution.
 
@@ -134,12 +191,15 @@ def conv1x1(
         stride: in both directions.
         relu: negative outputs become 0.
         packed_weight: from `pack_linear_weight`.
+        half_output: as of `conv3x3`; without a stride.
 
     Returns:
         (N, O, ⌈H/stride⌉, ⌈W/stride⌉), channels-last when the weight is packed.
     """
-    if packed_weight is not None and _kernels_take(input):
-        output: Tensor = torch.ops.dcnzoo.conv1x1(input, packed_weight, bias, weight.shape[0], stride, relu)
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
+        output: Tensor = torch.ops.dcnzoo.conv1x1(
+            input, packed_weight, bias, weight.shape[0], stride, relu, half_output
+        )
         return output
     return _activate(F.conv2d(input, weight, bias, stride), relu)
 
@@ -167,7 +227,7 @@ def conv1x1_add_(
         `output`.
     """
     last = output.is_contiguous(memory_format=torch.channels_last)
-    if packed_weight is not None and last and _kernels_take(input, output):
+    if packed_weight is not None and last and _kernels_take(input, output, half=packed_weight.dtype):
         torch.ops.dcnzoo.conv1x1_add_(output, input, packed_weight, bias, relu)
         return output
     output += F.conv2d(input, weight, bias)
@@ -208,6 +268,8 @@ def conv1x1_add_conv1x1_(
     packed_next_weight: Tensor,
     next_bias: Tensor | None,
     next_channels: int,
+    *,
+    half_result: bool = False,
 ) -> Tensor | None:
     """`conv1x1_add_` with ReLU, and `conv1x1` with ReLU of the sum, which is then read from the cache.
 
@@ -219,16 +281,17 @@ def conv1x1_add_conv1x1_(
         packed_next_weight: of the convolution of the sum.
         next_bias: (P,).
         next_channels: P.
+        half_result: it is of the packed weights' 16-bit type.
 
     Returns:
         (N, P, H, W), channels-last; None, and nothing is computed, if the compiled kernels cannot.
     """
     last = output.is_contiguous(memory_format=torch.channels_last)
     alike = packed_weight.dtype == packed_next_weight.dtype
-    if not (last and alike and _kernels_take(input, output)):
+    if not (last and alike and _kernels_take(input, output, half=packed_weight.dtype)):
         return None
     result: Tensor = torch.ops.dcnzoo.conv1x1_add_conv1x1_(
-        output, input, packed_weight, bias, packed_next_weight, next_bias, next_channels
+        output, input, packed_weight, bias, packed_next_weight, next_bias, next_channels, half_result
     )
     return result
 
@@ -317,7 +380,7 @@ def linear(
     Returns:
         (R, O).
     """
-    if packed_weight is not None and _kernels_take(input):
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
         output: Tensor = torch.ops.dcnzoo.linear(input, packed_weight, bias, weight.shape[0], relu)
         return output
     return _activate(F.linear(input, weight, bias), relu)
@@ -345,7 +408,7 @@ def map_linear(
     Returns:
         (R, O).
     """
-    if packed_weight is not None and _kernels_take(input):
+    if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
         rows = input.permute(0, 2, 3, 1).flatten(1)
         output: Tensor = torch.ops.dcnzoo.linear(rows, packed_weight, bias, weight.shape[0], relu)
         return output
@@ -406,6 +469,37 @@ def pack_small_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor |
         return None
     packed: Tensor = torch.ops.dcnzoo.pack_small_conv3x3_weight(weight.detach(), half)
     return packed
+
+
+def pack_strided_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
+    """Arranges the weight (O, C, 3, 3) of `strided_conv3x3`; None without compiled kernels.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if not _packs_3x3(weight):
+        return None
+    taps = weight.detach().permute(2, 3, 0, 1).flatten(0, 1)
+    return torch.stack([torch.ops.dcnzoo.pack_linear_weight(tap, half) for tap in taps])
+
+
+def pack_grouped_conv3x3_weight(weight: Tensor) -> Tensor | None:
+    """Arranges the weight (O, C/G, 3, 3) of `grouped_conv3x3`.
+
+    None without compiled kernels, and unless groups have 4 channels, and O is a multiple of 16.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if not packs_grouped_conv3x3(weight):
+        return None
+    packed: Tensor = torch.ops.dcnzoo.pack_grouped_conv3x3_weight(weight.detach())
+    return packed
+
+
+def packs_grouped_conv3x3(weight: Tensor) -> bool:
+    """Whether `pack_grouped_conv3x3_weight` packs this weight."""
+    return _packs_3x3(weight) and weight.shape[1] == 4 and weight.shape[0] % 16 == 0
 
 
 def pack_linear_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
@@ -475,23 +569,43 @@ def _packs_3x3(weight: Tensor) -> bool:
     return _packs(weight)
 
 
-def _kernels_take(*tensors: Tensor) -> bool:
-    """Whether the compiled kernels compute with these; they know no derivatives."""
-    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not trains and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+def _kernels_take(input: Tensor, *others: Tensor, half: torch.dtype | None = None) -> bool:
+    """Whether the compiled kernels compute with these; they know no derivatives.
+
+    Args:
+        input: float32, or `half`.
+        others: float32.
+        half: another type that the input may have.
+    """
+    tensors = input, *others
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    float32 = input.dtype in (torch.float32, half) and all(tensor.dtype == torch.float32 for tensor in others)
+    return float32 and all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 if NATIVE_PROBLEM is None:
 
-    def _maps(input: Tensor, channels: int, height: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
-        shape = (input.shape[0], channels, height, width)
-        return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    def _maps(
+        input: Tensor,
+        channels: int,
+        height: int | torch.SymInt,
+        width: int | torch.SymInt,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        shape, dtype = (input.shape[0], channels, height, width), dtype or torch.float32
+        return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
 
     @torch.library.register_fake("dcnzoo::conv3x3")  # type: ignore[untyped-decorator]
     def _fake_conv3x3(
-        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
+        input: Tensor,
+        packed_weight: Tensor,
+        bias: Tensor | None,
+        out_channels: int,
+        relu: bool,
+        half_output: bool = False,
     ) -> Tensor:
-        return _maps(input, out_channels, *input.shape[2:])
+        return _maps(input, out_channels, *input.shape[2:], packed_weight.dtype if half_output else None)
 
     @torch.library.register_fake("dcnzoo::small_conv3x3")  # type: ignore[untyped-decorator]
     def _fake_small_conv3x3(
@@ -513,9 +627,16 @@ if NATIVE_PROBLEM is None:
 
     @torch.library.register_fake("dcnzoo::conv1x1")  # type: ignore[untyped-decorator]
     def _fake_conv1x1(
-        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, stride: int, relu: bool
+        input: Tensor,
+        packed_weight: Tensor,
+        bias: Tensor | None,
+        out_channels: int,
+        stride: int,
+        relu: bool,
+        half_output: bool = False,
     ) -> Tensor:
-        return _maps(input, out_channels, *[(size + stride - 1) // stride for size in input.shape[2:]])
+        height, width = [(size + stride - 1) // stride for size in input.shape[2:]]
+        return _maps(input, out_channels, height, width, packed_weight.dtype if half_output else None)
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_(*_: object) -> None:
@@ -536,8 +657,11 @@ if NATIVE_PROBLEM is None:
         packed_next_weight: Tensor,
         next_bias: Tensor | None,
         next_channels: int,
+        half_result: bool = False,
     ) -> Tensor:
-        return _maps(input, next_channels, *input.shape[2:])
+        return _maps(
+            input, next_channels, *input.shape[2:], packed_next_weight.dtype if half_result else None
+        )
 
     @torch.library.register_fake("dcnzoo::conv_transpose2x2")  # type: ignore[untyped-decorator]
     def _fake_conv_transpose2x2(
@@ -549,7 +673,7 @@ if NATIVE_PROBLEM is None:
     def _fake_linear(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
     ) -> Tensor:
-        return input.new_empty(input.shape[0], out_channels)
+        return input.new_empty(input.shape[0], out_channels, dtype=torch.float32)
 
     @torch.library.register_fake("dcnzoo::class_mask_logits")  # type: ignore[untyped-decorator]
     def _fake_class_mask_logits(
@@ -561,6 +685,22 @@ if NATIVE_PROBLEM is None:
         labels: Tensor,
     ) -> Tensor:
         return input.new_empty(input.shape[0], 2 * input.shape[2], 2 * input.shape[3])
+
+    @torch.library.register_fake("dcnzoo::strided_conv3x3")  # type: ignore[untyped-decorator]
+    def _fake_strided_conv3x3(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int
+    ) -> Tensor:
+        return _maps(input, out_channels, *[(size + 1) // 2 for size in input.shape[2:]])
+
+    @torch.library.register_fake("dcnzoo::grouped_conv3x3")  # type: ignore[untyped-decorator]
+    def _fake_grouped_conv3x3(
+        input: Tensor, packed_weight: Tensor, bias: Tensor | None, relu: bool, half_output: bool = False
+    ) -> Tensor:
+        return _maps(input, *input.shape[1:], half_factor() if half_output else None)
+
+    @torch.library.register_fake("dcnzoo::pack_grouped_conv3x3_weight")  # type: ignore[untyped-decorator]
+    def _fake_pack_grouped_conv3x3_weight(weight: Tensor) -> Tensor:
+        return weight.new_empty(weight.numel())
 
     @torch.library.register_fake("dcnzoo::stem")  # type: ignore[untyped-decorator]
     def _fake_stem(input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcnzoo.ops import autocast, reference, roi_pool_grad
-from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend
+from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend, half_factor
 from dcnzoo.ops.gpu import gpu_problem
 from dcnzoo.ops.types import KERNEL_DTYPES, Pair, wide_dtype
 
@@ -64,6 +64,7 @@ def roi_align_pyramid(
     *,
     output_size: Pair,
     spatial_scales: Sequence[float],
+    half_output: bool = False,
 ) -> Tensor:
     """`roi_align` of each RoI from its own level of a pyramid (arXiv:1612.03144).
 
@@ -73,6 +74,8 @@ def roi_align_pyramid(
         levels: (R,) int64, index into `inputs` for each RoI.
         output_size: (rows, columns) of bins.
         spatial_scales: pixels of each map per pixel of the image.
+        half_output: on a CPU, the compiled kernels' output of float32 maps is of the type that
+            `dcnzoo.ops.backend.half_factor` names.
 
     Returns:
         (R, C, *output_size) in the dtype of the inputs, in the order of `rois`.
@@ -81,7 +84,9 @@ def roi_align_pyramid(
     native = active_backend()[0] == "native" and all(kernels_take_rois(input, rois) for input in inputs)
     if native and not _trains(*inputs):  # that kernel knows no derivatives
         scales = list(spatial_scales)
-        aligned: Tensor = torch.ops.dcnzoo.roi_align_pyramid(inputs, rois, levels, scales, output_size)
+        aligned: Tensor = torch.ops.dcnzoo.roi_align_pyramid(
+            inputs, rois, levels, scales, output_size, half_output
+        )
         return aligned
 
     def pool(level: int, rois: Tensor) -> Tensor:
@@ -169,10 +174,16 @@ if NATIVE_PROBLEM is None:
 
     @torch.library.register_fake("dcnzoo::roi_align_pyramid")  # type: ignore[untyped-decorator]
     def _fake_roi_align_pyramid(
-        inputs: list[Tensor], rois: Tensor, levels: Tensor, spatial_scales: list[float], output_size: Pair
+        inputs: list[Tensor],
+        rois: Tensor,
+        levels: Tensor,
+        spatial_scales: list[float],
+        output_size: Pair,
+        half_output: bool = False,
     ) -> Tensor:
         shape = (rois.shape[0], inputs[0].shape[1], *output_size)
-        return inputs[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
+        pooled = inputs[0].new_empty(shape, dtype=half_factor() if half_output else None)
+        return pooled.contiguous(memory_format=torch.channels_last)
 
     def _pool_autocast_rule(dtype: torch.dtype, input: Tensor, *others: object) -> tuple[object, ...]:
         return *autocast.lowered_to(dtype, input), *others

@@ -120,6 +120,16 @@ def half_error(case: Case) -> float:
     return deviation(found, expected)
 
 
+def rounds_bfloat16_maps(case: Case) -> bool:
+    """Whether a map of bfloat16 factors gives what its numbers in float32 give, rounded."""
+    tensors = case.tensors(torch.float32)
+    packed = ops.pack_deform_conv2d_weight(tensors["weight"], case.groups, half=True)
+    low = tensors["input"].bfloat16()
+    options = {**tensors, **case.options(), "packed_weight": packed}
+    exact, found = (ops.deform_conv2d(**(options | {"input": x})) for x in (low.float(), low))  # type: ignore[arg-type]
+    return torch.equal(found, exact.bfloat16())
+
+
 def gradient_errors(case: Case, dtype: torch.dtype) -> dict[str, float]:
     """The same for the gradient of every tensor, by its name."""
     tensors = {name: value.requires_grad_() for name, value in case.tensors(dtype).items()}
@@ -172,6 +182,8 @@ def check() -> None:
                     raise SystemExit(f"{case_name} in {dtype}: gradient of {tensor} has error {found}")
         if half_factor() is not None and not half_error(case) <= HALF_TOLERANCE:
             raise SystemExit(f"{case_name} in 16 bits: error {half_error(case)} > {HALF_TOLERANCE}")
+        if half_factor() == torch.bfloat16 and not rounds_bfloat16_maps(case):
+            raise SystemExit(f"{case_name}: a map of bfloat16 factors gives something else")
     for dtype in (torch.bfloat16, torch.float16):
         if wrong := conversion_errors(dtype):
             raise SystemExit(f"{wrong} numbers rounded wrongly to {dtype}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,6 +48,25 @@ SMALL_CONV3X3 = {  # N, C, O, H, W
     "rows": (9, 8, 8, 1, 13),
     "columns": (9, 8, 8, 13, 1),
     "two-odd-pieces": (4, 300, 70, 6, 5),
+}
+
+STRIDED_CONV3X3 = {  # N, C, O, H, W
+    "one-pixel": (1, 3, 5, 1, 1),
+    "two-pixels": (1, 4, 5, 2, 2),
+    "one-row": (1, 16, 18, 1, 37),
+    "one-column": (1, 24, 18, 8, 1),
+    "odd-everything": (3, 17, 33, 7, 11),
+    "two-odd-pieces": (1, 601, 27, 6, 5),
+    "offsets": (2, 256, 18, 20, 31),
+    "many-columns": (1, 64, 130, 9, 12),
+}
+
+GROUPED_CONV3X3 = {  # N, C, H, W
+    "one-pixel": (1, 16, 1, 1),
+    "one-row": (1, 32, 1, 37),
+    "one-column": (1, 48, 9, 1),
+    "odd": (3, 16, 7, 11),
+    "layer1": (2, 128, 20, 31),
 }
 
 CONV1X1 = {  # N, C, O, H, W, stride
@@ -179,6 +202,28 @@ def small_conv3x3_error(name: str, bias: bool = True, relu: bool = False, half: 
     return error(found, expected, relu)
 
 
+def strided_conv3x3_error(name: str, bias: bool = True, half: bool = False) -> float:
+    """Error of `strided_conv3x3` for one of STRIDED_CONV3X3."""
+    n, c, o, h, w = STRIDED_CONV3X3[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o) if bias else None
+    packed = dense.pack_strided_conv3x3_weight(weight, half=half)
+    found = dense.strided_conv3x3(x.to(half_factor()) if half else x, weight, b, packed_weight=packed)
+    expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), 2, 1)
+    return error(found, expected, relu=False)
+
+
+def grouped_conv3x3_error(name: str, bias: bool = True, relu: bool = False) -> float:
+    """Error of `grouped_conv3x3` for one of GROUPED_CONV3X3."""
+    n, c, h, w = GROUPED_CONV3X3[name]
+    torch.manual_seed(0)
+    x, weight, b = random(n, c, h, w), random(c, 4, 3, 3, scale=1 / 6), random(c) if bias else None
+    packed = dense.pack_grouped_conv3x3_weight(weight)
+    found = dense.grouped_conv3x3(x, weight, b, relu=relu, packed_weight=packed)
+    expected = F.conv2d(x.double(), weight.double(), b if b is None else b.double(), padding=1, groups=c // 4)
+    return error(found, expected, relu)
+
+
 def conv1x1_error(
     sizes: tuple[int, int, int, int, int, int], bias: bool = True, relu: bool = False, half: bool = False
 ) -> float:
@@ -284,11 +329,77 @@ def half_errors() -> dict[str, float]:
         others[f"conv1x1 {name}"] = conv1x1_error(conv_sizes, relu=True, half=True)
     for name, sizes in (LINEAR | STRASSEN_LINEAR).items():
         others[f"linear {name}"] = linear_error(sizes, half=True)
+    others |= {f"strided_conv3x3 {name}": strided_conv3x3_error(name, half=True) for name in STRIDED_CONV3X3}
     errors = {name: value / HALF_WINOGRAD_TOLERANCE for name, value in winograd.items()}
     for name in SMALL_CONV3X3:
         errors[f"small_conv3x3 {name}"] = small_conv3x3_error(name, half=True) / HALF_SMALL_WINOGRAD_TOLERANCE
     errors |= {name: value / HALF_TOLERANCE for name, value in others.items()}
     return {f"{name} in 16 bits": value for name, value in errors.items()}
+
+
+def wrong_half_maps() -> list[str]:
+    """Layers whose result differs where input and output are stored in 16 bits.
+
+    What is computed from such an input is what is computed from the same numbers in float32, and such an
+    output is the float32 one, rounded.
+    """
+    factor = half_factor()
+    assert factor is not None
+    cases: dict[str, tuple[Tensor, Callable[..., Tensor]]] = {}
+    torch.manual_seed(0)
+    for name, (n, c, o, h, w) in CONV3X3.items():
+        x, weight, b = random(n, c, h, w).to(factor), random(o, c, 3, 3, scale=(9 * c) ** -0.5), random(o)
+        packed = dense.pack_conv3x3_weight(weight, half=True)
+        cases[f"conv3x3 {name}"] = x, partial(dense.conv3x3, weight=weight, bias=b, packed_weight=packed)
+        small = dense.pack_small_conv3x3_weight(weight, half=True)
+        layer = partial(_rounded, dense.small_conv3x3, weight=weight, bias=b, packed_weight=small)
+        cases[f"small_conv3x3 {name}"] = x, layer
+    for name, (n, c, o, h, w, stride) in (CONV1X1 | STRASSEN_CONV1X1).items():
+        x, weight, b = random(n, c, h, w).to(factor), random(o, c, 1, 1, scale=c**-0.5), random(o)
+        packed = dense.pack_linear_weight(weight, half=True)
+        if stride == 1:
+            cases[f"conv1x1 {name}"] = x, partial(dense.conv1x1, weight=weight, bias=b, packed_weight=packed)
+    for name, (r, c, o) in LINEAR.items():
+        weight = random(o, c, scale=c**-0.5)
+        packed = dense.pack_linear_weight(weight, half=True)
+        layer = partial(_rounded, dense.linear, weight=weight, packed_weight=packed)
+        cases[f"linear {name}"] = random(r, c).to(factor), layer
+    for name, (n, c, o, p, h, w) in CONV1X1_PAIRS.items():
+        weights = random(o, c, 1, 1, scale=c**-0.5), random(p, o, 1, 1, scale=o**-0.5)
+        both = [dense.pack_linear_weight(weight, half=True) for weight in weights]
+        layer = partial(_pair, random(n, o, h, w), both, p)
+        cases[f"conv1x1 pair {name}"] = random(n, c, h, w).to(factor), layer
+    for name, (n, c, h, w) in GROUPED_CONV3X3.items():
+        weight, b = random(c, 4, 3, 3, scale=1 / 6), random(c)
+        packed = dense.pack_grouped_conv3x3_weight(weight)
+        layer = partial(dense.grouped_conv3x3, weight=weight, bias=b, packed_weight=packed)
+        cases[f"grouped_conv3x3 {name}"] = random(n, c, h, w).to(factor), layer
+    wrong = []
+    for name, (x, layer) in cases.items():
+        exact, found = layer(x.float()), layer(x, half_output=True)
+        if exact.dtype != torch.float32 or not torch.equal(found, exact.to(factor)):
+            wrong.append(name)
+    return wrong
+
+
+def _rounded(
+    layer: Callable[..., Tensor], input: Tensor, *, half_output: bool = False, **options: Any
+) -> Tensor:
+    """A layer whose kernel has no output of 16 bits."""
+    output = layer(input, **options)
+    return output.to(half_factor()) if half_output else output
+
+
+def _pair(
+    shortcut: Tensor, packed: list[Tensor | None], channels: int, input: Tensor, *, half_output: bool = False
+) -> Tensor:
+    assert packed[0] is not None
+    assert packed[1] is not None
+    output = dense.conv1x1_add_conv1x1_(
+        shortcut.clone(), input, packed[0], None, packed[1], None, channels, half_result=half_output
+    )
+    assert output is not None
+    return output
 
 
 def check() -> None:
@@ -314,7 +425,13 @@ def check() -> None:
     }
     errors |= {f"mask logits {name}": mask_logits_error(name) / STRASSEN_TOLERANCE for name in MASK_LOGITS}
     errors |= {f"stem {name}": stem_error(name) / tolerance(name) for name in STEM}
-    errors |= half_errors() if half_factor() is not None else {}
+    for name in STRIDED_CONV3X3:
+        errors[f"strided_conv3x3 {name}"] = strided_conv3x3_error(name) / STRASSEN_TOLERANCE
+    for name in GROUPED_CONV3X3:
+        errors[f"grouped_conv3x3 {name}"] = grouped_conv3x3_error(name) / TOLERANCE
     wrong = {name: value for name, value in errors.items() if not value <= 1}
+    if half_factor() is not None:
+        wrong |= {name: value for name, value in half_errors().items() if not value <= 1}
+        wrong |= dict.fromkeys(wrong_half_maps(), 1.0)
     if wrong:
         raise SystemExit(f"beyond the tolerance: {wrong}")

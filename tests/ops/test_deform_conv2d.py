@@ -19,6 +19,7 @@ from tests.ops.deform_conv2d_cases import (
     conversion_errors,
     error,
     half_error,
+    rounds_bfloat16_maps,
 )
 
 needs_native = pytest.mark.skipif(
@@ -35,6 +36,7 @@ def test_agrees_with_the_reference(name: str, dtype: torch.dtype) -> None:
 
 
 needs_half = pytest.mark.skipif(half_factor() is None, reason="this processor has no fast 16-bit factors")
+needs_bfloat16 = pytest.mark.skipif(half_factor() != torch.bfloat16, reason="no fast factors in bfloat16")
 SHORT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
@@ -221,6 +223,12 @@ def test_operator_obeys_the_rules_of_pytorch(packed: bool, dtype: torch.dtype) -
 @pytest.mark.parametrize("name", CASES)
 def test_products_of_16_bits_are_near(name: str) -> None:
     assert half_error(CASES[name]) <= HALF_TOLERANCE
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", CASES)
+def test_maps_of_16_bits_are_those_of_float32_rounded(name: str) -> None:
+    assert rounds_bfloat16_maps(CASES[name])
 
 
 @needs_half

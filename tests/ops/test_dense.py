@@ -43,6 +43,7 @@ LAYERS = (
     "conv_transpose2x2",
     "class_mask_logits",
     "linear",
+    "strided_conv3x3",
 )
 """Operators that take weights packed in float32 and in 16 bits."""
 
@@ -419,6 +420,8 @@ def test_exports() -> None:
         "pack_small_conv3x3_weight",
         "pack_linear_weight",
         "pack_stem_weight",
+        "grouped_conv3x3",
+        "pack_grouped_conv3x3_weight",
     ],
 )
 def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
@@ -442,6 +445,9 @@ def test_operators_obey_the_rules_of_pytorch(name: str) -> None:
         "conv_transpose2x2": (x, layers.packed_corner, bias.repeat(2), 16, True),
         "class_mask_logits": (x, layers.packed_corner, None, layers.full, None, torch.tensor([9, 0])),
         "linear": (random(5, 16), layers.packed_full, None, 10, False),
+        "strided_conv3x3": (x, dense.pack_strided_conv3x3_weight(layers.square), bias, 16),
+        "grouped_conv3x3": (x, dense.pack_grouped_conv3x3_weight(random(16, 4, 3, 3)), bias, True),
+        "pack_grouped_conv3x3_weight": (random(16, 4, 3, 3),),
         "pack_conv3x3_weight": (layers.square,),
         "pack_small_conv3x3_weight": (layers.square,),
         "pack_linear_weight": (layers.full,),
@@ -458,6 +464,32 @@ def _other(dtype: torch.dtype) -> torch.dtype:
 def test_products_of_16_bits_are_near() -> None:
     errors = cases.half_errors()
     assert {name: value for name, value in errors.items() if not 0 < value <= 1} == {}
+
+
+@needs_half
+def test_maps_of_16_bits_are_those_of_float32_rounded() -> None:
+    assert cases.wrong_half_maps() == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", cases.STRIDED_CONV3X3)
+def test_strided_conv3x3(name: str, bias: bool) -> None:
+    assert cases.strided_conv3x3_error(name, bias) <= STRASSEN_TOLERANCE
+
+
+@pytest.mark.parametrize(("bias", "relu"), OPTIONS)
+@pytest.mark.parametrize("name", cases.GROUPED_CONV3X3)
+def test_grouped_conv3x3(name: str, bias: bool, relu: bool) -> None:
+    assert cases.grouped_conv3x3_error(name, bias, relu) <= TOLERANCE
+
+
+def test_grouped_conv3x3_of_other_groups() -> None:
+    x = random(1, 24, 5, 6)
+    for weight in (random(24, 2, 3, 3), random(24, 4, 3, 3), random(32, 8, 3, 3)):
+        assert dense.pack_grouped_conv3x3_weight(weight) is None
+    weight = random(24, 2, 3, 3)
+    expected = F.conv2d(x, weight, padding=1, groups=12)
+    torch.testing.assert_close(dense.grouped_conv3x3(x, weight), expected)
 
 
 @needs_float16
@@ -489,8 +521,24 @@ def test_operators_with_16_bits_obey_the_rules_of_pytorch(name: str) -> None:
         "conv_transpose2x2": (x, corner, bias.repeat(2), 16, True),
         "class_mask_logits": (x, corner, None, layers.full, None, torch.tensor([9, 0])),
         "linear": (random(5, 16), full, None, 10, False),
+        "strided_conv3x3": (
+            x.to(point.dtype),
+            dense.pack_strided_conv3x3_weight(layers.square, half=True),
+            bias,
+            16,
+        ),
     }
-    torch.library.opcheck(getattr(torch.ops.dcnzoo, name).default, arguments[name])
+    operator = getattr(torch.ops.dcnzoo, name).default
+    torch.library.opcheck(operator, arguments[name])
+    low = x.to(point.dtype)
+    stored = {
+        "conv3x3": (low, *arguments["conv3x3"][1:], True),
+        "conv1x1": (low, point, bias, 16, 1, True, True),
+        "conv1x1_add_conv1x1_": (x.clone(), low, point, bias, point, None, 16, True),
+    }
+    if name in stored:
+        torch.library.opcheck(operator, stored[name])
+        assert operator(*stored[name]).dtype == point.dtype
     torch.library.opcheck(pack.default, (layers.full, True))
     torch.library.opcheck(torch.ops.dcnzoo.pack_conv3x3_weight.default, (layers.square, True))
     torch.library.opcheck(torch.ops.dcnzoo.pack_small_conv3x3_weight.default, (layers.square, True))
@@ -514,6 +562,9 @@ def test_16_bit_weights_of_another_layer_are_refused() -> None:
     layers, x = _Layers(), random(2, 16, 6, 7)
     half = dense.pack_conv3x3_weight(layers.square, half=True)
     point = dense.pack_linear_weight(layers.point, half=True)
+    grouped = dense.pack_grouped_conv3x3_weight(random(16, 4, 3, 3))
+    assert point is not None
+    assert grouped is not None
     wrong = [
         lambda: torch.ops.dcnzoo.conv3x3(x, point, None, 16, False),
         lambda: torch.ops.dcnzoo.small_conv3x3(x, point, None, 16, False),
@@ -522,6 +573,15 @@ def test_16_bit_weights_of_another_layer_are_refused() -> None:
         lambda: torch.ops.dcnzoo.linear(x.half(), point, None, 16, False),
         lambda: torch.ops.dcnzoo.stem(x[:, :3], point, None, 16),
         lambda: torch.ops.dcnzoo.conv1x1(x, point.view(_other(point.dtype)), None, 16, 1, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x.to(_other(point.dtype)), point, None, 16, 1, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x.to(point.dtype), point, None, 16, 2, False),
+        lambda: torch.ops.dcnzoo.conv1x1(x, layers.packed_point, None, 16, 1, False, True),
+        lambda: torch.ops.dcnzoo.conv1x1_add_(x.to(point.dtype), x, point, None, False),
+        lambda: torch.ops.dcnzoo.strided_conv3x3(x, torch.stack([point] * 9), None, 16),
+        lambda: torch.ops.dcnzoo.strided_conv3x3(x.to(point.dtype), torch.stack([point] * 8), None, 16),
+        lambda: torch.ops.dcnzoo.grouped_conv3x3(x.to(_other(point.dtype)), grouped, None, False),
+        lambda: torch.ops.dcnzoo.grouped_conv3x3(x, grouped.to(point.dtype), None, False),
+        lambda: torch.ops.dcnzoo.grouped_conv3x3(x[:, :12], grouped, None, False),
     ]
     for call in wrong:
         with pytest.raises(RuntimeError):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dcnzoo import ops
 from dcnzoo.ops import reference
+from dcnzoo.ops.backend import half_factor
 from tests.ops.deform_conv2d_cases import TOLERANCE, deviation
 from tests.ops.roi_pool_cases import CASES, Case, error, gradient_errors
 from tests.ops.test_deform_conv2d import SHORT
@@ -251,6 +252,19 @@ def test_the_operators_obey_the_rules_of_pytorch(trains: bool, deformed: bool, d
     levels = torch.tensor([0, 1, 1, 0, 1])
     arguments = [x, x[:, :, 1:, 2:]], rois, levels, [1.0, 0.5], [3, 2]
     torch.library.opcheck(torch.ops.dcnzoo.roi_align_pyramid.default, arguments)
+
+
+@NATIVE_ONLY
+@pytest.mark.skipif(half_factor() is None, reason="this processor has no fast 16-bit factors")
+def test_what_is_pooled_is_rounded_to_16_bits() -> None:
+    x, rois, _ = SMALL.tensors(torch.float32).values()
+    arguments = [x, x[:, :, 1:, 2:]], rois, torch.tensor([0, 1, 1, 0, 1]), [1.0, 0.5], [3, 2]
+    operator = torch.ops.dcnzoo.roi_align_pyramid
+    torch.library.opcheck(operator.default, (*arguments, True))
+    found = operator(*arguments, True)
+    assert torch.equal(found, operator(*arguments).to(half_factor()))
+    with pytest.raises(RuntimeError, match="only what is pooled in float32"):
+        operator([x.double(), x.double()], *arguments[1:], True)
 
 
 @NATIVE_ONLY
