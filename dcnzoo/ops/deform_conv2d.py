@@ -190,9 +190,7 @@ if NATIVE_PROBLEM is None:
     deform_conv2d_grad.register()
 
 
-def _check_dtypes(
-    input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Tensor | None
-) -> None:
+def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Tensor | None) -> None:
     found = [input.dtype, weight.dtype] + ([] if bias is None else [bias.dtype])
     if input.dtype == torch.bfloat16 and packed_weight is not None and packed_weight.dtype == torch.bfloat16:
         found[0] = weight.dtype  # a map of 16-bit factors
