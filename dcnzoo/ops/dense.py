@@ -22,6 +22,8 @@ Shape letters: N images, C channels, H, W map size, O output channels, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -589,11 +591,10 @@ if NATIVE_PROBLEM is None:
     def _maps(
         input: Tensor,
         channels: int,
-        height: int | torch.SymInt,
-        width: int | torch.SymInt,
+        size: Sequence[int | torch.SymInt],
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        shape, dtype = (input.shape[0], channels, height, width), dtype or torch.float32
+        shape, dtype = (input.shape[0], channels, *size), dtype or torch.float32
         return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
 
     @torch.library.register_fake("dcnzoo::conv3x3")  # type: ignore[untyped-decorator]
@@ -605,13 +606,13 @@ if NATIVE_PROBLEM is None:
         relu: bool,
         half_output: bool = False,
     ) -> Tensor:
-        return _maps(input, out_channels, *input.shape[2:], packed_weight.dtype if half_output else None)
+        return _maps(input, out_channels, input.shape[2:], packed_weight.dtype if half_output else None)
 
     @torch.library.register_fake("dcnzoo::small_conv3x3")  # type: ignore[untyped-decorator]
     def _fake_small_conv3x3(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
     ) -> Tensor:
-        return _maps(input, out_channels, *input.shape[2:])
+        return _maps(input, out_channels, input.shape[2:])
 
     @torch.library.register_fake("dcnzoo::conv3x3_conv1x1")  # type: ignore[untyped-decorator]
     def _fake_conv3x3_conv1x1(
@@ -623,7 +624,7 @@ if NATIVE_PROBLEM is None:
         point_bias: Tensor | None,
         out_channels: int,
     ) -> Tensor:
-        return _maps(input, out_channels, *input.shape[2:])
+        return _maps(input, out_channels, input.shape[2:])
 
     @torch.library.register_fake("dcnzoo::conv1x1")  # type: ignore[untyped-decorator]
     def _fake_conv1x1(
@@ -635,8 +636,8 @@ if NATIVE_PROBLEM is None:
         relu: bool,
         half_output: bool = False,
     ) -> Tensor:
-        height, width = [(size + stride - 1) // stride for size in input.shape[2:]]
-        return _maps(input, out_channels, height, width, packed_weight.dtype if half_output else None)
+        size = [(side + stride - 1) // stride for side in input.shape[2:]]
+        return _maps(input, out_channels, size, packed_weight.dtype if half_output else None)
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_(*_: object) -> None:
@@ -646,7 +647,7 @@ if NATIVE_PROBLEM is None:
     def _fake_conv1x1_add_upsampled(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, coarse: Tensor
     ) -> Tensor:
-        return _maps(input, coarse.shape[1], *input.shape[2:])
+        return _maps(input, coarse.shape[1], input.shape[2:])
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_conv1x1_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_conv1x1_(
@@ -659,15 +660,13 @@ if NATIVE_PROBLEM is None:
         next_channels: int,
         half_result: bool = False,
     ) -> Tensor:
-        return _maps(
-            input, next_channels, *input.shape[2:], packed_next_weight.dtype if half_result else None
-        )
+        return _maps(input, next_channels, input.shape[2:], packed_next_weight.dtype if half_result else None)
 
     @torch.library.register_fake("dcnzoo::conv_transpose2x2")  # type: ignore[untyped-decorator]
     def _fake_conv_transpose2x2(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int, relu: bool
     ) -> Tensor:
-        return _maps(input, out_channels, 2 * input.shape[2], 2 * input.shape[3])
+        return _maps(input, out_channels, [2 * side for side in input.shape[2:]])
 
     @torch.library.register_fake("dcnzoo::linear")  # type: ignore[untyped-decorator]
     def _fake_linear(
@@ -690,13 +689,13 @@ if NATIVE_PROBLEM is None:
     def _fake_strided_conv3x3(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int
     ) -> Tensor:
-        return _maps(input, out_channels, *[(size + 1) // 2 for size in input.shape[2:]])
+        return _maps(input, out_channels, [(side + 1) // 2 for side in input.shape[2:]])
 
     @torch.library.register_fake("dcnzoo::grouped_conv3x3")  # type: ignore[untyped-decorator]
     def _fake_grouped_conv3x3(
         input: Tensor, packed_weight: Tensor, bias: Tensor | None, relu: bool, half_output: bool = False
     ) -> Tensor:
-        return _maps(input, *input.shape[1:], half_factor() if half_output else None)
+        return _maps(input, input.shape[1], input.shape[2:], half_factor() if half_output else None)
 
     @torch.library.register_fake("dcnzoo::pack_grouped_conv3x3_weight")  # type: ignore[untyped-decorator]
     def _fake_pack_grouped_conv3x3_weight(weight: Tensor) -> Tensor:
@@ -704,11 +703,11 @@ if NATIVE_PROBLEM is None:
 
     @torch.library.register_fake("dcnzoo::stem")  # type: ignore[untyped-decorator]
     def _fake_stem(input: Tensor, packed_weight: Tensor, bias: Tensor | None, out_channels: int) -> Tensor:
-        return _maps(input, out_channels, *[(size + 3) // 4 for size in input.shape[2:]])
+        return _maps(input, out_channels, [(side + 3) // 4 for side in input.shape[2:]])
 
     @torch.library.register_fake("dcnzoo::upsample2x")  # type: ignore[untyped-decorator]
     def _fake_upsample2x(input: Tensor) -> Tensor:
-        return _maps(input, input.shape[1], 2 * input.shape[2], 2 * input.shape[3])
+        return _maps(input, input.shape[1], [2 * side for side in input.shape[2:]])
 
     def _packed(weight: Tensor, numel: int, half: bool) -> Tensor:
         return weight.new_empty(numel, dtype=half_factor() if half else None)
