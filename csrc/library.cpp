@@ -27,7 +27,8 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def("cpu_half_factor() -> str");
 
   // Deformable convolution; the result is channels-last. Input, weight and bias have one type, of the four
-  // floating-point ones; offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
+  // floating-point ones (on a CPU weight and bias may be float32 for an input of bfloat16, if the packed weight is of that);
+  // offset and mask may have others. `packed_weight` is what `pack_deform_conv2d_weight`
   // made of `weight`: pass it to save the packing on every call. With `mask_is_logits` the mask goes through a
   // sigmoid first.
   m.def(

@@ -205,10 +205,9 @@ def load_predictor(case: Case, settings: Settings) -> Predictor:
         DcnzooError: it cannot be loaded.
     """
     model = case.model
-    weights = model.weights or random_checkpoint(*_structure(model, settings.manifest))
     return load(
-        model.name,
-        weights=weights,
+        model.name,  # nothing here keeps the weights: they are freed as their arranged copies are made
+        weights=model.weights or random_checkpoint(*_structure(model, settings.manifest)),
         arch=model.arch,
         manifest=settings.manifest,
         device=case.device,

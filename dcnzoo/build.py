@@ -16,6 +16,7 @@ from torch import nn
 from dcnzoo.checkpoint import Checkpoint
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture
+from dcnzoo.memory import return_freed_memory
 from dcnzoo.models.dcn import DeformConv2d
 from dcnzoo.models.fold import FoldedResNet
 from dcnzoo.models.fpn import FPN
@@ -104,6 +105,10 @@ def prepare_for_inference(model: RCNN) -> RCNN:
     return model.to(memory_format=torch.channels_last)
 
 
+_MOST_KEPT = 2**25
+"""Bytes of freed weights that the C library may keep while others are arranged."""
+
+
 def pack_weights(model: RCNN) -> RCNN:
     """Arranges weights for the compiled kernels, in place; device and dtype must be final.
 
@@ -111,6 +116,7 @@ def pack_weights(model: RCNN) -> RCNN:
     an operator that takes no tensors of two devices, as one NaN for all elements.
     """
     model.rpn_head.pack()
+    freed = 0
     for module in model.modules():
         if not isinstance(module, PACKED_LAYERS):
             continue
@@ -120,6 +126,11 @@ def pack_weights(model: RCNN) -> RCNN:
             deformable = isinstance(module, DeformConv2d)
             shape = weight.new_full((), math.nan).expand_as(weight) if deformable else weight.to("meta")
             module.weight = nn.Parameter(shape, requires_grad=False)
+            freed += weight.nbytes
+        if freed > _MOST_KEPT:
+            return_freed_memory()
+            freed = 0
+    return_freed_memory()
     return model
 
 

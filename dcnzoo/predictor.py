@@ -26,7 +26,7 @@ from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.gpu import GpuDetector
 from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
-from dcnzoo.memory import is_out_of_memory, return_freed_memory
+from dcnzoo.memory import is_out_of_memory
 from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import paste_masks
 from dcnzoo.ops.backend import half_factor
@@ -83,7 +83,6 @@ class Predictor:
         dtype, device = PRECISIONS[precision], with_index(device)
         lowered = device.type == "cpu" and dtype != torch.float32
         self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
-        return_freed_memory()  # of the weights before they were arranged
         self._image_dtype = torch.float32 if lowered else dtype
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids

@@ -1,8 +1,8 @@
 // 3×3 convolution with stride 1 and padding 1 whose groups have four channels in and out, as in ResNeXt's first stage.
 //
-// A vector of channels holds some whole groups; a group is a quarter of 16 bytes' worth of bits, so that an instruction
-// spreads one of its channels over its four lanes. Each spread channel is multiplied with the weights of all outputs that see
-// its pixel; nothing is multiplied by zeros, as it would be in a matrix product of merged groups.
+// A vector of channels holds whole groups, each in 128 bits, within which one instruction spreads a channel over all four
+// lanes. A spread channel is multiplied with the weights of all outputs that see its pixel; nothing is multiplied by zeros, as
+// in a matrix product of merged groups.
 #pragma once
 
 #include "dense.h"
@@ -62,7 +62,7 @@ class GroupedRow {
   using S = Simd<float>;
   using V = S::vector;
 
-  static constexpr int most_pixels = DCNZOO_VECTOR_BYTES == 64 ? 8 : 4;  // at once: 32 or 16 registers
+  static constexpr int most_pixels = DCNZOO_VECTOR_BYTES == 64 ? 8 : 4;  // at once, their sums in registers
 
   const Input* pixel(int64_t y, int64_t x) const {
     const bool inside = y >= 0 && y < call_.height && x >= 0 && x < call_.width;

@@ -200,6 +200,30 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
   }
 }
 
+// Rows [row, row + rows) of the runs from `run` on. The output of a later block, `ahead` elements from this one's, is fetched
+// meanwhile; 0 for none.
+template <class Factor>
+void run_linear_rows(const Linear& call, int64_t run, int64_t runs, int64_t row, int64_t rows, int64_t ahead, void* scratch) {
+  const LinearLayout<Factor> layout(call.out_channels, call.in_channels);
+  const int64_t source = run * call.run_stride + row * call.row_stride;
+  const int64_t target = run * call.output_run_stride + row * call.out_channels;
+  const auto product = [&](int64_t run_stride, float* output, int64_t output_ahead) {
+    const Rows block{runs, rows, run_stride};
+    if (call.half_input) {
+      run_linear_block(call, layout, block, static_cast<const Factor*>(call.input) + source, output, output_ahead, scratch);
+    } else {
+      run_linear_block(call, layout, block, static_cast<const float*>(call.input) + source, output, output_ahead, scratch);
+    }
+  };
+  if (!call.half_output) return product(call.output_run_stride, static_cast<float*>(call.output) + target, ahead);
+  const int64_t numel = rows * call.out_channels;
+  auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + layout.scratch_bytes(runs * rows));
+  product(numel, sums, 0);
+  for (int64_t i = 0; i < runs; ++i) {
+    store_numbers(static_cast<Factor*>(call.output) + target + i * call.output_run_stride, sums + i * numel, numel);
+  }
+}
+
 template <class Factor>
 void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task, void* scratch) {
   const int64_t row_task = task % schedule.row_blocks, run_task = task / schedule.row_blocks;
@@ -211,28 +235,8 @@ void run_linear(const Linear& call, const LinearSchedule& schedule, int64_t task
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t row = begin + length * block / blocks, rows = begin + length * (block + 1) / blocks - row;
     for (const Linear* part = &call; part != nullptr; part = part->next) {
-      const LinearLayout<Factor> layout(part->out_channels, part->in_channels);
       const bool fetch = block + 1 < blocks && part->next == nullptr;  // the next layer fetches its input, this one's output
-      const int64_t first = run * part->run_stride + row * part->row_stride;
-      const int64_t target = run * part->output_run_stride + row * part->out_channels;
-      const auto product = [&](const Rows& product_rows, float* output, int64_t ahead) {
-        if (part->half_input) {
-          run_linear_block(*part, layout, product_rows, static_cast<const Factor*>(part->input) + first, output, ahead, scratch);
-        } else {
-          run_linear_block(*part, layout, product_rows, static_cast<const float*>(part->input) + first, output, ahead, scratch);
-        }
-      };
-      if (!part->half_output) {
-        product({runs, rows, part->output_run_stride}, static_cast<float*>(part->output) + target,
-                fetch ? rows * part->out_channels : 0);
-        continue;
-      }
-      const int64_t run_numel = rows * part->out_channels;
-      auto* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + layout.scratch_bytes(runs * rows));
-      product({runs, rows, run_numel}, sums, 0);
-      for (int64_t i = 0; i < runs; ++i) {
-        store_numbers(static_cast<Factor*>(part->output) + target + i * part->output_run_stride, sums + i * run_numel, run_numel);
-      }
+      run_linear_rows<Factor>(*part, run, runs, row, rows, fetch ? rows * part->out_channels : 0, scratch);
     }
   }
 }

@@ -45,8 +45,9 @@ def deform_conv2d(
         input: (N, C, H, W) feature map.
         offset: (N, 2·D·T, Ho, Wo) pixels of the input map; per deformable group and tap first Δy, then Δx.
             Of any floating dtype, like `mask`.
-        weight: (O, C/G, kernel height, kernel width) in the dtype of `input`.
-        bias: (O,) in the dtype of `input`.
+        weight: (O, C/G, kernel height, kernel width) in the dtype of `input`; or in float32 for a
+            bfloat16 input with a `packed_weight` of bfloat16.
+        bias: (O,) in the dtype of `weight`.
         stride: (vertical, horizontal).
         padding: zeros around the map, (vertical, horizontal).
         dilation: distance between taps, (vertical, horizontal).
