@@ -395,7 +395,7 @@ def load(
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16". On a processor with AVX512-FP16
             "bf16" and "fp16" are one: float32 maps, multiplied in float16. With AVX512-BF16 alone "bf16" is
-            float32 maps, multiplied in bfloat16.
+            mostly float32 maps, multiplied in bfloat16.
         short_side: resize images to this short side; by default as the model was trained.
         long_side: limit of the long side; by default as the model was trained.
         url_base: address of a mirror to download from; by default the environment variable DCNZOO_MIRROR.

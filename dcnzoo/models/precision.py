@@ -14,7 +14,7 @@ That is done in nearly all of them, but not in
   for memory.
 
 bfloat16 is coarser, so weights of 1×1 and deformable convolutions are rounded so that their errors cancel.
-Maps inside a bottleneck, and what is pooled for the box head, are stored in it: the layer behind them rounds
+Maps inside a bottleneck, and what is pooled for the box head, are stored in it: the layers behind them round
 them anyway.
 
 Elsewhere layers compute in the lower precision themselves, maps and all, and these stay float32:

@@ -42,8 +42,7 @@ def half_factor() -> torch.dtype | None:
         float16 with AVX512-FP16, bfloat16 with AVX512-BF16 alone, None on other processors and without the
         compiled kernels.
     """
-    name = torch.ops.dcnzoo.cpu_half_factor() if active_backend()[0] == "native" else ""
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name)
+    return _half_factor if active_backend()[0] == "native" else None
 
 
 def _choose(wanted: str) -> tuple[str, str]:
@@ -79,5 +78,9 @@ def _load_native() -> str | None:
 NATIVE_PROBLEM = _load_native()
 """Why the compiled operators are missing; None when they are loaded."""
 
+_half_factor: torch.dtype | None = None
+
 with contextlib.suppress(OpsUnavailableError):  # raised again on use
-    active_backend()  # now, so that torch.compile finds a constant
+    if active_backend()[0] == "native":  # now, so that torch.compile finds constants
+        _types = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+        _half_factor = _types.get(torch.ops.dcnzoo.cpu_half_factor())

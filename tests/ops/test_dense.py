@@ -380,6 +380,9 @@ class _Layers(nn.Module):
         self.packed_point = dense.pack_linear_weight(self.point)
         self.packed_corner = dense.pack_conv_transpose2x2_weight(self.corner)
         self.packed_full = dense.pack_linear_weight(self.full)
+        self.packed_strided = dense.pack_strided_conv3x3_weight(self.square)
+        self.group = random(16, 4, 3, 3)
+        self.packed_group = dense.pack_grouped_conv3x3_weight(self.group)
 
     def forward(self, x: Tensor) -> Tensor:
         y = dense.conv3x3(2 * x, self.square, relu=True, packed_weight=self.packed_square)
@@ -388,6 +391,8 @@ class _Layers(nn.Module):
         packed = self.packed_point
         y = dense.conv1x1_add_upsampled(dense.upsample2x(x), self.point, None, y, packed_weight=packed)
         y = dense.conv1x1(y, self.point, stride=2, packed_weight=self.packed_point)
+        y = dense.grouped_conv3x3(y, self.group, relu=True, packed_weight=self.packed_group)
+        y = dense.strided_conv3x3(y, self.square, packed_weight=self.packed_strided)
         y = dense.conv_transpose2x2(y, self.corner, packed_weight=self.packed_corner)
         labels = torch.arange(len(y))
         y += dense.class_mask_logits(
