@@ -180,8 +180,8 @@ void run_linear_block(const Linear& call, const LinearLayout<Factor>& layout, co
     const NextRows next{input + piece + distance, call.row_stride * static_cast<int64_t>(sizeof(Input)),
                         depth * static_cast<int64_t>(sizeof(Input))};
     const int64_t padded_depth = layout.padded(depth);
-    if constexpr (std::is_same_v<Input, Factor>) {
-      if (!layout.strassen && depth == padded_depth) {
+    if constexpr (std::is_same_v<Input, Factor>) {  // in place, where every row begins at a whole step of the depth
+      if (!layout.strassen && layout.padded(call.in_channels) == call.in_channels) {
         matrix_product(rows, call.out_channels, depth, input + piece, call.row_stride, weight, output, call.out_channels,
                        epilogue, next);
         continue;

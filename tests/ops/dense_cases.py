@@ -74,6 +74,7 @@ CONV1X1 = {  # N, C, O, H, W, stride
     "batch": (3, 64, 256, 7, 9, 1),
     "logits": (2, 256, 15, 13, 19, 1),
     "two-pieces": (1, 300, 24, 5, 5, 1),
+    "two-odd-pieces": (1, 1025, 24, 5, 5, 1),
     "stride": (2, 64, 128, 9, 12, 2),
     "stride-odd": (2, 40, 33, 7, 7, 2),
     "stride-beyond": (1, 16, 16, 2, 3, 5),
