@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,18 +217,26 @@ def native_build() -> dict[str, Any]:
             super().build_extension(extension)
 
         def add_cpu_kernels(self, extension: Any) -> None:
-            for name, flags in KERNEL_FLAGS.items():
+            names = []
+            for name in KERNEL_FLAGS:
                 if name in YOUNG_FLAGS:
                     if not self.knows(YOUNG_FLAGS[name]):
                         print(f"warning: {YOUNG_FLAGS[name]} is unknown to the compiler", file=sys.stderr)
                         continue
                     extension.define_macros.append((f"DCNZOO_HAS_{name.upper()}", None))
-                extension.extra_objects += self.compiler.compile(
-                    [f"csrc/cpu/kernels_{name}.cpp"],
-                    output_dir=self.build_temp,
-                    extra_postargs=[*COMPILE, "-fPIC", *flags],
-                    depends=HEADERS,
-                )
+                names.append(name)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for objects in pool.map(self.compile_kernels, names):
+                    extension.extra_objects += objects
+
+        def compile_kernels(self, name: str) -> list[str]:
+            objects: list[str] = self.compiler.compile(
+                [f"csrc/cpu/kernels_{name}.cpp"],
+                output_dir=self.build_temp,
+                extra_postargs=[*COMPILE, "-fPIC", *KERNEL_FLAGS[name]],
+                depends=HEADERS,
+            )
+            return objects
 
         def knows(self, flag: str) -> bool:
             source = Path(self.build_temp, "empty.cpp")
