@@ -10,12 +10,12 @@ const DenseKernels& dense_kernels(bool half) { return half ? half_kernels().dens
 
 ScalarType packed_type(bool half) { return half ? half_factor_type() : ScalarType::Float; }
 
+bool is_half(const Tensor& tensor) { return tensor.scalar_type() != ScalarType::Float; }
+
 ScalarType output_type(const Tensor& packed_weight, bool half) {
-  STD_TORCH_CHECK(!half || packed_weight.scalar_type() != ScalarType::Float, "16-bit output needs a packed weight of 16 bits");
+  STD_TORCH_CHECK(!half || is_half(packed_weight), "16-bit output needs a packed weight of 16 bits");
   return half ? packed_weight.scalar_type() : ScalarType::Float;
 }
-
-bool is_half(const Tensor& tensor) { return tensor.scalar_type() != ScalarType::Float; }
 
 const float* data(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 float* mutable_data(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }

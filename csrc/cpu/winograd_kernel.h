@@ -427,10 +427,9 @@ class WinogradBlock {
     for (int i = 0; i < tile; ++i) {
       for (int j = 0; j < tile; ++j) {
         const int64_t target = pixel(at, i, j), first = chunk * layout_.chunk_columns;
-        void* const features = call_.point_weight != nullptr ? feature(index, i, j) : nullptr;
-        targets[i * tile + j] = features != nullptr ? static_cast<Element*>(features) + first
-                                : target >= 0       ? static_cast<Element*>(call_.output) + target * call_.out_channels + first
-                                                    : reinterpret_cast<Element*>(discarded_);
+        targets[i * tile + j] = call_.point_weight != nullptr ? reinterpret_cast<Element*>(feature(index, i, j)) + first
+                                : target >= 0 ? static_cast<Element*>(call_.output) + target * call_.out_channels + first
+                                              : reinterpret_cast<Element*>(discarded_);
       }
     }
   }
