@@ -49,7 +49,7 @@ cuda-compile: $(INSTALLED)
 sanitize: $(INSTALLED)
 	scripts/sanitize.sh $(BIN)/python
 
-$(INSTALLED): pyproject.toml setup.py
+$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip 'setuptools>=77'
 	$(BIN)/pip install --quiet torch torchvision # first: the build uses it too, and would fetch a copy of its own
