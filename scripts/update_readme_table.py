@@ -74,8 +74,9 @@ def _row(record: Record) -> list[str]:
     architecture, published = record.architecture, record.published
     groups = f", {architecture.deform_groups} groups" if architecture.deform_groups > 1 else ""
     figures = (published.box_ap, published.mask_ap, published.fps_v100)
+    name = f"`{record.name}`"
     return [
-        f"`{record.name}` (inside the package)" if record.built_in else f"[`{record.name}`]({record.urls[0]})",
+        f"{name} (inside the package)" if record.built_in else f"[{name}]({record.urls[0]})",
         architecture.backbone,
         architecture.conv + groups,
         architecture.pool,
