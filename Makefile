@@ -57,4 +57,4 @@ $(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo *.egg-info dcnzoo/*.so

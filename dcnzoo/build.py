@@ -138,7 +138,9 @@ def _match(architecture: Architecture, checkpoint: Checkpoint) -> tuple[RCNN, di
     """Returns a detector without weights, and the weights that it needs."""
     num_classes = checkpoint.num_classes
     if num_classes is None or num_classes < 1:
-        raise CheckpointError(str(checkpoint.path), "has no box head, expected a two-stage detector")
+        raise CheckpointError(
+            str(checkpoint.path), "has no box head; only Faster, Mask and Cascade R-CNN are read"
+        )
     with torch.device("meta"):  # no time is lost on initial values
         model = build_model(architecture, num_classes)
     expected = model.state_dict()

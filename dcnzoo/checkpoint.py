@@ -84,7 +84,8 @@ def load_checkpoint(path: str | Path, *, widen: bool = True) -> Checkpoint:
     for name, value in state_dict.items() if isinstance(state_dict, Mapping) else ():
         if isinstance(name, str) and isinstance(value, Tensor):
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise CheckpointError(str(path), f"has less numbers than tensor {name} claims")
+                problem = f"has fewer values than tensor {name} claims; fetch or copy it again"
+                raise CheckpointError(str(path), problem)
             wide = value.float() if widen and value.is_floating_point() else value
             tensors[_published_name(name)] = wide.detach()
     if not tensors:
@@ -166,7 +167,8 @@ def _refuse_foreign_formats(path: Path, stream: BinaryIO) -> None:
                 raise CheckpointError(str(path), "is a TorchScript program, expected a state dict")
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 # A few bytes could become any number of them.
-                raise CheckpointError(str(path), "holds compressed parts, which PyTorch never writes")
+                problem = "holds compressed parts, which PyTorch never writes; save it again with torch.save"
+                raise CheckpointError(str(path), problem)
     stream.seek(0)
 
 

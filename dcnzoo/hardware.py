@@ -135,7 +135,12 @@ def cuda() -> dict[str, object]:
     try:
         torch.empty(0, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return {"devices": [], "because": str(error).splitlines()[0], "operators": _where(load_problem())}
+        problem = load_problem()
+        return {
+            "devices": [],
+            "because": str(error).splitlines()[0],
+            "operators": "compiled kernels: loaded, unused" if problem is None else _where(problem),
+        }
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     problem = next(filter(None, (gpu_problem(device.index) for device in devices)), None)
     return {

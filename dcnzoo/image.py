@@ -171,7 +171,7 @@ def resize_bilinear(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[
 
 
 def prepare_image(image: NDArray[np.uint8], preprocessing: Preprocessing) -> PreparedImage:
-    """Resizes one image for the model; the part of `make_batch` that threads can do per image.
+    """Resizes one image for the model; the part of `make_batch` that reader processes do per image.
 
     Args:
         image: (H, W, 3) RGB.

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+PHOTOS = CHECKOUT / "examples" / "photos"
 PICTURES = CHECKOUT / "examples" / "shapes" / "images"
 OUT = CHECKOUT / "demo"
 MODEL = "cascade_mask_rcnn_r18w16_fpn48_fc192_mdconv_c3-c5_shapes"
 PUBLISHED = "mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco"
 SCORE = 0.5
+PROGRAM = Path(sys.executable).with_name("dcnzoo")  # it lies in .venv, which a user's shell does not search
 NEXT = f"""
 On photos, with published weights, which are downloaded once:
-  dcnzoo predict examples/photos --model {PUBLISHED} --save-images
+  {shlex.quote(str(PROGRAM))} predict {shlex.quote(str(PHOTOS))} --model {PUBLISHED} --save-images
 """
 
 

@@ -12,7 +12,7 @@ shift || true
 copy=build/sanitized
 mkdir -p $copy
 rm -rf $copy/{csrc,dcnzoo,tests}
-cp -r --preserve=timestamps csrc dcnzoo tests setup.py pyproject.toml weights.yaml README.md LICENSE $copy
+cp -r --preserve=timestamps csrc dcnzoo tests setup.py pyproject.toml weights.yaml README.md LICENSE NOTICE $copy
 cd $copy
 export DCNZOO_SANITIZE=address,undefined DCNZOO_BUILD_OPS=1 DCNZOO_CUDA=0
 "$python" setup.py --quiet build_ext --inplace >build.log 2>&1 || { tail -50 build.log; exit 1; }

@@ -21,9 +21,7 @@ COLUMNS = (
     "RoI pooling",
     "box AP",
     "mask AP",
-    "training memory (GB)",
     "images/s (V100)",
-    "links",
 )
 
 
@@ -75,20 +73,15 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 def _row(record: Record) -> list[str]:
     architecture, published = record.architecture, record.published
     groups = f", {architecture.deform_groups} groups" if architecture.deform_groups > 1 else ""
-    figures = (published.box_ap, published.mask_ap, published.train_memory_gb, published.fps_v100)
+    figures = (published.box_ap, published.mask_ap, published.fps_v100)
+    name = f"`{record.name}`"
     return [
-        f"`{record.name}`",
+        f"{name} (inside the package)" if record.built_in else f"[{name}]({record.urls[0]})",
         architecture.backbone,
         architecture.conv + groups,
         architecture.pool,
         *("–" if figure is None else str(figure) for figure in figures),
-        "inside the package" if record.built_in else _links(record),
     ]
-
-
-def _links(record: Record) -> str:
-    links = {"weights": record.urls[0], "config": record.config_url, "log": record.log_url}
-    return ", ".join(f"[{title}]({url})" for title, url in links.items() if url)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class DeformConv2d(nn.Module):
         self.packed_weight = pack_deform_conv2d_weight(self.weight, self.groups, half=self.half_products)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to (N, O, H/stride, W/stride)."""
+        """Maps (N, C, H, W) to (N, O, ⌈H/stride⌉, ⌈W/stride⌉)."""
         predicted = self.conv_offset(x)
         offset, mask = predicted.split([self.num_offsets, predicted.shape[1] - self.num_offsets], dim=1)
         return deform_conv2d(

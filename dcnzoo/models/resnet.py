@@ -50,7 +50,7 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, H/stride, W/stride)."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         self.layer4 = _stage(block, c4, 8 * width, c5, depths[3], 2, groups, conv)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps images (N, 3, H, W) to "c2" (N, out_channels[0], H/4, W/4) … "c5" (N, …, H/32, W/32)."""
+        """Maps images (N, 3, H, W) to "c2" (N, out_channels[0], ⌈H/4⌉, ⌈W/4⌉) … "c5" (N, …, ⌈H/32⌉, …)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = {}
         for level in range(2, 6):

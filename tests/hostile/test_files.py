@@ -108,7 +108,7 @@ class TestCheckpoints:
 
     def test_a_tensor_larger_than_the_file(self, tmp_path: Path) -> None:
         torch.save({"w": torch.zeros(1, dtype=torch.half).expand(2**40)}, tmp_path / "a.pth")
-        self.refuse(tmp_path / "a.pth", "has less numbers than tensor w claims")
+        self.refuse(tmp_path / "a.pth", "has fewer values than tensor w claims; fetch or copy it again")
 
     def test_compressed_parts(self, tmp_path: Path) -> None:
         torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "a.pth")
@@ -118,7 +118,10 @@ class TestCheckpoints:
         ):
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
-        self.refuse(tmp_path / "b.pth", "holds compressed parts")
+        self.refuse(
+            tmp_path / "b.pth",
+            "holds compressed parts, which PyTorch never writes; save it again with torch.save",
+        )
 
 
 def encoded(kind: str, **options: Any) -> bytes:
