@@ -30,8 +30,8 @@ COMPILE = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"
 SANITIZERS = os.environ.get("DCNZOO_SANITIZE")
 if SANITIZERS:
     COMPILE += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
-    # Python's own flags say -fwrapv, under which no overflow is an error. Registers are given out in one go per
-    # function (GCC only): by regions, as usual, a set of kernels takes ten times as long to compile.
+    # Under -fwrapv, which Python's flags have, no overflow is an error. Registers are given out by function
+    # (GCC only): by regions, as usual, a set of kernels takes ten times as long to compile.
     COMPILE += ["-fno-omit-frame-pointer", "-O1", "-g1", "-fno-wrapv", "-fira-region=one"]
 LINK = [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
 
