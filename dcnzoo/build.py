@@ -6,7 +6,6 @@ dicts at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -35,6 +34,7 @@ from dcnzoo.models.resnet import BasicBlock, Bottleneck, ConvFactory, ResNet, co
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
 from dcnzoo.models.roi_heads import CascadeRoIHead, RoIHead, StandardRoIHead
 from dcnzoo.models.rpn import RPNHead
+from dcnzoo.ops.deform_conv2d import released
 
 CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 """Units of the box deltas of the three stages."""
@@ -113,7 +113,7 @@ def pack_weights(model: RCNN) -> RCNN:
     """Arranges weights for the compiled kernels, in place; device and dtype must be final.
 
     Layers keep only the arranged copy. Of their weights just the shape remains: on the device "meta", or, for
-    an operator that takes no tensors of two devices, as one NaN for all elements.
+    `deform_conv2d`, which takes no tensors of two devices, as `released` makes it.
     """
     model.rpn_head.pack()
     freed = 0
@@ -124,7 +124,7 @@ def pack_weights(model: RCNN) -> RCNN:
         if module.packed_weight is not None:
             weight = module.weight.detach()
             deformable = isinstance(module, DeformConv2d)
-            shape = weight.new_full((), math.nan).expand_as(weight) if deformable else weight.to("meta")
+            shape = released(weight) if deformable else weight.to("meta")
             module.weight = nn.Parameter(shape, requires_grad=False)
             freed += weight.nbytes
         if freed > _MOST_KEPT:

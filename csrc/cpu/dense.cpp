@@ -1,4 +1,5 @@
 // Binds the dense layers of the CPU kernels to PyTorch tensors.
+#include <algorithm>
 #include <cstring>
 
 #include "binding.h"
@@ -265,6 +266,10 @@ struct Sum {
       : parameters(packed_weight, checked_numel(output, input, packed_weight), bias, output.size(1)),
         maps(channels_last(input, input.scalar_type())),
         call(images_call(maps, output)) {
+    const auto begin = [](const Tensor& tensor) { return static_cast<const char*>(tensor.const_data_ptr()); };
+    const auto bytes = [](const Tensor& tensor) { return tensor.numel() * static_cast<int64_t>(tensor.element_size()); };
+    STD_TORCH_CHECK(begin(maps) + bytes(maps) <= begin(output) || begin(output) + bytes(output) <= begin(maps),
+                    "input and output overlap");
     call.accumulate = true;
     set_parameters(parameters, relu, call);
   }
@@ -372,9 +377,14 @@ Tensor conv1x1_add_upsampled(const Tensor& input, const Tensor& packed_weight, c
   const LinearKernels& kernels = parameters.kernels().linear;
   const Tensor maps = channels_last(input, ScalarType::Float), coarse_maps = channels_last(coarse, ScalarType::Float);
   const Tensor output = empty_maps(n, channels, 2 * h, 2 * w, ScalarType::Float);
+  if (output.numel() == 0) return output;
   const int64_t parts = (w + most_pixels - 1) / most_pixels;
-  const LinearSchedule longest = kernels.schedule(linear_call(nullptr, 2 * ((w + parts - 1) / parts), c, nullptr, channels), 1);
-  run_tasks(output.numel() == 0 ? 0 : n * h, longest.scratch_bytes, [&](int64_t row, void* scratch) {
+  // Parts differ by a pixel, and the shorter one may be the one that is not cut into blocks.
+  const auto scratch_bytes = [&](int64_t pixels) {
+    return kernels.schedule(linear_call(nullptr, 2 * pixels, c, nullptr, channels), 1).scratch_bytes;
+  };
+  const size_t most_bytes = std::max(scratch_bytes(w / parts), scratch_bytes((w + parts - 1) / parts));
+  run_tasks(n * h, most_bytes, [&](int64_t row, void* scratch) {
     const float* source = data(coarse_maps) + row * w * channels;
     for (int64_t part = 0; part < 2 * parts; ++part) {
       const int64_t y = 2 * row + part % 2, begin = w * (part / 2) / parts, end = w * (part / 2 + 1) / parts;

@@ -62,6 +62,8 @@ def select_detections(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keeps confident boxes, suppresses duplicates per class, takes the best.
 
+    Boxes that are not finite are dropped.
+
     Args:
         boxes: (R, K, 4), or (R, 1, 4) where all classes share one box.
         scores: (R, K).
@@ -78,6 +80,9 @@ def select_detections(
     classes = columns if labels is None else labels[columns]
     candidates = boxes.expand(-1, scores.shape[1], -1)[rows, classes]
     confidences = wanted[rows, columns]
+    finite = candidates.isfinite().all(dim=1)
+    if not finite.all():
+        candidates, confidences, classes = candidates[finite], confidences[finite], classes[finite]
     keep = batched_nms(candidates, confidences, classes, iou_threshold)[:max_detections]
     return candidates[keep], confidences[keep], classes[keep]
 

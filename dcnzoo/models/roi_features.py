@@ -20,7 +20,8 @@ _FINEST_SIDE = 56
 def assign_levels(rois: Tensor) -> Tensor:
     """Index into `LEVELS` for each of (R, 5) rois (arXiv:1612.03144, eq. 1)."""
     side = (rois[:, 3:] - rois[:, 1:3]).prod(dim=1).sqrt()
-    return torch.log2(side / _FINEST_SIDE + 1e-6).floor().clamp(0, len(LEVELS) - 1).long()
+    levels = torch.log2(side / _FINEST_SIDE + 1e-6).floor().nan_to_num(0)  # NaN would become any integer
+    return levels.clamp(0, len(LEVELS) - 1).long()
 
 
 class RoIAlign(nn.Module):

@@ -68,7 +68,7 @@ class RoIHead(nn.Module):
         groups = [slice(i, i + 1) for i in range(len(proposals))] if on_cpu else [slice(None)]
         limits = (score_threshold, NMS_IOU_THRESHOLD, max_detections, labels)
         found: list[Instances] = []
-        for images in groups:  # on a CPU one by one: what is found in an image does not depend on its batch
+        for images in groups:  # on a CPU one by one: so the batch does not change what is found here
             found += self._detect(
                 {name: maps[images] for name, maps in features.items()},
                 proposals[images],

@@ -31,7 +31,8 @@ def is_faster(input: Tensor, weight: Tensor) -> bool:
     images, channels, height, width = input.shape
     pixels = images * height * width
     return (
-        input.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first, lest a trace depends on the size that it saw
+        and input.device.type == "cpu"
         and input.dtype == weight.dtype
         and input.dtype in (torch.float32, torch.float64)
         and weight.requires_grad
@@ -39,7 +40,6 @@ def is_faster(input: Tensor, weight: Tensor) -> bool:
         and pixels >= LEAST_PIXELS
         and pixels * channels * weight.shape[0] >= LEAST_PRODUCTS
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

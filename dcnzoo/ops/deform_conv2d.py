@@ -6,6 +6,7 @@ Shape letters: N images, C channels, H, W map size, O output channels, Ho, Wo ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -34,12 +35,13 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution v1, and v2 with a mask (arXiv:1703.06211, arXiv:1811.11168).
 
-    Weight groups and deformable groups follow from the shapes and are independent. Sampling is
-    bilinear; a corner outside the map contributes 0, and a point at or beyond -1 or H (W) is 0. With
-    short floats (float16, bfloat16) positions and sums are float32 all the same. Autocast lowers input,
-    weight and bias. On a GPU float32 factors are rounded to TensorFloat-32 where PyTorch's switch for
-    convolutions, `torch.backends.cudnn.conv.fp32_precision`, allows it; with
-    `torch.backends.cudnn.benchmark` the first inference of a shape looks for the fastest kernel.
+    Weight groups and deformable groups follow from the shapes and are independent. Sampling is bilinear; a
+    corner outside the map contributes 0, and a point at or beyond -1 or H (W), or NaN, is 0. (In a map with
+    infinities or NaN a corner outside may give NaN.) With short floats (float16, bfloat16) positions and
+    sums are float32 all the same. Autocast lowers input, weight and bias. On a GPU float32 factors are
+    rounded to TensorFloat-32 where PyTorch's switch for convolutions,
+    `torch.backends.cudnn.conv.fp32_precision`, allows it; with `torch.backends.cudnn.benchmark` the first
+    inference of a shape looks for the fastest kernel.
 
     Args:
         input: (N, C, H, W) feature map.
@@ -61,12 +63,16 @@ def deform_conv2d(
 
     Raises:
         ValueError: shapes, types or devices that do not fit together.
+        RuntimeError: autocast or a gradient asks for a weight of which only the packed copy is left.
     """
     _check_shapes(input, offset, weight, mask, stride, padding, dilation)
     if bias is not None and tuple(bias.shape) != weight.shape[:1]:
         raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     _check_kinds((input, offset, weight, bias, mask))
     tensors = (*autocast.lowered(input, weight, bias), offset, mask)
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, offset, mask))
+    if (learns or tensors[1] is not weight) and _is_released(weight):
+        raise RuntimeError("only the packed weight is left, which knows neither gradients nor autocast")
     if tensors[1] is not weight:
         packed_weight = None  # made before autocast lowered the weight
     x, weight, bias = cast(tuple[Tensor, Tensor, Tensor | None], tensors[:3])
@@ -117,6 +123,15 @@ def pack_deform_conv2d_weight(weight: Tensor, groups: int = 1, *, half: bool = F
     return packed
 
 
+def released(weight: Tensor) -> Tensor:
+    """What stands for a weight that is kept packed only: its shape and dtype, one NaN for all elements."""
+    return weight.new_full((), math.nan).expand_as(weight)
+
+
+def _is_released(weight: Tensor) -> bool:
+    return not any(weight.stride()) and bool(weight[:1, :1, :1, :1].isnan().any())
+
+
 def _compute_elsewhere(
     tensors: tuple[Tensor, Tensor, Tensor],
     bias: Tensor | None,
@@ -130,7 +145,11 @@ def _compute_elsewhere(
     wide = wide_dtype(dtype)
     x, offset, weight = (tensor.to(wide) for tensor in tensors)
     bias, scale = (None if tensor is None else tensor.to(wide) for tensor in (bias, scale))
-    compute = reference.deform_conv2d if active_backend()[0] == "reference" else _torchvision_deform_conv2d()
+    if active_backend()[0] == "reference":
+        compute = reference.deform_conv2d
+    else:
+        compute = _torchvision_deform_conv2d()
+        offset = offset.nan_to_num(torch.inf, torch.inf, -torch.inf)  # it takes NaN for a place in memory
     output = compute(x, offset, weight, bias, mask=scale, stride=stride, padding=padding, dilation=dilation)
     return output.to(dtype)
 
@@ -235,6 +254,10 @@ def _check_shapes(
         (size + 2 * p - d * (k - 1) - 1) // s + 1
         for size, k, s, p, d in zip(input.shape[2:], kernel, stride, padding, dilation, strict=True)
     )
+    if min(out_size) < 1:
+        raise ValueError(
+            f"input {tuple(input.shape)} is smaller than a kernel {tuple(kernel)} with this geometry"
+        )
     taps = kernel[0] * kernel[1]
     deform_groups = offset.shape[1] // (2 * taps)
     expected = (input.shape[0], 2 * deform_groups * taps, *out_size)

@@ -1,18 +1,18 @@
 """Dense layers on a CPU: convolution and matrix product with packed weights and fused ReLU.
 
-Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the
-latter the compiled kernels compute (float32 only, no gradients); without it, PyTorch does, but for large
-`conv3x3` that learn, whose derivatives are those of `conv_grad`. The results
-agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
+Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the latter the
+compiled kernels compute (float32, and 16 bits as below; no gradients); without it, PyTorch does, but for
+large `conv3x3` that learn, whose derivatives are those of `conv_grad` (once, and not in `torch.func`). The
+results agree to rounding: `conv3x3` is Winograd's (arXiv:1509.09308), with an error of about 1e-5 standard
 deviations of the output at most, and 1e-6 in the mean; `small_conv3x3` has 15 and 9 times that. Large linear
 layers and 1×1 convolutions take one step of Strassen's algorithm, with 1e-5 at most, and 4e-7 in the mean.
 
-Packed weights are for this process, and for that weight: pack again when the weight changes. With `half`
-they consist of 16-bit factors, the inputs are rounded to such as well, and multiplied at twice the rate of
+Packed weights are for this process, and for that weight: pack again when the weight changes. With `half` they
+consist of 16-bit factors, the inputs are rounded to such as well, and multiplied at twice the rate of
 float32; `dcnzoo.ops.backend.half_factor` says of what type, or that the processor has none (RuntimeError
 then). The results are float32, with errors of about 2e-3 standard deviations of the output in the mean, in
-`conv3x3` 5e-3 and in `small_conv3x3` up to twice that. With float16, sums of up to 128 products are float16,
-too, and what exceeds 65504 becomes infinite.
+`conv3x3` 5e-3 and in `small_conv3x3` up to three times that. With float16, sums of up to 128 products are
+float16, too, and what exceeds 65504 becomes infinite.
 
 Where a layer rounds its input anyway, the one before may store it so (`half_output`), which halves what goes
 through memory: convolutions and linear layers with 16-bit factors take inputs of that type, too.
@@ -161,7 +161,8 @@ def grouped_conv3x3(
     Returns:
         (N, O, H, W), channels-last when the weight is packed.
     """
-    if packed_weight is not None and _kernels_take(input, half=half_factor()):
+    as_many = weight.shape[0] == input.shape[1]  # the kernels map groups of four to groups of four
+    if packed_weight is not None and as_many and _kernels_take(input, half=half_factor()):
         output: Tensor = torch.ops.dcnzoo.grouped_conv3x3(input, packed_weight, bias, relu, half_output)
         return output
     groups = input.shape[1] // weight.shape[1]
@@ -448,7 +449,9 @@ def upsample2x(input: Tensor) -> Tensor:
 
 
 def pack_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
-    """Transforms the weight (O, C, 3, 3) of `conv3x3`, to four times its size; None without compiled kernels.
+    """Transforms the weight (O, C, 3, 3) of `conv3x3`, to four times as many elements, at most.
+
+    None without compiled kernels.
 
     Raises:
         ValueError: another shape.
@@ -460,7 +463,7 @@ def pack_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
 
 
 def pack_small_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
-    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to nine times its size.
+    """Transforms the weight (O, C, 3, 3) of `small_conv3x3`, to nine times as many elements, at most.
 
     None without compiled kernels.
 
@@ -488,7 +491,8 @@ def pack_strided_conv3x3_weight(weight: Tensor, *, half: bool = False) -> Tensor
 def pack_grouped_conv3x3_weight(weight: Tensor) -> Tensor | None:
     """Arranges the weight (O, C/G, 3, 3) of `grouped_conv3x3`.
 
-    None without compiled kernels, and unless groups have 4 channels, and O is a multiple of 16.
+    None without compiled kernels, and unless groups have 4 channels, and O is a multiple of 16. Computed with
+    where O equals C.
 
     Raises:
         ValueError: another shape.

@@ -46,7 +46,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: Pair) -> list[RLE]:
     Returns:
         One mask per detection, in the same order.
     """
-    probs, boxes = probs.float().cpu(), boxes.float().cpu()
+    probs, boxes = probs.detach().float().cpu(), boxes.detach().float().cpu()
     if active_backend()[0] == "native":
         lines = torch.ops.dcnzoo.paste_masks(probs, boxes, image_size).numpy().tobytes().decode("ascii")
         return [RLE(size=list(image_size), counts=line) for line in lines.splitlines()]

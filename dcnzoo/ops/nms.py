@@ -42,19 +42,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
         Indices of the kept boxes by descending score over all groups, int64.
     """
     usual = boxes.device.type == "cpu" and boxes.dtype == scores.dtype == torch.float32
-    backend, _ = active_backend()
-    if usual and backend == "native":
+    if usual and active_backend()[0] == "native":
         compiled: Tensor = torch.ops.dcnzoo.batched_nms(boxes, scores, groups, iou_threshold)
         return compiled
-    if backend == "reference":
-        members = [(groups == group).nonzero()[:, 0] for group in sorted(set(groups.tolist()))]
-        parts = [index[reference.nms(boxes[index], scores[index], iou_threshold)] for index in members]
-        chosen = torch.cat([groups.new_empty(0), *parts])
-        return chosen[scores[chosen].argsort(descending=True, stable=True)]
-    from torchvision.ops import batched_nms as torchvision_batched_nms
-
-    kept: Tensor = torchvision_batched_nms(boxes, scores, groups, iou_threshold)
-    return kept
+    members = [(groups == group).nonzero()[:, 0] for group in sorted(set(groups.tolist()))]
+    parts = [index[nms(boxes[index], scores[index], iou_threshold)] for index in members]
+    chosen = torch.cat([groups.new_empty(0), *parts])
+    return chosen[scores[chosen].argsort(descending=True, stable=True)]
 
 
 def nms_sorted(boxes: Tensor, counts: Tensor, iou_threshold: float) -> Tensor:

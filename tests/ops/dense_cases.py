@@ -79,6 +79,7 @@ CONV1X1 = {  # N, C, O, H, W, stride
     "stride-odd": (2, 40, 33, 7, 7, 2),
     "stride-beyond": (1, 16, 16, 2, 3, 5),
     "few-channels-many-rows": (1, 64, 24, 130, 60, 1),
+    "unequal-parts": (1, 64, 48, 2, 49, 1),  # upsampled, 49 pixels become 24 and 25, of which one is a block
 }
 
 CONV1X1_PAIRS = {  # N, C, O, P, H, W: to O channels, which are added, and from there to P

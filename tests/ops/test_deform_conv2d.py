@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional as F
 
 from dcnzoo import ops
 from dcnzoo.ops.backend import NATIVE_PROBLEM, half_factor
+from dcnzoo.ops.deform_conv2d import released
 from tests.ops.deform_conv2d_cases import (
     CASES,
     HALF_TOLERANCE,
@@ -154,6 +157,30 @@ def test_packed_weight_changes_nothing(dtype: torch.dtype) -> None:
     expected = ops.deform_conv2d(**tensors, **options)
     found = ops.deform_conv2d(**tensors, **options, packed_weight=packed)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_an_offset_that_is_no_number_gives_zero_elsewhere_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's operator reads wild memory there."""
+    module = importlib.import_module("dcnzoo.ops.deform_conv2d")
+    monkeypatch.setattr(module, "_kernels_take", lambda *_: False)
+    x, weight = torch.randn(1, 8, 101, 103), torch.randn(8, 8, 3, 3)
+    offset = torch.full((1, 18, 101, 103), float("nan"))
+    offset[0, 1::2] = float("inf")
+    found = ops.deform_conv2d(x, offset, weight, padding=(1, 1))
+    assert not found.any()
+
+
+@needs_native
+def test_a_weight_that_is_left_packed_only_is_not_used_unpacked() -> None:
+    x, offset, weight = torch.randn(1, 8, 5, 7), torch.zeros(1, 18, 5, 7), torch.randn(8, 8, 3, 3)
+    packed, left = ops.pack_deform_conv2d_weight(weight), released(weight)
+    given: dict[str, Any] = {"padding": (1, 1), "packed_weight": packed}
+    expected = ops.deform_conv2d(x, offset, weight, **given)
+    assert torch.equal(ops.deform_conv2d(x, offset, left, **given), expected)
+    with pytest.raises(RuntimeError, match="autocast"), torch.autocast("cpu", torch.bfloat16):
+        ops.deform_conv2d(x, offset, left, **given)
+    with pytest.raises(RuntimeError, match="gradients"):
+        ops.deform_conv2d(x.requires_grad_(), offset, left, **given)
 
 
 def test_no_images_give_no_outputs() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.models.layers import GroupedConv3x3
 from dcnzoo.ops import dense
 from dcnzoo.ops.backend import NATIVE_PROBLEM, half_factor
 from tests.ops import dense_cases as cases
@@ -298,8 +299,28 @@ def test_no_images_give_no_outputs() -> None:
     x, weight, point = random(0, 16, 5, 7), random(24, 16, 3, 3), random(24, 16, 1, 1)
     found = dense.conv3x3(x, weight, packed_weight=dense.pack_conv3x3_weight(weight))
     assert found.shape == (0, 24, 5, 7)
-    found = dense.conv1x1(x, point, stride=2, packed_weight=dense.pack_linear_weight(point))
+    packed = dense.pack_linear_weight(point)
+    found = dense.conv1x1(x, point, stride=2, packed_weight=packed)
     assert found.shape == (0, 24, 3, 4)
+    for size in ((4, 0), (0, 4)):
+        wide, coarse = random(1, 16, *size), random(1, 24, size[0] // 2, size[1] // 2)
+        found = dense.conv1x1_add_upsampled(wide, point, None, coarse, packed_weight=packed)
+        assert found.shape == (1, 24, *size)
+
+
+@needs_native
+def test_a_sum_with_its_own_input_is_refused() -> None:
+    x, weight = random(1, 16, 5, 7).contiguous(memory_format=torch.channels_last), random(16, 16, 1, 1)
+    with pytest.raises(RuntimeError, match="overlap"):
+        dense.conv1x1_add_(x, x, weight, packed_weight=dense.pack_linear_weight(weight))
+
+
+def test_groups_that_are_not_packed_are_computed() -> None:
+    x, layer = random(1, 32, 5, 7), GroupedConv3x3(32, 64, 8)
+    layer.pack()
+    with torch.no_grad():
+        expected = F.conv2d(x, layer.weight, layer.bias, padding=1, groups=8)
+        assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_training_still_has_gradients() -> None:

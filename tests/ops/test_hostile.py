@@ -163,7 +163,18 @@ def deform_roi_pool(draw: st.DrawFn) -> Case:
     )
 
 
-LAYERS = ("conv3x3", "small_conv3x3", "conv1x1", "conv_transpose2x2", "linear", "map_linear", "stem")
+LAYERS = (
+    "conv3x3",
+    "small_conv3x3",
+    "strided_conv3x3",
+    "grouped_conv3x3",
+    "conv1x1",
+    "conv1x1_add_upsampled",
+    "conv_transpose2x2",
+    "linear",
+    "map_linear",
+    "stem",
+)
 
 
 @st.composite
@@ -174,7 +185,10 @@ def layers(draw: st.DrawFn) -> Case:
     packs = {
         "conv3x3": ((out, channels, 3, 3), dense.pack_conv3x3_weight),
         "small_conv3x3": ((out, channels, 3, 3), dense.pack_small_conv3x3_weight),
+        "strided_conv3x3": ((out, channels, 3, 3), dense.pack_strided_conv3x3_weight),
+        "grouped_conv3x3": ((16 * out, 4, 3, 3), dense.pack_grouped_conv3x3_weight),
         "conv1x1": ((out, channels, 1, 1), dense.pack_linear_weight),
+        "conv1x1_add_upsampled": ((out, channels, 1, 1), dense.pack_linear_weight),
         "conv_transpose2x2": ((channels, out, 2, 2), dense.pack_conv_transpose2x2_weight),
         "linear": ((out, channels), dense.pack_linear_weight),
         "map_linear": (
@@ -185,7 +199,8 @@ def layers(draw: st.DrawFn) -> Case:
     }
     shape, pack = packs[name]
     weight = draw(tensors(shape))
-    options: dict[str, Any] = {} if name == "stem" else {"relu": draw(st.booleans())}
+    without = ("stem", "strided_conv3x3", "conv1x1_add_upsampled")
+    options: dict[str, Any] = {} if name in without else {"relu": draw(st.booleans())}
     if draw(st.booleans()):
         try:
             options["packed_weight"] = pack(weight)
@@ -193,8 +208,16 @@ def layers(draw: st.DrawFn) -> Case:
             options["packed_weight"] = draw(tensors((5, 7)))
     if name == "conv1x1":
         options["stride"] = draw(st.integers(-1, 3))
+    bias = draw(maybe(tensors(shape[:1] if name == "grouped_conv3x3" else (out,))))
+    if name == "conv1x1_add_upsampled":
+        input, coarse = (
+            draw(tensors((n, channels, 2 * height, 2 * width))),
+            draw(tensors((n, out, height, width))),
+        )
+        return dense.conv1x1_add_upsampled, [input, weight, bias, coarse], options
+    channels = 16 * out if name == "grouped_conv3x3" else channels
     input = draw(tensors((n, channels) if name == "linear" else (n, channels, height, width)))
-    return getattr(dense, name), [input, weight, draw(maybe(tensors((out,))))], options
+    return getattr(dense, name), [input, weight, bias], options
 
 
 @st.composite

@@ -82,6 +82,14 @@ def one_group_after_another(boxes: Tensor, scores: Tensor, groups: Tensor, thres
     return order[scores[order].sort(descending=True, stable=True).indices].tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("groups", [(0, 1), (0, 2**40)])
+def test_groups_beyond_zero_never_interact(dtype: torch.dtype, groups: tuple[int, int]) -> None:
+    boxes = torch.tensor([[-100, -100, -1, -1]] * 2, dtype=dtype)
+    scores = torch.tensor([0.9, 0.8], dtype=dtype)
+    assert ops.batched_nms(boxes, scores, torch.tensor(groups), 0.5).tolist() == [0, 1]
+
+
 def test_batched_nms_of_float64() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]], dtype=torch.float64)
     scores, groups = torch.tensor([0.5, 0.75, 0.25]).double(), torch.zeros(3, dtype=torch.int64)
