@@ -18,6 +18,7 @@ from dcnzoo.cli.inference import (
     FREE,
     InferenceOptions,
     check_model_name,
+    inputs_note,
     load_predictor,
     model_options,
     progress_bar,
@@ -159,7 +160,7 @@ def run(options: Options, manifest: Path | None) -> None:
     annotations = listed.select(chosen, options.limit)
     results = None if options.results is None else read_results(options.results, listed)
     with find_processes() as processes, exclusive(options.out, processes.is_first):
-        folder = open_folder(options, processes)
+        folder = open_folder(options, manifest, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.annotation_file, options.results) if path])
         finished = processes.is_first and folder.resumes and is_finished(options.out)
@@ -197,16 +198,31 @@ def read_finished(out: Path) -> tuple[dict[Kind, CocoResults], dict[str, Any]]:
     return results, {name: metrics[name] for name in ("memory", "speed", "hardware")}
 
 
-def open_folder(options: Options, processes: Processes) -> OutputFolder:
+def open_folder(options: Options, manifest: Path | None, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
     from dcnzoo.evaluation.report import product_names
     from dcnzoo.evaluation.results import RESULT_FILES
 
     products = [*product_names(), *RESULT_FILES.values(), PARTS]
     note = {**options.note(PROGRAM), "processes": processes.count}
+    if processes.is_first:  # the others check and write nothing
+        note |= inputs_note(
+            options.out,
+            model=options.model,
+            weights=options.weights,
+            manifest=manifest,
+            files=[options.annotation_file, options.image_ids],
+            sources=[options.image_folder],
+        )
     free = {*FREE, "per_class", "evaluator", "confusion_score", "as_json"}
     return OutputFolder(
-        options.out, products, note, overwrite=options.overwrite, resume=options.resume, free=free
+        options.out,
+        products,
+        note,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        can_resume=options.results is None,
+        free=free,
     )
 
 

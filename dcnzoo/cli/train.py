@@ -6,14 +6,13 @@ Nothing heavy is imported before the options are known to make sense.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.cli.inference import FREE, machine_options, model_options, own_device, run_note
+from dcnzoo.cli.inference import FREE, inputs_note, machine_options, model_options, own_device, run_note
 from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
 from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 from dcnzoo.writers.whole import write_whole
@@ -318,16 +317,15 @@ def run(options: Options, manifest: Path | None) -> None:
     prepare_precision(options.precision, device, training=True)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with find_processes(backend) as processes, exclusive(options.out, processes.is_first):
-        folder = open_folder(options, processes)
+        folder = open_folder(options, manifest, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
         resumes = processes.gather(folder.resumes)[0]
         _train(options, manifest, processes, folder, device, resumes)
 
 
-def open_folder(options: Options, processes: Processes) -> OutputFolder:
+def open_folder(options: Options, manifest: Path | None, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
-    from dcnzoo.download import sha256_of
     from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES
     from dcnzoo.training.history import CURVES, METRICS
     from dcnzoo.training.reporter import TENSORBOARD
@@ -336,8 +334,14 @@ def open_folder(options: Options, processes: Processes) -> OutputFolder:
     products = [LAST, BEST, *SAFE_COPIES.values(), METRICS, CURVES, PROBLEMS, TENSORBOARD, FOLDER]
     note = {**run_note(PROGRAM, dataclasses.asdict(options)), "processes": processes.count}
     if processes.is_first:  # the others check and write nothing
-        with suppress(OSError):  # reading it will say what is wrong
-            note["SHA-256 of --train"] = sha256_of(options.train)
+        note |= inputs_note(
+            options.out,
+            model=options.model,
+            weights=options.weights,
+            manifest=manifest,
+            files=[options.train, options.val],
+            sources=[options.images, options.val_images],
+        )
     return OutputFolder(
         options.out,
         products,
