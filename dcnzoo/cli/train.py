@@ -14,16 +14,21 @@ import click
 
 from dcnzoo.cli.inference import FREE, inputs_note, machine_options, model_options, own_device, run_note
 from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
-from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
+from dcnzoo.errors import TrainingError
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors, read_note
 from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
     from dcnzoo.processes import Processes
+    from dcnzoo.training.dataset import TrainingSet
     from dcnzoo.training.start import TrainingOptions
 
 PROGRAM = "dcnzoo train"
 PROBLEMS = "problems.txt"
+TRAINING_SET = "training_set"
+"""Notes which images are learned from."""
+
 CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": ["frozen", "trainable"]}
 
 _NOT_NEGATIVE = Number(min=0)
@@ -348,8 +353,30 @@ def open_folder(options: Options, manifest: Path | None, processes: Processes) -
         note,
         overwrite=options.overwrite,
         resume=options.resume,
-        free={*FREE, "save_every", "tensorboard"},
+        free={*FREE, "save_every", "tensorboard", TRAINING_SET},
     )
+
+
+def note_training_set(folder: OutputFolder, training_set: TrainingSet) -> None:
+    """Notes which images are learned from, or makes sure that a run to resume learned from the same.
+
+    Images that cannot be read are left out, so that it takes more than the options to tell.
+
+    Raises:
+        TrainingError: it learned from others.
+    """
+    found = training_set.note()
+    if not folder.resumes:
+        folder.note[TRAINING_SET] = found
+        return
+    before = (read_note(folder.path) or {}).get(TRAINING_SET)
+    if found != before:
+        count = before.get("images") if isinstance(before, dict) else None
+        now = "as many others" if count == found["images"] else found["images"]
+        raise TrainingError(
+            f"cannot resume the run in {folder.path}, which learned from {count} images, now {now};"
+            " restore these, or start anew with --overwrite"
+        )
 
 
 def _train(
@@ -369,6 +396,8 @@ def _train(
         for line in training_set.problem_lines():
             click.echo(f"warning: {line}", err=True)
     start.check_problems(training_set, options.strict)
+    if processes.is_first:
+        note_training_set(folder, training_set)
     validation_set = start.read_validation_set(chosen, source, training_set)
     prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
     if processes.is_first:

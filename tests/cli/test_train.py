@@ -329,6 +329,23 @@ def test_a_run_goes_on_with_its_own_sets_only(train: Train, room: Path, changed:
     assert files(OUT) == before
 
 
+def test_a_run_goes_on_with_its_own_images_only(train: Train, room: Path) -> None:
+    """Images that cannot be read are left out, but not in the midst of a run."""
+    assert train("--quiet").code == 0
+    before = files(OUT)
+    (room / "images" / "3.png").rename(room / "3.png")
+    code, _, err = train("--resume")
+    assert code == 1
+    assert "1 images that are missing or cannot be read, left out: 3.png" in err
+    assert err.splitlines()[-1] == (
+        "error: cannot resume the run in dcnzoo-train, which learned from 4 images, now 3;"
+        " restore these, or start anew with --overwrite"
+    )
+    assert files(OUT) == before
+    (room / "3.png").rename(room / "images" / "3.png")
+    assert train("--resume").code == 0
+
+
 def test_curves_without_validation(dcnzoo: Program, room: Path) -> None:
     arguments = options(room)
     place = arguments.index("--val")
