@@ -418,6 +418,25 @@ class TestErrors:
         assert metrics_in("dcnzoo-eval")["bbox"] == before["bbox"]
         assert metrics_in("dcnzoo-eval")["speed"] == before["speed"]
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_images": 4}, "holds results of other images than annotations.json lists; start anew"),
+            ({"speed": None}, "does not hold all results of a finished run; start anew with --overwrite"),
+        ],
+    )
+    def test_a_finished_run_that_is_not_as_it_was(
+        self, run: Eval, model: tuple[object, ...], annotated: Path, changes: dict[str, object], message: str
+    ) -> None:
+        options = (*model, "--annotations", annotated.name, "--images", "photos")
+        assert run(*options).code == 0
+        metrics = {**metrics_in("dcnzoo-eval"), **changes}
+        left = {name: value for name, value in metrics.items() if value is not None}
+        Path("dcnzoo-eval/metrics.json").write_text(json.dumps(left))
+        code, out, err = run(*options, "--resume")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: dcnzoo-eval: {message}")
+
     def test_resume_with_other_options(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
         options = (*model, "--annotations", annotated, "--images", "photos", "--limit", 1)
         assert run(*options).code == 0
