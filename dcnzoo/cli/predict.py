@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +231,8 @@ def stream(
     from dcnzoo.stream import ImageStream, Tally
 
     tally, start, signals = Tally(), time.perf_counter(), StopSignals()
+    images = find_images(options.sources, searched)
+    first = next(images)  # standard input without any is an error that leaves no folder
     folder.start()
     done = folder.progress()
     try:
@@ -242,8 +245,8 @@ def stream(
             progress = stack.enter_context(
                 progress_bar(options.quiet, lambda: count_images(options, searched))
             )
-            images = find_images(options.sources, searched)
-            ImageStream(predictor, shard, settings, tally, image_ids, progress, signals.deferred).run(images)
+            taken = ImageStream(predictor, shard, settings, tally, image_ids, progress, signals.deferred)
+            taken.run(chain([first], images))
     finally:
         if not options.quiet:
             seconds = time.perf_counter() - start

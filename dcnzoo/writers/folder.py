@@ -176,12 +176,13 @@ def contents_note(paths: Iterable[Path | None]) -> dict[str, str]:
     """Returns what to note of the contents of files, so that a run is resumed with the same ones only.
 
     Args:
-        paths: the files; None and those that cannot be read are left out: reading them says what is wrong.
+        paths: the files; None, pipes, which can be read but once, and what cannot be read at all are left
+            out: who reads it says what is wrong.
     """
     noted = {}
     for path in paths:
-        if path is not None:
-            with suppress(OSError):
+        with suppress(OSError):
+            if path is not None and path.is_file():
                 noted[f"{_CONTENTS}{path}"] = sha256_of(path)
     return noted
 

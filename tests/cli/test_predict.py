@@ -185,6 +185,20 @@ class TestSources:
         written = [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))]
         assert written == ["photos/a.jpg", "photos/7.png"]
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"\n", "no images in standard input"), (b"\x00\x01", "a list of images must be text")],
+    )
+    def test_standard_input_without_images(
+        self, predict: Predict, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+    ) -> None:
+        """Nothing is left that would be in the way of a second try."""
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        code, out, err = predict("-")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: {message}")
+        assert not Path("dcnzoo-out").exists()
+
     def test_address(self, predict: Predict, photos: Path) -> None:
         with serving({"/x/a.jpg?s=1": content((photos / "a.jpg").read_bytes())}) as server:
             assert predict(server.url("/x/a.jpg?s=1"), "--save-images").code == 0
@@ -538,6 +552,26 @@ class TestProcess:
         images = json.loads((written.parent / "images.json").read_text())["images"]
         assert {result["image_id"] for result in results} <= {image["id"] for image in images}
         assert abs(len(images) - count) <= 1
+
+    @pytest.mark.usefixtures("photos")
+    @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_stopped_while_the_model_loads(
+        self, command: list[str], tmp_path: Path, kind: signal.Signals, code: int
+    ) -> None:
+        """Nothing is left."""
+        os.mkfifo(tmp_path / "pipe")  # to read from it takes forever
+        process = subprocess.Popen(
+            [*command, "photos", "--weights", "pipe"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        give_up = time.monotonic() + 120
+        while not (tmp_path / "dcnzoo-out").exists():
+            assert process.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        process.send_signal(kind)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err.strip()) == (code, "interrupted")
+        assert not (tmp_path / "dcnzoo-out").exists()
 
     @pytest.mark.usefixtures("photos")
     def test_progress_bar_on_a_terminal(self, command: list[str], tmp_path: Path) -> None:
