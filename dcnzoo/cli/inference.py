@@ -110,7 +110,7 @@ def inputs_note(
 ) -> dict[str, Any]:
     """Returns what is noted about the files that a run reads, so that no other ones are taken for them.
 
-    Hashing takes a second for some hundred MB.
+    Hashing takes about a second per GB.
 
     Args:
         out: folder for the results.

@@ -563,13 +563,16 @@ class TestProcess:
         process = subprocess.Popen(
             [*command, "photos", "--weights", "pipe"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
         )
-        give_up = time.monotonic() + 120
-        while not (tmp_path / "dcnzoo-out").exists():
-            assert process.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
-        process.send_signal(kind)
-        _, err = process.communicate(timeout=60)
+        try:
+            give_up = time.monotonic() + 120
+            while not (tmp_path / "dcnzoo-out").exists():
+                assert process.poll() is None
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+            process.send_signal(kind)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert (process.returncode, err.strip()) == (code, "interrupted")
         assert not (tmp_path / "dcnzoo-out").exists()
 
