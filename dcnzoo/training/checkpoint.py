@@ -143,7 +143,7 @@ def load_last(folder: Path, expected: Mapping[str, Tensor]) -> Saved:
         saved = Saved(
             weights=dict(content["weights"] if averaged else content["state_dict"]),
             average=dict(content["state_dict"]) if averaged else None,
-            optimizer=content["optimizer"],
+            optimizer={name: content["optimizer"][name] for name in ("state", "param_groups")},
             scaler=content["scaler"],
             progress=Progress(**{each.name: content["progress"][each.name] for each in fields(Progress)}),
         )

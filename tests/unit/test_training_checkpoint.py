@@ -107,6 +107,11 @@ class TestLast:
         with pytest.raises(CheckpointError, match=r"was not left by `dcnzoo train`.*start anew"):
             load_last(tmp_path, weights)
 
+    def test_a_file_without_the_optimizer(self, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+        save_last(tmp_path, IDENTITY, replace(saved(weights), optimizer={}))
+        with pytest.raises(CheckpointError, match="nothing can go on from it, start anew"):
+            load_last(tmp_path, weights)
+
     @pytest.mark.parametrize("averaged", [False, True])
     def test_a_file_that_is_not_whole(
         self, tmp_path: Path, weights: dict[str, Tensor], averaged: bool
