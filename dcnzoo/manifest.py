@@ -305,10 +305,15 @@ def load_manifest(extra: str | os.PathLike[str] | None = None) -> Manifest:
         ManifestError: a file cannot be read or is malformed; names the file, the record and the field.
     """
     manifest = _extend(Manifest(), _builtin_path(), builtin=True)
-    listed = [os.fspath(extra)] if extra else os.environ.get("DCNZOO_MANIFEST", "").split(os.pathsep)
-    for name in filter(None, listed):
-        manifest = _extend(manifest, Path(name), builtin=False)
+    for path in own_manifests(extra):
+        manifest = _extend(manifest, path, builtin=False)
     return manifest
+
+
+def own_manifests(extra: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Returns the user's own manifest files that `load_manifest` reads with the same argument."""
+    listed = [os.fspath(extra)] if extra else os.environ.get("DCNZOO_MANIFEST", "").split(os.pathsep)
+    return [Path(name) for name in listed if name]
 
 
 def parse_preprocessing(value: object) -> Preprocessing:

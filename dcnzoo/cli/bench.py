@@ -394,5 +394,5 @@ def _write(path: Path, text: str) -> None:
     if path == STDOUT:
         click.echo(text, nl=False)
         return
-    with output_errors(path):
+    with output_errors(path, "name another file"):
         path.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from dcnzoo.cli.inference import (
     FREE,
     InferenceOptions,
     check_model_name,
+    inputs_note,
     load_predictor,
     model_options,
     progress_bar,
@@ -26,7 +27,6 @@ from dcnzoo.cli.inference import (
 from dcnzoo.cli.options import FILE, POSITIVE, Number
 from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, PARTS
 from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
-from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
@@ -159,13 +159,13 @@ def run(options: Options, manifest: Path | None) -> None:
     annotations = listed.select(chosen, options.limit)
     results = None if options.results is None else read_results(options.results, listed)
     with find_processes() as processes, exclusive(options.out, processes.is_first):
-        folder = open_folder(options, processes)
+        folder = open_folder(options, manifest, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.annotation_file, options.results) if path])
         finished = processes.is_first and folder.resumes and is_finished(options.out)
         run_figures: dict[str, Any] = {}
         if processes.gather(finished)[0]:
-            results, run_figures = read_finished(options.out)
+            results, run_figures = read_finished(options.out, annotations)
         elif results is None:
             results, run_figures = predict(options, manifest, annotations, folder, processes)
         elif processes.is_first:
@@ -182,31 +182,57 @@ def is_finished(out: Path) -> bool:
     return (out / METRICS_FILE).exists()
 
 
-def read_finished(out: Path) -> tuple[dict[Kind, CocoResults], dict[str, Any]]:
+def read_finished(out: Path, annotations: Annotations) -> tuple[dict[Kind, CocoResults], dict[str, Any]]:
     """Returns what `predict` has returned in a run that came to its end.
 
     Raises:
-        EvaluationError: a file cannot be read.
+        EvaluationError: a file cannot be read, is not whole, or is about other images than annotated.
     """
+    from dcnzoo.errors import EvaluationError
     from dcnzoo.evaluation.json_file import read_json
     from dcnzoo.evaluation.report import METRICS_FILE
     from dcnzoo.evaluation.results import KINDS, RESULT_FILES
 
     metrics = read_json(out / METRICS_FILE)
-    results = {kind: read_json(out / RESULT_FILES[kind]) for kind in KINDS if kind in metrics}
-    return results, {name: metrics[name] for name in ("memory", "speed", "hardware")}
+    try:
+        results = {kind: read_json(out / RESULT_FILES[kind]) for kind in KINDS if kind in metrics}
+        images = {result["image_id"] for found in results.values() for result in found}
+        same = metrics["num_images"] == len(annotations.images) and images <= annotations.image_sizes.keys()
+        run_figures = {name: metrics[name] for name in ("memory", "speed", "hardware")}
+    except (KeyError, TypeError) as error:
+        problem = "does not hold all results of a finished run; start anew with --overwrite"
+        raise EvaluationError(str(out), problem) from error
+    if not same:
+        problem = f"holds results of other images than {annotations.path} lists; start anew with --overwrite"
+        raise EvaluationError(str(out), problem)
+    return results, run_figures
 
 
-def open_folder(options: Options, processes: Processes) -> OutputFolder:
+def open_folder(options: Options, manifest: Path | None, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
     from dcnzoo.evaluation.report import product_names
     from dcnzoo.evaluation.results import RESULT_FILES
 
     products = [*product_names(), *RESULT_FILES.values(), PARTS]
     note = {**options.note(PROGRAM), "processes": processes.count}
+    if processes.is_first:  # the others check and write nothing
+        note |= inputs_note(
+            options.out,
+            model=options.model,
+            weights=options.weights,
+            manifest=manifest,
+            files=[options.annotation_file, options.image_ids],
+            sources=[options.image_folder],
+        )
     free = {*FREE, "per_class", "evaluator", "confusion_score", "as_json"}
     return OutputFolder(
-        options.out, products, note, overwrite=options.overwrite, resume=options.resume, free=free
+        options.out,
+        products,
+        note,
+        overwrite=options.overwrite,
+        resume=options.resume,
+        can_resume=options.results is None,
+        free=free,
     )
 
 
@@ -282,8 +308,7 @@ def report(
     }
     content = json.dumps(figures, indent=2)
     with output_errors(options.out):
-        text.write_report(options.out, annotations, evaluations)
-        write_whole(options.out / text.METRICS_FILE, f"{content}\n")  # last of all: now the run is finished
+        text.write_report(options.out, annotations, evaluations, f"{content}\n")
     lines = text.report_lines(annotations, evaluations, compared, options.per_class)
     click.echo(content if options.as_json else "\n".join(lines))
     if not options.quiet:

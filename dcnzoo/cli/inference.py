@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ import click
 
 from dcnzoo import __version__
 from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, Command, Number, check_run, url_base_option
+from dcnzoo.sources import LIST_SUFFIX, is_url
+from dcnzoo.writers.folder import PLACE, contents_note
 
 if TYPE_CHECKING:
     from dcnzoo.predictor import Predictor
@@ -95,6 +97,59 @@ def run_note(program: str, options: dict[str, Any]) -> dict[str, Any]:
             if name != "url_base"  # may hold a password, and changes no result
         },
     }
+
+
+def inputs_note(
+    out: Path,
+    *,
+    model: str | None,
+    weights: Path | None,
+    manifest: Path | None,
+    files: Iterable[Path | None] = (),
+    sources: Iterable[str | Path | None] = (),
+) -> dict[str, Any]:
+    """Returns what is noted about the files that a run reads, so that no other ones are taken for them.
+
+    Hashing takes about a second per GB.
+
+    Args:
+        out: folder for the results.
+        model: record of the manifest, None for none.
+        weights: checkpoint file of the user, None for none.
+        manifest: of the user, None for none on the command line.
+        files: whose contents decide what comes out, beside the model's; None stands for none.
+        sources: where images are looked for; None stands for nowhere.
+
+    Raises:
+        DcnzooError: the manifest cannot be read, or does not have the model.
+    """
+    from dcnzoo.manifest import own_manifests
+
+    manifests = own_manifests(manifest)
+    contents = contents_note([*manifests, _weights_file(model, weights, manifest), *files])
+    note = {"manifests": [str(path) for path in manifests], **contents}
+    if any(source is not None and _depends_on_place(str(source)) for source in sources):
+        # Seen from the results, so that a tree may be moved as a whole.
+        note[PLACE] = os.path.relpath(Path.cwd(), out.resolve())
+    return note
+
+
+def _weights_file(model: str | None, weights: Path | None, manifest: Path | None) -> Path | None:
+    """Returns the file with the weights if nobody else makes sure what is in it."""
+    from dcnzoo.download import cached_path, checkpoint_path
+    from dcnzoo.manifest import load_manifest
+
+    if weights is not None or model is None:
+        return weights
+    record = load_manifest(manifest).find(model)
+    path = checkpoint_path(record)
+    return path if record.sha256 is None and path != cached_path(record) else None
+
+
+def _depends_on_place(source: str) -> bool:
+    """Tells whether it depends on the working directory what a source is; a list may have relative lines."""
+    path = Path(source)
+    return not is_url(source) and (not path.is_absolute() or path.suffix.lower() == LIST_SUFFIX)
 
 
 _MODEL_OPTIONS = (

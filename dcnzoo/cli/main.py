@@ -14,12 +14,14 @@ from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
 from dcnzoo import __version__
 from dcnzoo.errors import DcnzooError
+from dcnzoo.stopping import Stopped
 
 COMMANDS = {
     "predict": "dcnzoo.cli.predict:predict",
@@ -164,4 +166,10 @@ def _in_words(error: Exception) -> str:
 
 def main() -> None:
     """Entry point of the `dcnzoo` script and of `python -m dcnzoo`."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)  # which, as Ctrl-C, leaves nothing half made
     sys.exit(run())
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise Stopped(signum)

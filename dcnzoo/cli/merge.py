@@ -20,9 +20,9 @@ def merge(folder: Path, overwrite: bool) -> int:
     or under torchrun, here or on other machines. The joined results go into DIR itself.
     """
     from dcnzoo.writers.folder import exclusive
-    from dcnzoo.writers.merge import merge_shards
+    from dcnzoo.writers.merge import ELSEWHERE, merge_shards
 
-    with exclusive(folder):
+    with exclusive(folder, elsewhere=ELSEWHERE):
         merged = merge_shards(folder, FREE, overwrite)
     click.echo(
         f"{merged.shards} shards, {merged.images} images, {merged.failures} failures: {folder}", err=True

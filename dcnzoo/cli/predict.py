@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dcnzoo.cli.inference import (
     FREE,
     InferenceOptions,
     check_model_name,
+    inputs_note,
     load_predictor,
     model_options,
     progress_bar,
@@ -140,10 +142,10 @@ def run(options: Options, manifest: Path | None) -> int:
     """
     check_model_name(options, manifest)
     share = options.shard or environment_share()
-    folder = open_folder(options, share)
     searched = excluded(options, share)
     check_sources(options.sources, searched)
     check_image_ids(options, searched)
+    folder = open_folder(options, manifest, share)
     with exclusive(folder.path):
         folder.check(options.sources)
         predictor = load_predictor(options, manifest, share)
@@ -155,10 +157,18 @@ def run(options: Options, manifest: Path | None) -> int:
     return 1 if tally.failures else 0
 
 
-def open_folder(options: Options, share: Share) -> OutputFolder:
+def open_folder(options: Options, manifest: Path | None, share: Share) -> OutputFolder:
     """Returns the folder for the results: below `--out`, if the work is shared."""
     path = options.out / share.folder_name if share.count > 1 else options.out
-    note = {**options.note(PROGRAM), "shard": dataclasses.astuple(share)}
+    inputs = inputs_note(
+        path,
+        model=options.model,
+        weights=options.weights,
+        manifest=manifest,
+        files=[options.annotations],
+        sources=options.sources,
+    )
+    note = {**options.note(PROGRAM), **inputs, "shard": dataclasses.astuple(share)}
     return OutputFolder(path, PRODUCTS, note, overwrite=options.overwrite, resume=options.resume, free=FREE)
 
 
@@ -221,6 +231,8 @@ def stream(
     from dcnzoo.stream import ImageStream, Tally
 
     tally, start, signals = Tally(), time.perf_counter(), StopSignals()
+    images = find_images(options.sources, searched)
+    first = next(images)  # standard input without any is an error that leaves no folder
     folder.start()
     done = folder.progress()
     try:
@@ -233,8 +245,8 @@ def stream(
             progress = stack.enter_context(
                 progress_bar(options.quiet, lambda: count_images(options, searched))
             )
-            images = find_images(options.sources, searched)
-            ImageStream(predictor, shard, settings, tally, image_ids, progress, signals.deferred).run(images)
+            taken = ImageStream(predictor, shard, settings, tally, image_ids, progress, signals.deferred)
+            taken.run(chain([first], images))
     finally:
         if not options.quiet:
             seconds = time.perf_counter() - start

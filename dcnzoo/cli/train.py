@@ -6,25 +6,29 @@ Nothing heavy is imported before the options are known to make sense.
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.cli.inference import FREE, machine_options, model_options, own_device, run_note
+from dcnzoo.cli.inference import FREE, inputs_note, machine_options, model_options, own_device, run_note
 from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
-from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
+from dcnzoo.errors import TrainingError
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors, read_note
 from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
     from dcnzoo.processes import Processes
+    from dcnzoo.training.dataset import TrainingSet
     from dcnzoo.training.start import TrainingOptions
 
 PROGRAM = "dcnzoo train"
 PROBLEMS = "problems.txt"
+TRAINING_SET = "training_set"
+"""Notes which images are learned from."""
+
 CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": ["frozen", "trainable"]}
 
 _NOT_NEGATIVE = Number(min=0)
@@ -318,16 +322,15 @@ def run(options: Options, manifest: Path | None) -> None:
     prepare_precision(options.precision, device, training=True)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with find_processes(backend) as processes, exclusive(options.out, processes.is_first):
-        folder = open_folder(options, processes)
+        folder = open_folder(options, manifest, processes)
         if processes.is_first:
             folder.check([str(path) for path in (options.train, options.val, options.weights) if path])
         resumes = processes.gather(folder.resumes)[0]
         _train(options, manifest, processes, folder, device, resumes)
 
 
-def open_folder(options: Options, processes: Processes) -> OutputFolder:
+def open_folder(options: Options, manifest: Path | None, processes: Processes) -> OutputFolder:
     """Returns the output folder, unchanged."""
-    from dcnzoo.download import sha256_of
     from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES
     from dcnzoo.training.history import CURVES, METRICS
     from dcnzoo.training.reporter import TENSORBOARD
@@ -336,16 +339,44 @@ def open_folder(options: Options, processes: Processes) -> OutputFolder:
     products = [LAST, BEST, *SAFE_COPIES.values(), METRICS, CURVES, PROBLEMS, TENSORBOARD, FOLDER]
     note = {**run_note(PROGRAM, dataclasses.asdict(options)), "processes": processes.count}
     if processes.is_first:  # the others check and write nothing
-        with suppress(OSError):  # reading it will say what is wrong
-            note["SHA-256 of --train"] = sha256_of(options.train)
+        note |= inputs_note(
+            options.out,
+            model=options.model,
+            weights=options.weights,
+            manifest=manifest,
+            files=[options.train, options.val],
+            sources=[options.images, options.val_images],
+        )
     return OutputFolder(
         options.out,
         products,
         note,
         overwrite=options.overwrite,
         resume=options.resume,
-        free={*FREE, "save_every", "tensorboard"},
+        free={*FREE, "save_every", "tensorboard", TRAINING_SET},
     )
+
+
+def note_training_set(folder: OutputFolder, training_set: TrainingSet) -> None:
+    """Notes which images are learned from, or makes sure that a run to resume learned from the same.
+
+    Images that cannot be read are left out, so that it takes more than the options to tell.
+
+    Raises:
+        TrainingError: it learned from others.
+    """
+    found = training_set.note()
+    if not folder.resumes:
+        folder.note[TRAINING_SET] = found
+        return
+    before = (read_note(folder.path) or {}).get(TRAINING_SET)
+    if found != before:
+        count = before.get("images") if isinstance(before, dict) else None
+        now = "as many others" if count == found["images"] else found["images"]
+        raise TrainingError(
+            f"cannot resume the run in {folder.path}, which learned from {count} images, now {now};"
+            " restore these, or start anew with --overwrite"
+        )
 
 
 def _train(
@@ -365,6 +396,8 @@ def _train(
         for line in training_set.problem_lines():
             click.echo(f"warning: {line}", err=True)
     start.check_problems(training_set, options.strict)
+    if processes.is_first:
+        note_training_set(folder, training_set)
     validation_set = start.read_validation_set(chosen, source, training_set)
     prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
     if processes.is_first:

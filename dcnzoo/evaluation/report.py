@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dcnzoo.evaluation.error_types import ErrorType
 from dcnzoo.evaluation.results import KINDS, Kind
 from dcnzoo.evaluation.scoring import Evaluation
 from dcnzoo.manifest import ClassSet, Published
+from dcnzoo.writers.whole import replacing
 
 METRICS_FILE = "metrics.json"
 BACKGROUND = "(background)"
@@ -58,13 +60,35 @@ def product_names() -> list[str]:
     return [METRICS_FILE, *(name.format(kind) for name in files for kind in KINDS)]
 
 
-def write_report(out: Path, annotations: Annotations, evaluations: Mapping[Kind, Evaluation]) -> None:
-    """Writes the confusion matrices and the curves to a folder."""
+def write_report(
+    out: Path, annotations: Annotations, evaluations: Mapping[Kind, Evaluation], metrics: str
+) -> None:
+    """Writes the confusion matrices, the curves and the figures to a folder, so that all are of one report.
+
+    They get their names when all are complete, so that a full disk leaves those of an earlier report as they
+    were; the figures, which say that a run is finished, are away meanwhile and come last.
+
+    Args:
+        out: existing folder.
+        annotations: of the images that were scored.
+        evaluations: what was measured.
+        metrics: content of metrics.json.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     names = [*annotations.category_names.values(), BACKGROUND]
-    for kind, evaluation in evaluations.items():
-        _write_matrix(out / f"confusion_matrix.{kind}.csv", evaluation.confusion, names)
-        write_curves(out / f"precision_recall.{kind}.csv", evaluation.metrics)
-        draw_curves(evaluation.metrics).save(out / f"precision_recall.{kind}.png")
+    with ExitStack() as stack:
+
+        def begin(name: str) -> Path:
+            return stack.enter_context(replacing(out / name))
+
+        begin(METRICS_FILE).write_text(metrics, encoding="utf-8", newline="\n")  # begun first, named last
+        for kind, evaluation in evaluations.items():
+            _write_matrix(begin(f"confusion_matrix.{kind}.csv"), evaluation.confusion, names)
+            write_curves(begin(f"precision_recall.{kind}.csv"), evaluation.metrics)
+            draw_curves(evaluation.metrics).save(begin(f"precision_recall.{kind}.png"), "PNG")
+        (out / METRICS_FILE).unlink(missing_ok=True)
 
 
 def metrics_json(evaluation: Evaluation) -> dict[str, Any]:

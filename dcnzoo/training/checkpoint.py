@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from dcnzoo.writers.whole import replacing
 
 LAST, BEST = "last.pth", "best.pth"
 SAFE_COPIES = {LAST: "last.safetensors", BEST: "best.safetensors"}
+
+_NO_WAY_ON = "nothing can go on from it, start anew with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -119,27 +121,50 @@ def save_last(folder: Path, identity: Identity, saved: Saved) -> None:
     _save(folder / LAST, content)
 
 
-def load_last(folder: Path) -> Saved:
+def load_last(folder: Path, expected: Mapping[str, Tensor]) -> Saved:
     """Reads `last.pth`.
 
+    Args:
+        folder: where it is.
+        expected: tensors of the model to be trained, by their published names.
+
     Raises:
-        CheckpointError: it is damaged or something else.
+        CheckpointError: it is damaged, not whole, of another model, or something else.
     """
     path = folder / LAST
-    content = read_content(path)
+    try:
+        content = read_content(path)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise CheckpointError(str(path), f"is truncated or damaged; {_NO_WAY_ON}") from error
     try:
         averaged = content["weights"] is not None
-        return Saved(
+        saved = Saved(
             weights=dict(content["weights"] if averaged else content["state_dict"]),
             average=dict(content["state_dict"]) if averaged else None,
-            optimizer=content["optimizer"],
+            optimizer={name: content["optimizer"][name] for name in ("state", "param_groups")},
             scaler=content["scaler"],
-            progress=Progress(**content["progress"]),
+            progress=Progress(**{each.name: content["progress"][each.name] for each in fields(Progress)}),
         )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            str(path), "was not left by `dcnzoo train`; nothing can go on from it"
-        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(str(path), f"was not left by `dcnzoo train`; {_NO_WAY_ON}") from error
+    for tensors in filter(None, (saved.weights, saved.average)):
+        _check_tensors(path, tensors, expected)
+    return saved
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    missing = [name for name in expected if not isinstance(tensors.get(name), Tensor)]
+    unexpected = [name for name in tensors if name not in expected]
+    mismatched = [
+        (name, tuple(tensors[name].shape), tuple(tensor.shape))
+        for name, tensor in expected.items()
+        if name not in missing and tensors[name].shape != tensor.shape
+    ]
+    if missing or unexpected or mismatched:
+        problem = f"does not hold the model; {_NO_WAY_ON}"
+        raise CheckpointError(str(path), problem, missing, unexpected, mismatched)
 
 
 def save_best(folder: Path, identity: Identity, weights: Mapping[str, Tensor], **figures: float) -> None:

@@ -8,6 +8,7 @@ Shapes: G objects and I crowds of an image, H and W its size before it is resize
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,13 @@ class TrainingSet:
     def num_objects(self) -> int:
         """Objects in all images, without crowds."""
         return sum(len(image.labels) for image in self.images)
+
+    def note(self) -> dict[str, Any]:
+        """Returns what tells the set from others, in JSON types: how many images, and a digest of them."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(ascii((image.name, image.image_size, len(image.labels))).encode())
+        return {"images": len(self.images), "digest": digest.hexdigest()}
 
     def problem_lines(self) -> Iterator[str]:
         """Yields one line per kind of problem: how many, and the first of them."""

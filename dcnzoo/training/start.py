@@ -303,7 +303,7 @@ def prepare(
         resumes: whether to go on from the checkpoint in the output folder, if there is one.
 
     Raises:
-        CheckpointError: the weights do not fit, or the checkpoint to go on from is damaged.
+        CheckpointError: the weights do not fit, or the checkpoint to go on from is damaged or not whole.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -317,7 +317,7 @@ def prepare(
         frozen_stages = -1 if options.from_scratch else 1
     prepare_for_training(model, norm=norm, frozen_stages=frozen_stages)
     loader = _make_loader(options, identity, training_set, processes)
-    saved = load_last(options.out) if resumes and (options.out / LAST).exists() else None
+    saved = load_last(options.out, model.state_dict()) if resumes and (options.out / LAST).exists() else None
     return Prepared(
         model=model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
         identity=identity,

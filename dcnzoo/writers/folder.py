@@ -7,10 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dcnzoo.download import sha256_of
 from dcnzoo.errors import OutputError
 from dcnzoo.sources import is_url
 from dcnzoo.writers.journal import JOURNAL, Progress, lock, read_journal
@@ -19,8 +20,17 @@ from dcnzoo.writers.whole import write_whole
 RUN_FILE = "run.json"
 """Says which run made the results; its presence makes them replaceable."""
 
+PLACE = "working_directory"
+"""Noted, as seen from the output folder, of a run whose relative paths decide what is read."""
+
+ELSEWHERE = "choose another --out"
+"""The cure of most commands for a folder that cannot take the results."""
+
 _STARTING = "starting"
 """Noted while earlier results are deleted, so that half of them never look like results."""
+
+_CONTENTS = "SHA-256 of "
+"""Begins what is noted about the contents of a file."""
 
 
 class OutputFolder:
@@ -39,7 +49,9 @@ class OutputFolder:
         note: what to note about the run; JSON types only. Its `program` says whose results are replaced.
         overwrite: whether the results of an earlier run are replaced.
         resume: whether a run goes on where an earlier one stopped.
+        can_resume: whether the command can do so at all.
         free: names in the note that may differ between the two.
+        elsewhere: what to do if the folder cannot take the results, for messages.
     """
 
     def __init__(
@@ -50,10 +62,13 @@ class OutputFolder:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        can_resume: bool = True,
         free: Collection[str] = (),
+        elsewhere: str = ELSEWHERE,
     ) -> None:
         self.path, self.note = path, note
         self.overwrite, self.resume, self.free = overwrite, resume, free
+        self.can_resume, self.elsewhere = can_resume, elsewhere
         self.resumes = False
         self.products = [path / name for name in (JOURNAL, *products)]
 
@@ -67,7 +82,7 @@ class OutputFolder:
             OutputError: the folder cannot be made or written, holds results that may not be replaced, or
                 of a run that cannot be resumed, or a source lies where results go.
         """
-        with output_errors(self.path), _made(self.path), tempfile.TemporaryFile(dir=self.path):
+        with self.errors(), _made(self.path), tempfile.TemporaryFile(dir=self.path):
             pass
         for source in sources:
             self._check_source(source)
@@ -77,16 +92,16 @@ class OutputFolder:
         note = read_note(self.path)
         if note is None or note.get("program") != self.note["program"]:
             who = f"`{note['program']}` has" if note and note.get("program") else "no run of dcnzoo has"
-            raise OutputError(f"{self.path} holds {names}, which {who} made; choose another --out")
+            raise OutputError(f"{self.path} holds {names}, which {who} made; {self.elsewhere}")
         if self.resume:
             if _STARTING not in note:
-                self._check_options(note)
+                self._check_same_run(note)
                 self.resumes = True
         elif not self.overwrite:
-            raise OutputError(
-                f"{self.path} already holds results ({names}); choose another --out, replace them"
-                " with --overwrite, or go on with --resume"
-            )
+            cures = [self.elsewhere, "replace them with --overwrite"]
+            cures += ["go on with --resume"] if self.can_resume else []
+            listed = f"{', '.join(cures[:-1])} or {cures[-1]}"
+            raise OutputError(f"{self.path} already holds results ({names}); {listed}")
 
     def start(self) -> None:
         """Deletes the results of an earlier run and notes the new one, unless this one resumes it.
@@ -96,7 +111,7 @@ class OutputFolder:
         """
         if self.resumes:
             return
-        with output_errors(self.path):
+        with self.errors():
             self.path.mkdir(parents=True, exist_ok=True)
             write_note(self.path, {"program": self.note["program"], _STARTING: True})
             self.clear()
@@ -108,7 +123,7 @@ class OutputFolder:
         Raises:
             OutputError: the journal is damaged, or the folder cannot be written.
         """
-        with output_errors(self.path):
+        with self.errors():
             progress = read_journal(self.path)
             if progress.journal_size is None:
                 self.clear()
@@ -119,20 +134,34 @@ class OutputFolder:
         for product in self.products:
             _delete(product)
 
-    def _check_options(self, note: dict[str, Any]) -> None:
-        """Checks that the run to resume was started with the same options."""
+    def errors(self) -> AbstractContextManager[None]:
+        """Turns an `OSError` of a block into an `OutputError`."""
+        return output_errors(self.path, self.elsewhere)
+
+    def _check_same_run(self, note: dict[str, Any]) -> None:
+        """Checks that the run to resume was started with the same options, and read the same files."""
         now = json.loads(json.dumps(self.note))
         differing = sorted(
             name
             for name in now.keys() | note.keys()
             if name not in self.free and now.get(name) != note.get(name)
         )
-        if differing:
-            named = ", ".join(f"{name} {note.get(name)!r} (now {now.get(name)!r})" for name in differing)
-            raise OutputError(
-                f"cannot resume the run in {self.path}, which was started with {named};"
-                " give the same options, or choose another --out"
-            )
+        contents = [name.removeprefix(_CONTENTS) for name in differing if name.startswith(_CONTENTS)]
+        options = [name for name in differing if name != PLACE and not name.startswith(_CONTENTS)]
+        if options:
+            named = ", ".join(f"{name} {note.get(name)!r} (now {now.get(name)!r})" for name in options)
+            why, cure = f"with {named}", "give the same options"
+        elif PLACE in differing:
+            there = os.path.normpath(self.path.resolve() / str(note.get(PLACE)))
+            why, cure = f"in {there}, so that relative paths mean other files here", "change to that folder"
+        elif contents:
+            why, cure = f"with other contents of {', '.join(contents)}", "restore these"
+        else:
+            return
+        raise OutputError(
+            f"cannot resume the run in {self.path}, which was started {why}; {cure}, or start anew with"
+            " --overwrite"
+        )
 
     def _check_source(self, source: str) -> None:
         if is_url(source):
@@ -140,7 +169,22 @@ class OutputFolder:
         path = Path(source).resolve()
         for product in self.products:
             if product.resolve() in (path, *path.parents):
-                raise OutputError(f"{source} lies in {product}, where results go; choose another --out")
+                raise OutputError(f"{source} lies in {product}, where results go; {self.elsewhere}")
+
+
+def contents_note(paths: Iterable[Path | None]) -> dict[str, str]:
+    """Returns what to note of the contents of files, so that a run is resumed with the same ones only.
+
+    Args:
+        paths: the files; None, pipes, which can be read but once, and what cannot be read at all are left
+            out: who reads it says what is wrong.
+    """
+    noted = {}
+    for path in paths:
+        with suppress(OSError):
+            if path is not None and path.is_file():
+                noted[f"{_CONTENTS}{path}"] = sha256_of(path)
+    return noted
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
@@ -158,19 +202,17 @@ def write_note(path: Path, note: dict[str, Any]) -> None:
 
 
 @contextmanager
-def output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path, cure: str = ELSEWHERE) -> Iterator[None]:
     """Turns an `OSError` of the block into an `OutputError` about its file, or else about `path`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write to {error.filename or path}: {reason}; choose another --out"
-        ) from error
+        raise OutputError(f"cannot write to {error.filename or path}: {reason}; {cure}") from error
 
 
 @contextmanager
-def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
+def exclusive(folder: Path, wanted: bool = True, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """Keeps other runs out of an output folder.
 
     It is made if it is missing, and deleted if it stays empty. To be held from before it is checked what the
@@ -179,6 +221,7 @@ def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
     Args:
         folder: of the results.
         wanted: whether to do so; of several processes, the first one does.
+        elsewhere: what to do if that is not possible, for messages.
 
     Raises:
         OutputError: another run is there.
@@ -187,7 +230,7 @@ def exclusive(folder: Path, wanted: bool = True) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        with output_errors(folder):
+        with output_errors(folder, elsewhere):
             stack.enter_context(_made(folder))
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)

@@ -12,12 +12,14 @@ from typing import Any
 from dcnzoo.errors import OutputError
 from dcnzoo.processes import Share
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageWriter, Writer
-from dcnzoo.writers.folder import OutputFolder, output_errors, read_note
+from dcnzoo.writers.folder import PLACE, OutputFolder, read_note
 from dcnzoo.writers.growing import join_files
 from dcnzoo.writers.journal import Listing, Progress, read_journal
 from dcnzoo.writers.yolo import CLASS_LIST
 
 PROGRAM = "dcnzoo merge"
+ELSEWHERE = "copy the shards to another folder"
+"""What to do if the folder that holds them cannot take the results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +73,11 @@ def merge_shards(out: Path, free: Collection[str], overwrite: bool = False) -> M
     if images != expected:
         raise OutputError(f"the shards in {out} have {images} images, expected {expected}; make them anew")
     options = {name: value for name, value in parts[0].note.items() if name not in ("program", "shard")}
-    folder = OutputFolder(out, PRODUCTS, {"program": PROGRAM, **options}, overwrite=overwrite)
+    note = {"program": PROGRAM, **options}
+    folder = OutputFolder(out, PRODUCTS, note, overwrite=overwrite, can_resume=False, elsewhere=ELSEWHERE)
     folder.check([])
     folder.start()
-    with output_errors(out):
+    with folder.errors():
         for writer in _writers(parts[0].note):
             _join(writer, parts, out)
         _join_errors(parts, out)
@@ -115,7 +118,7 @@ def _names_formats(names: object) -> bool:
 def _check_same_run(parts: Sequence[Part], free: Collection[str]) -> None:
     first = parts[0]
     for part in parts[1:]:
-        names = {*first.note, *part.note} - {*free, "shard"}
+        names = {*first.note, *part.note} - {*free, PLACE, "shard"}
         differing = sorted(name for name in names if first.note.get(name) != part.note.get(name))
         if differing:
             raise OutputError(f"{part.path} was made with another {differing[0]} than {first.path}")

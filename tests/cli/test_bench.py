@@ -283,6 +283,15 @@ class TestOutOfMemory:
 
 
 class TestErrors:
+    @pytest.mark.usefixtures("measured")
+    def test_a_file_that_cannot_be_written(self, dcnzoo: Program) -> None:
+        arguments = ["--model", DCONV, "--weights", "random", "--json", "/proc/a.json"]
+        code, _, err = dcnzoo("bench", *arguments)
+        assert code == 1
+        assert err.endswith(
+            "error: cannot write to /proc/a.json: No such file or directory; name another file\n"
+        )
+
     def test_what_was_measured_before_is_told(
         self, dcnzoo: Program, measured: Measured, monkeypatch: pytest.MonkeyPatch
     ) -> None:

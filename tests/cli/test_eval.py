@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,7 @@ class TestResults:
         assert run(*options).code == 0
         code, _, err = run(*options)
         assert (code, "already holds results (metrics.json" in err) == (1, True)
+        assert err.endswith("; choose another --out or replace them with --overwrite\n")
         assert run(*options, "--overwrite").code == 0
 
     @pytest.mark.parametrize(
@@ -416,12 +418,76 @@ class TestErrors:
         assert metrics_in("dcnzoo-eval")["bbox"] == before["bbox"]
         assert metrics_in("dcnzoo-eval")["speed"] == before["speed"]
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_images": 4}, "holds results of other images than annotations.json lists; start anew"),
+            ({"speed": None}, "does not hold all results of a finished run; start anew with --overwrite"),
+        ],
+    )
+    def test_a_finished_run_that_is_not_as_it_was(
+        self, run: Eval, model: tuple[object, ...], annotated: Path, changes: dict[str, object], message: str
+    ) -> None:
+        options = (*model, "--annotations", annotated.name, "--images", "photos")
+        assert run(*options).code == 0
+        metrics = {**metrics_in("dcnzoo-eval"), **changes}
+        left = {name: value for name, value in metrics.items() if value is not None}
+        Path("dcnzoo-eval/metrics.json").write_text(json.dumps(left))
+        code, out, err = run(*options, "--resume")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: dcnzoo-eval: {message}")
+
     def test_resume_with_other_options(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
         options = (*model, "--annotations", annotated, "--images", "photos", "--limit", 1)
         assert run(*options).code == 0
         code, _, err = run(*options, "--resume", "--batch-size", 2)
         assert code == 1
         assert "was started with batch_size 1 (now 2); give the same options" in err
+
+    @pytest.mark.parametrize("finished", [False, True])
+    @pytest.mark.parametrize("changed", ["annotations.json", "ids.txt", "own.pth", "own.yaml"])
+    def test_resume_with_other_contents(
+        self, run: Eval, checkpoint: Path, annotated: Path, changed: str, finished: bool
+    ) -> None:
+        """Of a file that decides what is predicted, or what that is compared with."""
+        shutil.copy(checkpoint, "own.pth")
+        Path("ids.txt").write_text("10\n20\n")
+        Path("own.yaml").write_text("{}\n")
+        if not finished:
+            Path("photos/1.png").write_bytes(b"no picture")
+        options = [*("--weights", "own.pth", "--arch", ARCH, "--device", "cpu", *SIDES, "--workers", 0)]
+        options += ["--annotations", annotated.name, "--images", "photos", "--image-ids", "ids.txt"]
+        options += ["--manifest", "own.yaml"]
+        assert run(*options).code == (0 if finished else 1)
+        before = files(Path("dcnzoo-eval"))
+        with Path(changed).open("a") as file:
+            file.write("\n")
+        code, out, err = run(*options, "--resume")
+        assert (code, out) == (1, "")
+        assert err == (
+            "error: cannot resume the run in dcnzoo-eval, which was started with other contents of"
+            f" {changed}; restore these, or start anew with --overwrite\n"
+        )
+        assert files(Path("dcnzoo-eval")) == before
+
+    def test_resume_elsewhere(
+        self,
+        run: Eval,
+        model: tuple[object, ...],
+        annotated: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Equal names mean other images there; but all may be moved together."""
+        options = (*model, "--annotations", annotated, "--images", "photos", "--limit", 1)
+        assert run(*options).code == 0
+        shutil.copytree(tmp_path / "photos", tmp_path / "other" / "photos")
+        monkeypatch.chdir(tmp_path / "other")
+        code, _, err = run(*options, "--out", tmp_path / "dcnzoo-eval", "--resume")
+        assert code == 1
+        assert f"which was started in {tmp_path}, so that relative paths mean other files here" in err
+        shutil.move(tmp_path / "dcnzoo-eval", tmp_path / "other")
+        assert run(*options, "--resume").code == 0
 
     def test_an_image_of_another_size(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
         save(Path("photos/2.png"), noise(64, 48, 2))

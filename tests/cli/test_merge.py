@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_torchrun_says_which_shard(
     assert len(lines(Path("o/detections.jsonl"))) == 5
 
 
+def test_shards_made_in_several_places(
+    predict: Predict, merge: Merge, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on several machines."""
+    out = photos.parent / "o"
+    assert predict("photos", "--shard", "1/2", "--out", out).code == 0
+    shutil.copytree(photos, photos.parent / "other" / "photos")
+    monkeypatch.chdir(photos.parent / "other")
+    assert predict("photos", "--shard", "2/2", "--out", out).code == 0
+    assert merge(out).code == 0
+
+
 def test_failures_are_told(predict: Predict, photos: Path, merge: Merge) -> None:
     (photos / "b.png").write_bytes(b"")
     assert sorted(shards(predict, 2)) == [0, 1]
@@ -125,6 +138,20 @@ class TestRefused:
         save(Path("photos") / "b.png", noise(60, 80))
         assert shards(predict, 2, "--strict", "--resume") == [0, 0]
         assert merge("o").code == 0
+
+    def test_messages_name_what_merge_can_do(self, predict: Predict, merge: Merge) -> None:
+        assert shards(predict, 2) == [0, 0]
+        Path("o/detections.jsonl").touch()
+        assert merge("o").err == (
+            "error: o holds detections.jsonl, which no run of dcnzoo has made;"
+            " copy the shards to another folder\n"
+        )
+        Path("o/detections.jsonl").unlink()
+        assert merge("o").code == 0
+        assert merge("o").err == (
+            "error: o already holds results (detections.jsonl);"
+            " copy the shards to another folder or replace them with --overwrite\n"
+        )
 
     def test_other_options(self, predict: Predict, merge: Merge) -> None:
         predict("photos", "--shard", "1/2", "--out", "o")

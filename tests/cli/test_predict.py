@@ -185,6 +185,20 @@ class TestSources:
         written = [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))]
         assert written == ["photos/a.jpg", "photos/7.png"]
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"\n", "no images in standard input"), (b"\x00\x01", "a list of images must be text")],
+    )
+    def test_standard_input_without_images(
+        self, predict: Predict, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+    ) -> None:
+        """Nothing is left that would be in the way of a second try."""
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        code, out, err = predict("-")
+        assert (code, out) == (1, "")
+        assert err.startswith(f"error: {message}")
+        assert not Path("dcnzoo-out").exists()
+
     def test_address(self, predict: Predict, photos: Path) -> None:
         with serving({"/x/a.jpg?s=1": content((photos / "a.jpg").read_bytes())}) as server:
             assert predict(server.url("/x/a.jpg?s=1"), "--save-images").code == 0
@@ -342,6 +356,71 @@ class TestFolder:
 
 
 @pytest.mark.usefixtures("photos")
+class TestResume:
+    @pytest.mark.parametrize("changed", ["own.pth", "ids.json"])
+    def test_with_other_contents(self, predict: Predict, checkpoint: Path, changed: str) -> None:
+        shutil.copy(checkpoint, "own.pth")
+        listed = [{"id": 5, "file_name": "a.jpg", "width": 80, "height": 60}]
+        Path("ids.json").write_text(json.dumps({"images": listed, "categories": [], "annotations": []}))
+        options = ("photos", "--weights", "own.pth", "--format", "coco", "--annotations", "ids.json")
+        assert predict(*options).code == 0
+        with Path(changed).open("a") as file:
+            file.write("\n")
+        code, _, err = predict(*options, "--resume")
+        assert code == 1
+        assert f"which was started with other contents of {changed}; restore these, or start anew" in err
+
+    def test_with_other_weights_of_a_model_without_hash(
+        self, dcnzoo: Program, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        shutil.copy(checkpoint, tmp_path / "own.pth")
+        manifest = write_manifest(tmp_path / "own.yaml", tmp_path / "own.pth")
+        options = ("photos", "--manifest", manifest, "--model", "pets", "--device", "cpu", "--workers", 0)
+        options = ("predict", tmp_path / "photos", *options[1:], "--out", tmp_path / "o")
+        assert dcnzoo(*options).code == 0
+        assert dcnzoo(*options, "--resume").code == 0
+        with (tmp_path / "own.pth").open("a") as file:
+            file.write("\n")
+        code, _, err = dcnzoo(*options, "--resume")
+        assert (code, "other contents of " + str(tmp_path / "own.pth") in err) == (1, True)
+
+    @pytest.mark.parametrize("shard", [(), ("--shard", "1/2")])
+    @pytest.mark.parametrize("source", ["photos", "-", "list.txt", "{}/list.txt"])
+    def test_elsewhere(
+        self,
+        predict: Predict,
+        source: str,
+        shard: Sequence[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Other pictures that have the same relative names are not taken for those that are done."""
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"photos/a.jpg\n")))
+        Path("list.txt").write_text("photos/a.jpg\n")
+        options = (source.format(tmp_path), "--out", tmp_path / "o", *shard)
+        assert predict(*options).code == 0
+        save(tmp_path / "other" / "photos" / "a.jpg", noise(60, 80, 9))
+        shutil.copy("list.txt", tmp_path / "other")
+        monkeypatch.chdir(tmp_path / "other")
+        code, _, err = predict(*options, "--resume")
+        assert code == 1
+        assert err.startswith(f"error: cannot resume the run in {tmp_path}/o")
+        assert err.endswith(
+            f", which was started in {tmp_path}, so that relative paths mean other files here;"
+            " change to that folder, or start anew with --overwrite\n"
+        )
+
+    def test_elsewhere_with_absolute_paths(
+        self, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = (tmp_path / "photos", "--out", tmp_path / "o")
+        assert predict(*options).code == 0
+        monkeypatch.chdir("/")
+        code, _, err = predict(*options, "--resume")
+        assert (code, "images that an earlier run has done: 3" in err) == (0, True)
+
+
+@pytest.mark.usefixtures("photos")
 class TestReport:
     def test_summary(self, predict: Predict, found: dict[str, dcnzoo.Detections]) -> None:
         _, out, err = predict("photos")
@@ -473,6 +552,29 @@ class TestProcess:
         images = json.loads((written.parent / "images.json").read_text())["images"]
         assert {result["image_id"] for result in results} <= {image["id"] for image in images}
         assert abs(len(images) - count) <= 1
+
+    @pytest.mark.usefixtures("photos")
+    @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_stopped_while_the_model_loads(
+        self, command: list[str], tmp_path: Path, kind: signal.Signals, code: int
+    ) -> None:
+        """Nothing is left."""
+        os.mkfifo(tmp_path / "pipe")  # to read from it takes forever
+        process = subprocess.Popen(
+            [*command, "photos", "--weights", "pipe"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            give_up = time.monotonic() + 120
+            while not (tmp_path / "dcnzoo-out").exists():
+                assert process.poll() is None
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+            process.send_signal(kind)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert (process.returncode, err.strip()) == (code, "interrupted")
+        assert not (tmp_path / "dcnzoo-out").exists()
 
     @pytest.mark.usefixtures("photos")
     def test_progress_bar_on_a_terminal(self, command: list[str], tmp_path: Path) -> None:

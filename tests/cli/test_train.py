@@ -316,16 +316,34 @@ def test_earlier_results_are_safe(train: Train) -> None:
     assert train("--overwrite", "--quiet") == (0, "", "")
 
 
-def test_a_run_goes_on_with_its_own_set_only(train: Train, room: Path) -> None:
+@pytest.mark.parametrize("changed", ["train.json", "val.json"])
+def test_a_run_goes_on_with_its_own_sets_only(train: Train, room: Path, changed: str) -> None:
     assert train("--quiet").code == 0
     before = files(OUT)
-    annotations = content(4)[0]
+    annotations = json.loads((room / changed).read_text())
     annotations["categories"][0]["name"] = "cat"
-    write(room / "train.json", annotations)
+    write(room / changed, annotations)
     code, _, err = train("--resume")
     assert code == 1
-    assert "was started with SHA-256 of --train" in err
+    assert f"was started with other contents of {changed}; restore these, or start anew with" in err
     assert files(OUT) == before
+
+
+def test_a_run_goes_on_with_its_own_images_only(train: Train, room: Path) -> None:
+    """Images that cannot be read are left out, but not in the midst of a run."""
+    assert train("--quiet").code == 0
+    before = files(OUT)
+    (room / "images" / "3.png").rename(room / "3.png")
+    code, _, err = train("--resume")
+    assert code == 1
+    assert "1 images that are missing or cannot be read, left out: 3.png" in err
+    assert err.splitlines()[-1] == (
+        "error: cannot resume the run in dcnzoo-train, which learned from 4 images, now 3;"
+        " restore these, or start anew with --overwrite"
+    )
+    assert files(OUT) == before
+    (room / "3.png").rename(room / "images" / "3.png")
+    assert train("--resume").code == 0
 
 
 def test_curves_without_validation(dcnzoo: Program, room: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dcnzoo.evaluation import report
 from dcnzoo.evaluation.annotations import AnnotatedImage, Annotations
 from dcnzoo.evaluation.report import (
     compare,
@@ -79,9 +80,10 @@ def test_of_many_classes_the_confused_ones_are_named(annotations: Annotations) -
 def test_files(annotations: Annotations, evaluation: Evaluation, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    write_report(out, annotations, {"bbox": evaluation})
+    write_report(out, annotations, {"bbox": evaluation}, "{}\n")
     assert {path.name for path in out.iterdir()} == {
         "confusion_matrix.bbox.csv",
+        "metrics.json",
         "precision_recall.bbox.csv",
         "precision_recall.bbox.png",
     }
@@ -90,6 +92,48 @@ def test_files(annotations: Annotations, evaluation: Evaluation, tmp_path: Path)
         rows = list(csv.reader(file))
     assert rows[0] == ["true \\ found", "dog", "cat", "bird", "(background)"]
     assert [[row[0], *map(int, row[1:])] for row in rows[1:3]] == [["dog", 0, 1, 0, 0], ["cat", 0, 1, 0, 1]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("at", ["write_curves", "draw_curves"])
+def test_a_full_disk_leaves_the_report_before(
+    annotations: Annotations,
+    evaluation: Evaluation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+) -> None:
+    write_report(tmp_path, annotations, {"bbox": evaluation}, "first")
+    before = contents(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, at, full)
+    other = evaluate(annotations, [found(1, CAT, BOX, 0.9)], "bbox")
+    with pytest.raises(OSError, match="No space left"):
+        write_report(tmp_path, annotations, {"bbox": other}, "second")
+    assert contents(tmp_path) == before
+
+
+def test_killed_between_two_files_there_is_no_report(
+    annotations: Annotations, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(tmp_path, annotations, {"bbox": evaluation}, "first")
+    replace_file = Path.replace
+    there = []
+
+    def watched(path: Path, target: Path) -> Path:
+        there.append((tmp_path / "metrics.json").exists())
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_report(tmp_path, annotations, {"bbox": evaluation}, "second")
+    assert there == [False] * 4
+    assert (tmp_path / "metrics.json").read_text() == "second"
 
 
 def test_json(evaluation: Evaluation) -> None:

@@ -60,7 +60,7 @@ class TestLast:
     def test_everything_comes_back(self, tmp_path: Path, weights: dict[str, Tensor], averaged: bool) -> None:
         average = {name: tensor + 1 for name, tensor in weights.items()} if averaged else None
         save_last(tmp_path, IDENTITY, saved(weights, average))
-        found = load_last(tmp_path)
+        found = load_last(tmp_path, weights)
         assert_equal(found.weights, weights)
         if average:
             assert_equal(found.average, average)
@@ -93,13 +93,47 @@ class TestLast:
 
     def test_a_file_of_another_program(self, tmp_path: Path, weights: dict[str, Tensor]) -> None:
         torch.save({"state_dict": weights}, tmp_path / LAST)
-        with pytest.raises(CheckpointError, match="was not left by `dcnzoo train`"):
-            load_last(tmp_path)
+        with pytest.raises(CheckpointError, match=r"was not left by `dcnzoo train`.*start anew"):
+            load_last(tmp_path, weights)
+
+    @pytest.mark.parametrize("progress", [{}, {"step": 3}, None, "abc"])
+    def test_a_file_that_does_not_say_how_far_it_is(
+        self, tmp_path: Path, weights: dict[str, Tensor], progress: object
+    ) -> None:
+        """Taken for the beginning, it would train the trained weights all over again."""
+        save_last(tmp_path, IDENTITY, saved(weights))
+        content = torch.load(tmp_path / LAST, weights_only=True)
+        torch.save({**content, "progress": progress}, tmp_path / LAST)
+        with pytest.raises(CheckpointError, match=r"was not left by `dcnzoo train`.*start anew"):
+            load_last(tmp_path, weights)
+
+    def test_a_file_without_the_optimizer(self, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+        save_last(tmp_path, IDENTITY, replace(saved(weights), optimizer={}))
+        with pytest.raises(CheckpointError, match="nothing can go on from it, start anew"):
+            load_last(tmp_path, weights)
+
+    @pytest.mark.parametrize("averaged", [False, True])
+    def test_a_file_that_is_not_whole(
+        self, tmp_path: Path, weights: dict[str, Tensor], averaged: bool
+    ) -> None:
+        first, second = list(weights)[:2]
+        part = {**weights, second: torch.zeros(7), "more": torch.zeros(1)}
+        del part[first]
+        save_last(tmp_path, IDENTITY, saved(weights, part) if averaged else saved(part))
+        with pytest.raises(CheckpointError, match=r"does not hold the model; .* --overwrite;") as caught:
+            load_last(tmp_path, weights)
+        assert caught.value.missing == (first,)
+        assert caught.value.unexpected == ("more",)
+        assert caught.value.mismatched == ((second, (7,), tuple(weights[second].shape)),)
+        assert len(str(caught.value).splitlines()) == 1
 
     def test_a_damaged_file(self, tmp_path: Path) -> None:
         (tmp_path / LAST).write_bytes(b"PK\x03\x04")
-        with pytest.raises(CheckpointError, match="truncated or damaged"):
-            load_last(tmp_path)
+        message = (
+            r"last\.pth: is truncated or damaged; nothing can go on from it, start anew with --overwrite$"
+        )
+        with pytest.raises(CheckpointError, match=message):
+            load_last(tmp_path, {})
 
 
 class TestBest:

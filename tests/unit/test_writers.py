@@ -463,7 +463,7 @@ class TestFolder:
 
     def test_results_are_kept_unless_told(self, tmp_path: Path) -> None:
         self.fill(tmp_path)
-        with pytest.raises(OutputError, match=r"holds results \(detections.jsonl, labels.*--overwrite"):
+        with pytest.raises(OutputError, match=r"holds results \(detections.jsonl, labels.*--overwrite or go"):
             self.folder(tmp_path).check([])
 
     def test_checking_alone_deletes_nothing(self, tmp_path: Path) -> None:
@@ -531,6 +531,15 @@ class TestFolder:
         )
         with pytest.raises(OutputError, match=message):
             self.folder(tmp_path, resume=True, note={"model": "y", "shard": (0, 1)}).check([])
+
+    def test_messages_name_what_the_command_can_do(self, tmp_path: Path) -> None:
+        self.fill(tmp_path)
+        with pytest.raises(OutputError, match=r"\); take another DIR or replace them with --overwrite$"):
+            self.folder(tmp_path, can_resume=False, elsewhere="take another DIR").check([])
+        with pytest.raises(OutputError, match=r"where results go; take another DIR$"):
+            self.folder(tmp_path, elsewhere="take another DIR").check([str(tmp_path / "labels")])
+        with pytest.raises(OutputError, match=r"No such file or directory; take another DIR$"):
+            self.folder(Path("/proc/nowhere"), elsewhere="take another DIR").check([])
 
     def test_killed_while_it_deleted_earlier_results(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
