@@ -79,6 +79,10 @@ class Annotations:
         objects = tuple(item for item in self.objects if item["image_id"] in kept)
         return replace(self, images=images, objects=objects)
 
+    def has_objects(self) -> bool:
+        """Tells whether there are objects to find; crowds are none."""
+        return any(not item["iscrowd"] for item in self.objects)
+
     def has_masks(self) -> bool:
         """Tells whether the objects have masks."""
         return any(item.get("segmentation") for item in self.objects)
@@ -142,7 +146,8 @@ class Annotations:
         if unnamed:
             raise self.error(f"{len(unnamed)} images have no 'file_name': {listing(unnamed)}")
         names = [str(image.file_name) for image in self.images]
-        if shared := [name for name, count in Counter(names).items() if count > 1]:
+        counts = Counter(map(PurePath, names))  # "a.jpg" and "./a.jpg" are one file
+        if shared := [path for path, count in counts.items() if count > 1]:
             raise self.error(f"{len(shared)} files belong to several images: {listing(shared)}")
         if outside := [name for name in names if leads_out(name)]:
             raise self.error(f"{len(outside)} file names lead out of the folder: {listing(outside)}")
@@ -254,7 +259,7 @@ def _image(entry: Entry) -> AnnotatedImage:
     sized = entry.has("height") and entry.has("width")
     return AnnotatedImage(
         image_id=entry.integer("id"),
-        file_name=entry.text("file_name") if entry.has("file_name") else None,
+        file_name=entry.text("file_name", errors="surrogateescape") if entry.has("file_name") else None,
         image_size=_image_size(entry) if sized else None,
     )
 
