@@ -242,6 +242,10 @@ def read_validation_set(
     if options.val is None:
         return None
     annotations = read_annotations(options.val)
+    if not annotations.has_objects():
+        raise annotations.error(
+            "has no objects to find (crowds are none), and so no AP; annotate some, or leave --val out"
+        )
     files = annotations.find_files(options.val_images or options.images)
     with pixel_limit(options.max_pixels):
         faults = [

@@ -75,7 +75,9 @@ class Validator:
         self._classes = ClassSet(
             identity.classes.names, tuple(-1 if category is None else category for category in ids)
         )
-        self._labels = np.array([label for label, category in enumerate(ids) if category is not None])
+        self._labels = np.array(
+            [label for label, category in enumerate(ids) if category is not None], np.int64
+        )
 
     def __len__(self) -> int:
         return len(self._set.files)

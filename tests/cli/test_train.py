@@ -228,7 +228,7 @@ class TestProblems:
         ("more", "words"),
         [
             (["--train", "absent.json"], "absent.json: cannot be read"),
-            (["--images", "absent"], "leaves nothing to train with in absent: 4 images that are missing"),
+            (["--images", "absent"], "there is no folder absent; give the one"),
             (["--val-images", "absent"], "4 of its 2 images are not in absent".replace("4", "2")),
             (["--arch", "faster_rcnn_r51"], "unknown architecture"),
             (["--device", "cuda:7"], "cannot use cuda:7"),
@@ -255,7 +255,18 @@ class TestProblems:
     def test_images_above_the_limit_are_left_out(self, train: Train) -> None:
         code, _, err = train("--max-pixels", 1000)
         assert code == 1
-        assert "4 images that are missing or cannot be read" in err
+        assert "4 images that are missing or cannot be read, left out, the first: 0.png (Image size" in err
+        assert "raise the limit with --max-pixels N" in err
+
+    @pytest.mark.parametrize("crowds", [False, True])
+    def test_a_validation_set_without_objects(self, train: Train, room: Path, crowds: bool) -> None:
+        annotations = content(2)[0]
+        objects = [{**item, "iscrowd": 1} for item in annotations["annotations"]]
+        write(room / "val.json", {**annotations, "annotations": objects if crowds else []})
+        code, _, err = train()
+        assert code == 1
+        assert "has no objects to find (crowds are none)" in err
+        assert not OUT.exists()
 
     def test_a_validation_set_of_other_things(self, train: Train, room: Path) -> None:
         annotations = content(2)[0]
