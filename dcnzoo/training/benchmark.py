@@ -29,9 +29,9 @@ from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
 from dcnzoo.training.batches import Batch
-from dcnzoo.training.initialise import learning_rate_multiplier, load_for_training, prepare_for_training
+from dcnzoo.training.initialise import load_for_training, prepare_for_training
 from dcnzoo.training.losses import LossNetwork
-from dcnzoo.training.schedule import make_optimizer, parameter_groups
+from dcnzoo.training.schedule import make_optimizer
 from dcnzoo.training.start import TrainingOptions, find_source
 from dcnzoo.training.targets import Target
 
@@ -190,8 +190,7 @@ class _Step:
 
     def __init__(self, model: RCNN, precision: str, device: torch.device) -> None:
         self._network, self._device = LossNetwork(model, dtype=PRECISIONS[precision]), device
-        groups = parameter_groups(model, learning_rate_multiplier)
-        self._optimizer = make_optimizer("sgd", groups, learning_rate=LEARNING_RATE)
+        self._optimizer = make_optimizer("sgd", model, learning_rate=LEARNING_RATE)
 
     def run(self, batch: Batch) -> StageTimes:
         times = StageTimes()

@@ -29,7 +29,6 @@ from dcnzoo.training.initialise import (
     LoadReport,
     Norm,
     initialise_weights,
-    learning_rate_multiplier,
     load_for_training,
     prepare_for_training,
 )
@@ -44,7 +43,6 @@ from dcnzoo.training.schedule import (
     default_learning_rate,
     default_milestones,
     make_optimizer,
-    parameter_groups,
 )
 from dcnzoo.training.validation import ValidationSet, Validator
 
@@ -389,7 +387,7 @@ def make_trainer(
     model, schedule, saved = prepared.model, prepared.schedule, prepared.saved
     optimizer = make_optimizer(
         options.optimizer,
-        parameter_groups(model, learning_rate_multiplier),
+        model,
         learning_rate=schedule.learning_rate,
         momentum=options.momentum,
         weight_decay=_weight_decay(options),

@@ -52,7 +52,7 @@ def trainer(seen: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> Tr
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
     everything: Any = trainer
     everything.model, everything.network, everything.loader = model, model, [None]
-    everything.optimizer = torch.optim.SGD([{"params": model.parameters(), "scale": 1.0}], lr=0.0)
+    everything.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     everything.schedule = SimpleNamespace(learning_rate_at=lambda _: 0.0)
     everything.reporter = SimpleNamespace(batch=lambda _, values: seen.append(values))
     monkeypatch.setattr(trainer, "_losses", lambda batch: model(batch))
