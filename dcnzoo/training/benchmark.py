@@ -97,7 +97,7 @@ def measure_steps(case: Case, settings: Settings) -> StepResult:
         device = find_device(case.device)
         model, preprocessing = _model(case, settings, device)
         batches = cycle(list(_batches(case, settings, preprocessing, model.has_masks, device)))
-        step = _Step(model, case.precision, device)
+        step = _Step(model, preprocessing.size_divisor, case.precision, device)
         for batch in islice(batches, settings.warmup):
             step.run(batch)
         times = [step.run(batch) for batch in islice(batches, settings.repeats)]
@@ -184,12 +184,14 @@ class _Step:
 
     Args:
         model: prepared for training.
+        size_divisor: of the preprocessing.
         precision: of the forward pass.
         device: where the model is.
     """
 
-    def __init__(self, model: RCNN, precision: str, device: torch.device) -> None:
-        self._network, self._device = LossNetwork(model, dtype=PRECISIONS[precision]), device
+    def __init__(self, model: RCNN, size_divisor: int, precision: str, device: torch.device) -> None:
+        dtype = PRECISIONS[precision]
+        self._network, self._device = LossNetwork(model, dtype=dtype, size_divisor=size_divisor), device
         self._optimizer = make_optimizer("sgd", model, learning_rate=LEARNING_RATE)
 
     def run(self, batch: Batch) -> StageTimes:

@@ -121,7 +121,10 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
         dtype = PRECISIONS[settings.precision]
-        self.network: nn.Module = LossNetwork(model, settings.roi_samples, settings.mask_samples, dtype)
+        divisor = identity.preprocessing.size_divisor
+        self.network: nn.Module = LossNetwork(
+            model, settings.roi_samples, settings.mask_samples, dtype, divisor
+        )
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 
