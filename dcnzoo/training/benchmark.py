@@ -24,7 +24,7 @@ from dcnzoo.manifest import Preprocessing
 from dcnzoo.memory import raised_as_memory_error
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops import active_backend
-from dcnzoo.predictor import PRECISIONS, find_device
+from dcnzoo.predictor import PRECISIONS, find_device, prepare_precision
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
@@ -89,12 +89,14 @@ def measure_steps(case: Case, settings: Settings) -> StepResult:
 
     Raises:
         MemoryError: they do not fit into the memory.
-        DcnzooError: the model cannot be loaded, or an image cannot be read.
+        DcnzooError: the model cannot be loaded, the device cannot train in the precision, or an image cannot
+            be read.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with raised_as_memory_error():
         device = find_device(case.device)
+        prepare_precision(case.precision, device, training=True)
         model, preprocessing = _model(case, settings, device)
         batches = cycle(list(_batches(case, settings, preprocessing, model.has_masks, device)))
         step = _Step(model, preprocessing.size_divisor, case.precision, device)
