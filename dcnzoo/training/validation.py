@@ -19,7 +19,7 @@ from dcnzoo.evaluation.coco_metrics import coco_metrics
 from dcnzoo.evaluation.collect import collect, merge_parts
 from dcnzoo.evaluation.results import Kind
 from dcnzoo.manifest import ClassSet
-from dcnzoo.predictor import Predictor
+from dcnzoo.predictor import Predictor, float32_kept
 from dcnzoo.processes import Processes
 from dcnzoo.stream import StreamSettings
 from dcnzoo.training.checkpoint import Identity
@@ -102,7 +102,8 @@ class Validator:
             shutil.rmtree(self._out / PARTS, ignore_errors=True)
         self._processes.wait()
         predictor = self._predictor(weights)
-        collect(predictor, annotations, files, self._out, self._stream(), self._processes, progress)
+        with float32_kept(self._device):
+            collect(predictor, annotations, files, self._out, self._stream(), self._processes, progress)
         if not first:
             return {}
         results = merge_parts(self._out, annotations, self._set.kinds)

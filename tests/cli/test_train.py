@@ -6,7 +6,8 @@ import csv
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ class TestRun:
         name = "roi_head.bbox_head.fc_cls.weight"
         assert not torch.equal(content["weights"][name], content["state_dict"][name])
         assert torch.equal(weights("best.pth")[name], content["state_dict"][name])
+
+    def test_evaluations_are_in_float32(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        @contextmanager
+        def noted(device: torch.device) -> Iterator[None]:
+            devices.append(device.type)
+            yield
+
+        devices: list[str] = []
+        monkeypatch.setattr("dcnzoo.training.validation.float32_kept", noted)
+        assert train("--precision", "bf16").code == 0
+        assert devices == ["cpu"]
 
 
 class TestWeights:
