@@ -315,6 +315,12 @@ def test_usage(dcnzoo: Program, arguments: str, words: str) -> None:
     assert words in err
 
 
+def test_help_does_not_promise_fp16_on_a_cpu(dcnzoo: Program) -> None:
+    code, out, _ = dcnzoo("train", "--help")
+    assert code == 0
+    assert "tf32 and fp16 need a GPU." in " ".join(out.split())
+
+
 def test_tensorboard_is_an_extra(dcnzoo: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcnzoo.cli.train.find_spec", lambda _: None)
     more = ("--arch", "y", "--from-scratch", "--tensorboard")
