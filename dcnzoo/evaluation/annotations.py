@@ -94,14 +94,17 @@ class Annotations:
             EvaluationError: an object has no mask or a damaged one, or an image no size.
         """
         sizes = self.image_sizes
+        cure = "mend it, or score boxes alone (`dcnzoo eval --iou-type bbox`)"
         for item in self.objects:
             image_size = sizes[item["image_id"]]
             if image_size is None:
-                raise self.error(f"image {item['image_id']} has no width and height, which masks need")
+                raise self.error(
+                    f"image {item['image_id']} has no width and height, which masks need; {cure}"
+                )
             try:
                 check_segmentation(item.get("segmentation"), image_size)
             except ValueError as error:
-                raise self.error(f"annotation {item['id']}: its segmentation {error}") from error
+                raise self.error(f"annotation {item['id']}: its segmentation {error}; {cure}") from error
 
     def category_ids(self, class_names: Sequence[str]) -> tuple[int | None, ...]:
         """Finds the categories that classes stand for, by name.

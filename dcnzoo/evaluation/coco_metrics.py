@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcnzoo.evaluation import EVALUATORS
+from dcnzoo.evaluation import EVALUATORS, Kind
 from dcnzoo.evaluation.annotations import Annotations
-from dcnzoo.evaluation.results import CocoResults, Kind, split_results
+from dcnzoo.evaluation.results import CocoResults, split_results
 
 METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",

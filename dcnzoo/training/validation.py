@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dcnzoo.build import load_model
 from dcnzoo.checkpoint import Checkpoint
-from dcnzoo.evaluation import PARTS
+from dcnzoo.evaluation import PARTS, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.coco_metrics import coco_metrics
 from dcnzoo.evaluation.collect import collect, merge_parts
-from dcnzoo.evaluation.results import Kind
 from dcnzoo.manifest import ClassSet
 from dcnzoo.predictor import Predictor, float32_kept
 from dcnzoo.processes import Processes

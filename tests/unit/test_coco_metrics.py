@@ -11,10 +11,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dcnzoo.evaluation import EVALUATORS
+from dcnzoo.evaluation import EVALUATORS, Kind
 from dcnzoo.evaluation.annotations import Annotations, read_annotations
 from dcnzoo.evaluation.coco_metrics import METRICS, CocoMetrics, coco_metrics, find_evaluator
-from dcnzoo.evaluation.results import CocoResults, Kind
+from dcnzoo.evaluation.results import CocoResults
 from dcnzoo.evaluation.segmentation import to_rle
 from tests.unit.annotating import (
     CATEGORIES,
