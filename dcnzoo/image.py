@@ -96,7 +96,7 @@ def decode_image(source: str | Path | bytes | BinaryIO) -> NDArray[np.uint8]:
             return rgb_array(image)
     # Pillow's decoders let almost any exception through on broken data.
     except Exception as error:
-        raise ImageReadError(str(name), _decode_failure(source, error)) from error
+        raise ImageReadError(str(name), decode_failure(source, error)) from error
 
 
 def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
@@ -226,7 +226,7 @@ def make_batch(images: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing
     return collate([prepare_image(image, preprocessing) for image in images], preprocessing)
 
 
-def _decode_failure(source: object, error: Exception) -> str:
+def decode_failure(source: object, error: Exception) -> str:
     """Says why decoding failed, and the cure where there is one."""
     if isinstance(error, Image.DecompressionBombError):
         return (

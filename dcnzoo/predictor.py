@@ -554,6 +554,23 @@ def prepare_precision(precision: str, device: torch.device, *, training: bool = 
             switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
 
 
+@contextmanager
+def float32_kept(device: torch.device) -> Iterator[None]:
+    """Lets float32 be float32 for the block, as `prepare_precision` does, whatever was set before."""
+    cudnn: Any = torch.backends.cudnn
+    cublas: Any = torch.backends.cuda.matmul
+    old, new = (cudnn, cublas), (cudnn.conv, cudnn.rnn, cublas)
+    before = [switch.allow_tf32 for switch in old], [switch.fp32_precision for switch in new]
+    prepare_precision("fp32", device)
+    try:
+        yield
+    finally:
+        for switch, value in zip(old, before[0], strict=True):
+            switch.allow_tf32 = value
+        for switch, value in zip(new, before[1], strict=True):
+            switch.fp32_precision = value
+
+
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:
     """Returns the preprocessing with other sides to resize to.
 

@@ -83,6 +83,8 @@ class Options:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.arch is not None and self.weights is None:
             raise click.UsageError("--arch needs --weights: a checkpoint file, or random.")
+        if self.train and self.cuda_graphs:
+            raise click.UsageError("--cuda-graphs repeat predictions, not training steps; leave out one.")
         if self.images and self.image_size:
             raise click.UsageError("--images have sizes of their own; give --image-size only without them.")
         if self.short_side and self.long_side and self.short_side > self.long_side:
@@ -282,7 +284,7 @@ def find_cases(options: Options, manifest: Path | None) -> list[Case]:
 
     devices = [find_device(device) for device in options.devices or [None]]
     for device, precision in product(devices, options.precisions):
-        prepare_precision(precision, device)
+        prepare_precision(precision, device, training=options.train)
     combinations = product(
         find_models(options, manifest),
         dict.fromkeys(map(str, devices)),

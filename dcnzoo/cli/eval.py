@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,15 @@ from dcnzoo.cli.inference import (
     progress_bar,
     run_options,
 )
-from dcnzoo.cli.options import FILE, POSITIVE, Number
-from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, PARTS
+from dcnzoo.cli.options import FILE, POSITIVE, Number, several
+from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, KINDS, PARTS
 from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
+    from dcnzoo.evaluation import Kind
     from dcnzoo.evaluation.annotations import Annotations
-    from dcnzoo.evaluation.results import CocoResults, Kind
+    from dcnzoo.evaluation.results import CocoResults
     from dcnzoo.manifest import Published
     from dcnzoo.processes import Processes
 
@@ -48,6 +50,7 @@ class Options(InferenceOptions):
     images: Path | None
     limit: int | None
     image_ids: Path | None
+    iou_types: tuple[Kind, ...] | None
     per_class: bool
     evaluator: str
     confusion_score: float
@@ -95,6 +98,13 @@ class Options(InferenceOptions):
         return self.images or coco / "val2017"
 
 
+def _kinds(
+    context: click.Context, parameter: click.Parameter, values: Sequence[str]
+) -> tuple[Kind, ...] | None:
+    """Returns what to score, None if nothing was asked for."""
+    return several(click.Choice(KINDS))(context, parameter, values) or None
+
+
 @click.command(name="eval")
 @model_options
 @click.option("--results", type=FILE, metavar="FILE", help="Score this COCO result file, without a model.")
@@ -114,6 +124,14 @@ class Options(InferenceOptions):
     default="dcnzoo-eval",
     show_default=True,
     help="Folder for the results.",
+)
+@click.option(
+    "--iou-type",
+    "iou_types",
+    metavar="[{}]".format("|".join(KINDS)),
+    multiple=True,
+    callback=_kinds,
+    help="Score boxes (bbox) or masks (segm); both with a comma.  [default: what there is]",
 )
 @click.option("--per-class", is_flag=True, help="Also print AP and AR of each class.")
 @click.option(
@@ -157,7 +175,9 @@ def run(options: Options, manifest: Path | None) -> None:
     listed = read_annotations(options.annotation_file)
     chosen = None if options.image_ids is None else read_image_ids(options.image_ids)
     annotations = listed.select(chosen, options.limit)
-    results = None if options.results is None else read_results(options.results, listed)
+    results = None
+    if options.results is not None:
+        results = read_results(options.results, listed, options.iou_types or ())
     with find_processes() as processes, exclusive(options.out, processes.is_first):
         folder = open_folder(options, manifest, processes)
         if processes.is_first:
@@ -191,7 +211,7 @@ def read_finished(out: Path, annotations: Annotations) -> tuple[dict[Kind, CocoR
     from dcnzoo.errors import EvaluationError
     from dcnzoo.evaluation.json_file import read_json
     from dcnzoo.evaluation.report import METRICS_FILE
-    from dcnzoo.evaluation.results import KINDS, RESULT_FILES
+    from dcnzoo.evaluation.results import RESULT_FILES
 
     metrics = read_json(out / METRICS_FILE)
     try:
@@ -256,7 +276,7 @@ def predict(
     from dcnzoo.stream import StreamSettings
 
     loaded = load_predictor(options, manifest, processes.share)
-    kinds = find_kinds(loaded.model.has_masks, annotations)
+    kinds = find_kinds(loaded.model.has_masks, annotations, options.iou_types or ())
     predictor, labels = with_categories(loaded, annotations)
     settings = StreamSettings(
         options.batch_size,

@@ -188,16 +188,6 @@ _INPUT_OPTIONS = (
 
 _MACHINE_OPTIONS = (
     click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        show_default=True,
-        help="Numbers to compute with; tf32 needs a GPU, fp16 one or a CPU with AVX512-FP16.",
-    ),
-    click.option(
         "--workers",
         type=click.IntRange(min=0),
         metavar="N",
@@ -242,11 +232,27 @@ def run_options(command: Command) -> Command:
     return command
 
 
-def machine_options(command: Command) -> Command:
-    """Adds the options about the machine, the reading of images, and earlier results."""
+def machine_options(
+    command: Command, needs: str = "tf32 needs a GPU, fp16 one or a CPU with AVX512-FP16"
+) -> Command:
+    """Adds the options about the machine, the reading of images, and earlier results.
+
+    Args:
+        command: to add them to.
+        needs: what the precisions need.
+    """
     for option in reversed(_MACHINE_OPTIONS):
         command = option(command)
-    return command
+    command = click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help=f"Numbers to compute with; {needs}.",
+    )(command)
+    return click.option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
+    )(command)
 
 
 def check_model_name(options: InferenceOptions, manifest: Path | None) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported before the options are known to make sense.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -297,7 +298,7 @@ class Options:
     help="Steps between rows of metrics.csv.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard, too.")
-@machine_options
+@partial(machine_options, needs="tf32 and fp16 need a GPU")
 @click.pass_obj
 def train(settings: Settings, /, **options: Any) -> None:
     """Train a detector on annotated images.

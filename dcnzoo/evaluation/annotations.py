@@ -79,6 +79,10 @@ class Annotations:
         objects = tuple(item for item in self.objects if item["image_id"] in kept)
         return replace(self, images=images, objects=objects)
 
+    def has_objects(self) -> bool:
+        """Tells whether there are objects to find; crowds are none."""
+        return any(not item["iscrowd"] for item in self.objects)
+
     def has_masks(self) -> bool:
         """Tells whether the objects have masks."""
         return any(item.get("segmentation") for item in self.objects)
@@ -90,14 +94,17 @@ class Annotations:
             EvaluationError: an object has no mask or a damaged one, or an image no size.
         """
         sizes = self.image_sizes
+        cure = "mend it, or score boxes alone (`dcnzoo eval --iou-type bbox`)"
         for item in self.objects:
             image_size = sizes[item["image_id"]]
             if image_size is None:
-                raise self.error(f"image {item['image_id']} has no width and height, which masks need")
+                raise self.error(
+                    f"image {item['image_id']} has no width and height, which masks need; {cure}"
+                )
             try:
                 check_segmentation(item.get("segmentation"), image_size)
             except ValueError as error:
-                raise self.error(f"annotation {item['id']}: its segmentation {error}") from error
+                raise self.error(f"annotation {item['id']}: its segmentation {error}; {cure}") from error
 
     def category_ids(self, class_names: Sequence[str]) -> tuple[int | None, ...]:
         """Finds the categories that classes stand for, by name.
@@ -142,7 +149,8 @@ class Annotations:
         if unnamed:
             raise self.error(f"{len(unnamed)} images have no 'file_name': {listing(unnamed)}")
         names = [str(image.file_name) for image in self.images]
-        if shared := [name for name, count in Counter(names).items() if count > 1]:
+        counts = Counter(map(PurePath, names))  # "a.jpg" and "./a.jpg" are one file
+        if shared := [path for path, count in counts.items() if count > 1]:
             raise self.error(f"{len(shared)} files belong to several images: {listing(shared)}")
         if outside := [name for name in names if leads_out(name)]:
             raise self.error(f"{len(outside)} file names lead out of the folder: {listing(outside)}")
@@ -254,7 +262,7 @@ def _image(entry: Entry) -> AnnotatedImage:
     sized = entry.has("height") and entry.has("width")
     return AnnotatedImage(
         image_id=entry.integer("id"),
-        file_name=entry.text("file_name") if entry.has("file_name") else None,
+        file_name=entry.text("file_name", errors="surrogateescape") if entry.has("file_name") else None,
         image_size=_image_size(entry) if sized else None,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcnzoo.evaluation import EVALUATORS
+from dcnzoo.evaluation import EVALUATORS, Kind
 from dcnzoo.evaluation.annotations import Annotations
-from dcnzoo.evaluation.results import CocoResults, Kind, split_results
+from dcnzoo.evaluation.results import CocoResults, split_results
 
 METRICS = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -123,7 +124,8 @@ def coco_metrics(
         evaluator: who computes; pycocotools by default.
     """
     evaluator = evaluator or find_evaluator()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found annotation id 0")  # as reading them has done
         evaluation = _evaluate(evaluator, annotations, results, kind)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, _ALL_AREAS, _MOST_DETECTIONS]
     recall = np.asarray(evaluation.eval["recall"])[:, :, _ALL_AREAS, _MOST_DETECTIONS]
@@ -138,14 +140,24 @@ def coco_metrics(
 
 
 def _evaluate(evaluator: Evaluator, annotations: Annotations, results: CocoResults, kind: Kind) -> Any:
+    """Evaluates with images and objects numbered anew, since faster-coco-eval fails on negative ids.
+
+    The order of the images stays, and so does the id 0, which takes an object for one that is not found.
+    """
+    rank = {image_id: number for number, image_id in enumerate(sorted(annotations.image_sizes))}
+    objects = [
+        {**item, "id": number if item["id"] else 0, "image_id": rank[item["image_id"]]}
+        for number, item in enumerate(annotations.objects, 1)
+    ]
     truth = evaluator.coco()
-    truth.dataset = _dataset(annotations, [dict(item) for item in annotations.objects])
+    truth.dataset = _dataset(annotations, rank, objects)
     truth.createIndex()
     if results:
-        found = truth.loadRes(list(split_results(results, kind)))
+        ranked = [{**item, "image_id": rank[item["image_id"]]} for item in split_results(results, kind)]
+        found = truth.loadRes(ranked)
     else:  # loadRes looks at the first result
         found = evaluator.coco()
-        found.dataset = _dataset(annotations, [])
+        found.dataset = _dataset(annotations, rank, [])
         found.createIndex()
     evaluation = evaluator.cocoeval(truth, found, kind)
     evaluation.evaluate()
@@ -154,11 +166,11 @@ def _evaluate(evaluator: Evaluator, annotations: Annotations, results: CocoResul
     return evaluation
 
 
-def _dataset(annotations: Annotations, objects: CocoResults) -> dict[str, Any]:
+def _dataset(annotations: Annotations, rank: dict[int, int], objects: CocoResults) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     for image in annotations.images:
         height, width = image.image_size or (None, None)
-        images.append({"id": image.image_id, "height": height, "width": width})
+        images.append({"id": rank[image.image_id], "height": height, "width": width})
     categories = [{"id": category, "name": name} for category, name in annotations.category_names.items()]
     return {"images": images, "categories": categories, "annotations": objects}
 

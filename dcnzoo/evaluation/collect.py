@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcnzoo.errors import EvaluationError
-from dcnzoo.evaluation import PARTS
+from dcnzoo.evaluation import PARTS, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.results import (
     RESULT_FILES,
     CocoResults,
-    Kind,
     read_parts,
     split_results,
     write_results,

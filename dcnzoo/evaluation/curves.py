@@ -46,7 +46,7 @@ class Curve(NamedTuple):
 def write_curves(path: Path, metrics: CocoMetrics) -> None:
     """Writes the curves as CSV: per class and recall, the precision at each IoU.
 
-    The last column is the score threshold that reaches the recall at IoU 0.50, empty where none does.
+    The last column is the `--score-threshold` that reaches the recall at IoU 0.50, empty where none does.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -55,8 +55,14 @@ def write_curves(path: Path, metrics: CocoMetrics) -> None:
         )
         for name, precision, scores in _by_class(metrics):
             for r, recall in enumerate(RECALL_THRESHOLDS):
-                score = f"{scores[r]:.4f}" if scores[r] > 0 else ""
+                score = f"{threshold_below(scores[r]):.4f}" if scores[r] > 0 else ""
                 table.writerow([name, f"{recall:.2f}", *(f"{value:.4f}" for value in precision[:, r]), score])
+
+
+def threshold_below(score: float) -> float:
+    """Returns the largest threshold of four digits that a score is above, as detections have to be."""
+    steps = round(score * 1e4)
+    return max(0, steps - (steps / 1e4 >= score)) / 1e4
 
 
 def draw_curves(metrics: CocoMetrics) -> Image.Image:

@@ -160,6 +160,8 @@ def _verdicts(
 def _match(same: NDArray[np.float64]) -> NDArray[np.int64]:
     """Gives each detection, best score first, the object of its class that it overlaps most.
 
+    Of several the last one, as in pycocotools.
+
     Args:
         same: (D, G) IoUs, zero where the classes differ.
 
@@ -169,7 +171,7 @@ def _match(same: NDArray[np.float64]) -> NDArray[np.int64]:
     matched = np.full(len(same), _NO_OBJECT)
     free = same.copy()
     for detection in np.flatnonzero(_most(same) >= FOREGROUND_IOU):
-        target = free[detection].argmax()
+        target = free.shape[1] - 1 - free[detection, ::-1].argmax()
         if free[detection, target] >= FOREGROUND_IOU:
             matched[detection] = target
             free[:, target] = 0

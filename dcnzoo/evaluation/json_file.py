@@ -6,6 +6,7 @@ import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ class Entry:
         value: int = self._checked(key, _is_integer, "an integer")
         return value
 
-    def text(self, key: str) -> str:
-        """Returns a text field."""
-        value: str = self._checked(key, lambda value: isinstance(value, str) and value, "a text")
+    def text(self, key: str, errors: str = "strict") -> str:
+        """Returns a text field.
+
+        Args:
+            key: of the field.
+            errors: "surrogateescape" lets names of files that are not UTF-8 pass, as Python has them.
+        """
+        value: str = self._checked(key, partial(_is_text, errors=errors), "a text of valid Unicode")
         return value
 
     def number(self, key: str) -> float:
@@ -108,6 +114,14 @@ def entries(path: Path, items: object, singular: str) -> Iterator[Entry]:
             else f"{singular} at position {position}"
         )
         yield Entry(path, name, item)
+
+
+def _is_text(value: object, errors: str) -> bool:
+    """Tells whether a value is a text that can be written to a file."""
+    try:
+        return isinstance(value, str) and value.encode("utf-8", errors) != b""
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_integer(value: object) -> bool:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from dcnzoo.evaluation import Kind
 from dcnzoo.evaluation.annotations import Annotations
-from dcnzoo.evaluation.results import FIELDS, CocoResults, Kind
+from dcnzoo.evaluation.results import FIELDS, CocoResults
 from dcnzoo.evaluation.segmentation import to_rle
 
 MAX_DETECTIONS = 100

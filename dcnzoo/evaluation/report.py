@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dcnzoo.evaluation import KINDS, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.coco_metrics import METRICS
 from dcnzoo.evaluation.curves import draw_curves, write_curves
 from dcnzoo.evaluation.error_types import ErrorType
-from dcnzoo.evaluation.results import KINDS, Kind
 from dcnzoo.evaluation.scoring import Evaluation
 from dcnzoo.manifest import ClassSet, Published
 from dcnzoo.writers.whole import replacing

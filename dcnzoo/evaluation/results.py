@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from dcnzoo.errors import EvaluationError
+from dcnzoo.evaluation import KINDS, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.json_file import Entry, entries, read_json
 from dcnzoo.evaluation.segmentation import check_rle, to_rle
@@ -18,10 +19,6 @@ from dcnzoo.writers.whole import replacing
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["bbox", "segm"]
-"""What is scored: boxes or masks, by pycocotools' names."""
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation"}
 """Where a COCO result has it."""
 
@@ -29,46 +26,58 @@ RESULT_FILES: dict[Kind, str] = {"bbox": "detections.bbox.json", "segm": "detect
 CocoResults = list[dict[str, Any]]
 
 
-def read_results(path: Path, annotations: Annotations) -> dict[Kind, CocoResults]:
+def read_results(
+    path: Path, annotations: Annotations, wanted: Collection[Kind] = ()
+) -> dict[Kind, CocoResults]:
     """Reads a COCO result file, of boxes, masks, or both.
 
     Args:
         path: the file.
         annotations: all images and categories that there may be results for.
+        wanted: kinds to read; those that the file holds by default.
 
     Returns:
-        Results of each kind that the file holds.
+        Results of each kind.
 
     Raises:
-        EvaluationError: the file cannot be read, is no result file, is empty, or has results for something
-            that the annotations do not list.
+        EvaluationError: the file cannot be read, is no result file, is empty, has results for something
+            that the annotations do not list, or not all of its results are of the kinds.
     """
     items = read_json(path)
     checked = list(entries(path, items, "result"))
     if not checked:
         raise EvaluationError(str(path), "holds no results")
-    kinds = [kind for kind in KINDS if checked[0].has(FIELDS[kind])]
+    held = [kind for kind in KINDS if any(entry.has(FIELDS[kind]) for entry in checked)]
+    kinds = [kind for kind in KINDS if kind in (wanted or held)]
     if not kinds:
         raise checked[0].fail("has neither 'bbox' nor 'segmentation'")
+    for kind, entry in product(kinds, checked):
+        if not entry.has(FIELDS[kind]):
+            raise entry.fail(
+                f"has no {FIELDS[kind]!r}, which every result needs to be scored by {kind};"
+                " add it, or choose with --iou-type"
+            )
     sizes = annotations.image_sizes
     for entry in checked:
         _check(entry, annotations, sizes)
     return {kind: [_result(entry, kind, sizes) for entry in checked] for kind in kinds}
 
 
-def find_kinds(has_masks: bool, annotations: Annotations) -> list[Kind]:
-    """Returns what to score: boxes, and masks if both model and annotations have them.
+def find_kinds(has_masks: bool, annotations: Annotations, wanted: Collection[Kind] = ()) -> list[Kind]:
+    """Returns what to score: what is wanted, or else boxes, and masks if model and annotations have them.
 
     Raises:
-        EvaluationError: the annotations' masks are damaged.
+        EvaluationError: masks are wanted that the model does not have, or the annotations' are damaged.
     """
-    if not has_masks:
+    if "segm" in wanted and not has_masks:
+        raise annotations.error("cannot be scored by masks: the model has none; give --iou-type bbox")
+    if not has_masks or (wanted and "segm" not in wanted):
         return ["bbox"]
-    if not annotations.has_masks():
+    if not wanted and not annotations.has_masks():
         logger.warning("%s has no masks; only boxes are scored", annotations.path)
         return ["bbox"]
     annotations.check_masks()
-    return ["bbox", "segm"]
+    return [kind for kind in KINDS if kind in (wanted or KINDS)]
 
 
 def split_results(results: Iterable[dict[str, Any]], kind: Kind) -> Iterator[dict[str, Any]]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dcnzoo.evaluation import CONFUSION_SCORE
+from dcnzoo.evaluation import CONFUSION_SCORE, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.coco_metrics import CocoMetrics, Evaluator, coco_metrics
 from dcnzoo.evaluation.confusion import confusion_matrix
 from dcnzoo.evaluation.error_types import ErrorBreakdown, error_breakdown
 from dcnzoo.evaluation.overlaps import image_overlaps
-from dcnzoo.evaluation.results import CocoResults, Kind
+from dcnzoo.evaluation.results import CocoResults
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from dcnzoo.manifest import Preprocessing
 from dcnzoo.memory import raised_as_memory_error
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops import active_backend
-from dcnzoo.predictor import PRECISIONS, find_device
+from dcnzoo.predictor import PRECISIONS, find_device, prepare_precision
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
 from dcnzoo.training.batches import Batch
-from dcnzoo.training.initialise import learning_rate_multiplier, load_for_training, prepare_for_training
+from dcnzoo.training.initialise import load_for_training, prepare_for_training
 from dcnzoo.training.losses import LossNetwork
-from dcnzoo.training.schedule import make_optimizer, parameter_groups
+from dcnzoo.training.schedule import make_optimizer
 from dcnzoo.training.start import TrainingOptions, find_source
 from dcnzoo.training.targets import Target
 
@@ -89,15 +89,17 @@ def measure_steps(case: Case, settings: Settings) -> StepResult:
 
     Raises:
         MemoryError: they do not fit into the memory.
-        DcnzooError: the model cannot be loaded, or an image cannot be read.
+        DcnzooError: the model cannot be loaded, the device cannot train in the precision, or an image cannot
+            be read.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     with raised_as_memory_error():
         device = find_device(case.device)
+        prepare_precision(case.precision, device, training=True)
         model, preprocessing = _model(case, settings, device)
         batches = cycle(list(_batches(case, settings, preprocessing, model.has_masks, device)))
-        step = _Step(model, case.precision, device)
+        step = _Step(model, preprocessing.size_divisor, case.precision, device)
         for batch in islice(batches, settings.warmup):
             step.run(batch)
         times = [step.run(batch) for batch in islice(batches, settings.repeats)]
@@ -184,14 +186,15 @@ class _Step:
 
     Args:
         model: prepared for training.
+        size_divisor: of the preprocessing.
         precision: of the forward pass.
         device: where the model is.
     """
 
-    def __init__(self, model: RCNN, precision: str, device: torch.device) -> None:
-        self._network, self._device = LossNetwork(model, dtype=PRECISIONS[precision]), device
-        groups = parameter_groups(model, learning_rate_multiplier)
-        self._optimizer = make_optimizer("sgd", groups, learning_rate=LEARNING_RATE)
+    def __init__(self, model: RCNN, size_divisor: int, precision: str, device: torch.device) -> None:
+        dtype = PRECISIONS[precision]
+        self._network, self._device = LossNetwork(model, dtype=dtype, size_divisor=size_divisor), device
+        self._optimizer = make_optimizer("sgd", model, learning_rate=LEARNING_RATE)
 
     def run(self, batch: Batch) -> StageTimes:
         times = StageTimes()

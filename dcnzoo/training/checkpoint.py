@@ -21,7 +21,6 @@ from dcnzoo.download import sha256_of
 from dcnzoo.errors import CheckpointError, OutputError
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
 from dcnzoo.safe_copy import Description, write_safe_copy
-from dcnzoo.writers.folder import output_errors
 from dcnzoo.writers.whole import replacing
 
 LAST, BEST = "last.pth", "best.pth"
@@ -201,10 +200,17 @@ def save_safe_copy(folder: Path, name: str, identity: Identity, weights: Mapping
 
 
 def _save(path: Path, content: Mapping[str, Any]) -> None:
-    with output_errors(path), replacing(path) as part, part.open("wb") as file:
-        try:
+    try:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(content, file)
-        except RuntimeError as error:  # PyTorch's writer hides that the disk is full
-            raise OutputError(f"cannot write {path}: {error}".partition("\n")[0]) from error
-        file.flush()
-        os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # of a full disk, PyTorch's writer only says that it is at an unexpected position
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OutputError(
+            f"cannot write {path}: {cause.strerror or cause}; mend that (of a full disk: make room) and give"
+            " --resume"
+        ) from error

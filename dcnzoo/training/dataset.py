@@ -23,6 +23,7 @@ from dcnzoo.errors import EvaluationError, TrainingError
 from dcnzoo.evaluation.annotations import AnnotatedImage, leads_out, listing, read_tables
 from dcnzoo.evaluation.json_file import Entry
 from dcnzoo.evaluation.segmentation import check_segmentation, to_rle
+from dcnzoo.image import decode_failure
 from dcnzoo.manifest import ClassSet
 
 if TYPE_CHECKING:
@@ -119,19 +120,21 @@ class TrainingSet:
 
     def problem_lines(self) -> Iterator[str]:
         """Yields one line per kind of problem: how many, and the first of them."""
-        for fault, places in self._by_fault().items():
+        for fault, places in by_fault(self.problems).items():
             yield f"{self.path}: {len(places)} {fault.value}: {listing(places)}"
 
     def all_problem_lines(self) -> Iterator[str]:
         """Yields one line per problem."""
-        for fault, places in self._by_fault().items():
+        for fault, places in by_fault(self.problems).items():
             yield from (f"{fault.name.lower()}\t{place}" for place in places)
 
-    def _by_fault(self) -> dict[Fault, list[str]]:
-        found: dict[Fault, list[str]] = {fault: [] for fault in Fault}
-        for problem in self.problems:
-            found[problem.fault].append(problem.where)
-        return {fault: places for fault, places in found.items() if places}
+
+def by_fault(problems: Iterable[Problem]) -> dict[Fault, list[str]]:
+    """Sorts the places of problems by what is wrong there; what does not occur is left out."""
+    found: dict[Fault, list[str]] = {fault: [] for fault in Fault}
+    for problem in problems:
+        found[problem.fault].append(problem.where)
+    return {fault: places for fault, places in found.items() if places}
 
 
 def read_training_set(
@@ -155,9 +158,11 @@ def read_training_set(
 
     Raises:
         EvaluationError: the file is no annotation file.
-        TrainingError: nothing is left to train with.
+        TrainingError: there is no such folder, or nothing is left to train with.
     """
     listed, categories, entries = read_tables(path)
+    if not folder.is_dir():
+        raise TrainingError(f"there is no folder {folder}; give the one that the file names are relative to")
     classes = order_classes(categories, class_order)
     problems: list[Problem] = []
     images = list(_find_images(listed, folder, problems))
@@ -169,7 +174,7 @@ def read_training_set(
         if checked := checker.check(entry):
             objects[checked.image_id].append(checked)
     kept = [image for image in images if keep_empty or image[0].image_id in objects]
-    if not kept or not objects:
+    if all(item.is_crowd for items in objects.values() for item in items):
         raise TrainingError(_nothing_left(path, folder, problems))
     made = tuple(_training_image(*image, objects[image[0].image_id], masks) for image in kept)
     return TrainingSet(path, made, classes, tuple(problems), len(images) - len(kept))
@@ -310,8 +315,7 @@ def _size_or_fault(image: AnnotatedImage, file: Path) -> tuple[int, int] | Probl
     try:
         size = upright_size(file)
     except Exception as error:  # Pillow lets almost any exception through on broken data
-        why = getattr(error, "strerror", None) or type(error).__name__
-        return Problem(Fault.MISSING_IMAGE, f"{image.file_name} ({why})")
+        return Problem(Fault.MISSING_IMAGE, f"{image.file_name} ({decode_failure(file, error)})")
     if image.image_size not in (None, size):
         said = image.image_size or size
         details = f"{image.file_name} ({said[1]}x{said[0]} annotated, is {size[1]}x{size[0]})"
@@ -344,6 +348,7 @@ def _training_image(
 
 
 def _nothing_left(path: Path, folder: Path, problems: Sequence[Problem]) -> str:
-    counts = {fault: sum(problem.fault is fault for problem in problems) for fault in Fault}
-    found = "; ".join(f"{count} {fault.value}" for fault, count in counts.items() if count)
-    return f"{path} leaves nothing to train with in {folder}: {found or 'it has no objects'}"
+    found = "; ".join(
+        f"{len(places)} {fault.value}, the first: {places[0]}" for fault, places in by_fault(problems).items()
+    )
+    return f"{path} leaves no objects to train with in {folder} (crowds are none){found and f': {found}'}"

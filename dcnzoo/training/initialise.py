@@ -26,21 +26,6 @@ logger = logging.getLogger(__name__)
 
 Norm = Literal["frozen", "trainable"]
 
-OFFSET_LEARNING_RATE_MULTIPLIER = 1.0
-"""Learning rate of the layers that predict offsets and masks, relative to all others.
-
-The published DCN configurations set none, so that all layers learn at one rate; the paper
-(arXiv:1703.06211) does the same for convolutions.
-"""
-
-
-def learning_rate_multiplier(parameter_name: str) -> float:
-    """Factor of the learning rate of one parameter, by its published name."""
-    parts = parameter_name.split(".")
-    if not {"conv_offset", "offset_fc", "mask_fc"}.isdisjoint(parts):
-        return OFFSET_LEARNING_RATE_MULTIPLIER
-    return 1.0
-
 
 def prepare_for_training(model: RCNN, *, norm: Norm, frozen_stages: int = 1) -> None:
     """Sets training mode and says which parameters learn; `model.train()` later keeps to it.

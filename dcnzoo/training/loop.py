@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,10 +117,14 @@ class Trainer:
         self.processes, self.reporter, self.validator, self.ema = processes, reporter, validator, ema
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.progress = Progress()
+        self._learned: list[str] = []  # names of the images since the last step
         if saved is not None:
             self._restore(saved)
         dtype = PRECISIONS[settings.precision]
-        self.network: nn.Module = LossNetwork(model, settings.roi_samples, settings.mask_samples, dtype)
+        divisor = identity.preprocessing.size_divisor
+        self.network: nn.Module = LossNetwork(
+            model, settings.roi_samples, settings.mask_samples, dtype, divisor
+        )
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 
@@ -185,16 +189,17 @@ class Trainer:
         first = self.progress.batch - self.progress.batch % self.settings.accumulate
         size = min(self.settings.accumulate, len(self.loader) - first)
         is_last = self.progress.batch + 1 == first + size
+        self._learned += batch.names
         with self._unsynchronised(not is_last):
             losses = self._losses(batch)
             stacked = torch.stack(list(losses.values()))
             values = dict(zip(losses, stacked.tolist(), strict=True))  # a GPU is waited for once
-            self._check(values, batch)
+            self._check(values, batch.names)
             self.scaler.scale(stacked.sum() / size).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": sum(values.values()), **values, "batches": 1}.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         if is_last:
-            self._step(batch)
+            self._step()
         self.reporter.batch(self.progress.epoch, values)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -205,14 +210,15 @@ class Trainer:
         losses: dict[str, Tensor] = self.network(images, batch.image_sizes, targets, generator)
         return losses
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self) -> None:
         progress = self.progress
         set_learning_rate(self.optimizer, self.schedule.learning_rate_at(progress.step))
         self.scaler.unscale_(self.optimizer)
         parameters, most = self.model.parameters(), self.settings.clip_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, most))
         if not self.scaler.is_enabled():  # which skips steps whose gradient is too large
-            self._check({"gradient_norm": norm}, batch)
+            self._check({"gradient_norm": norm}, self._learned)
+        self._learned = []
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,14 +229,14 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.model, progress.step)
 
-    def _check(self, values: Mapping[str, float], batch: Batch) -> None:
+    def _check(self, values: Mapping[str, float], names: Iterable[str]) -> None:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             last = self.out / LAST
             kept = f"{last} is from before" if last.exists() else "there is no checkpoint yet"
             raise TrainingError(
                 f"{', '.join(bad)} became infinite or not a number at step {self.progress.step + 1}, epoch"
-                f" {self.progress.epoch + 1}, with the images {', '.join(batch.names)}; {kept}; try a lower"
+                f" {self.progress.epoch + 1}, with the images {', '.join(names)}; {kept}; try a lower"
                 " --learning-rate, a longer --warmup or --clip-norm"
             )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dcnzoo.manifest import Preprocessing
 from dcnzoo.models.anchors import grid_anchors
 from dcnzoo.models.boxes import boxes_to_rois, clip_boxes, decode_boxes
 from dcnzoo.models.fpn import STRIDES
@@ -38,9 +39,6 @@ Stds = tuple[float, float, float, float]
 Features = dict[str, Tensor]
 Outputs = dict[str, tuple[Tensor, Tensor]]
 """Objectness logits (N, A, H, W) and deltas (N, 4·A, H, W) of each level."""
-
-PAD_MULTIPLE = 32
-"""Anchors in the padding beyond the next multiple of this are no samples."""
 
 ANCHOR_MATCHING = Matching(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
 ANCHOR_SAMPLING = Sampling(num_samples=256, positive_fraction=0.5)
@@ -93,6 +91,7 @@ class LossNetwork(nn.Module):
         roi_samples: regions of an image that a box head learns from, None for as many as published.
         mask_samples: regions of an image that a mask head learns from, None for as many as published.
         dtype: of the forward pass, where autocast lowers it; weights and losses are float32.
+        size_divisor: of the preprocessing.
     """
 
     def __init__(
@@ -101,9 +100,10 @@ class LossNetwork(nn.Module):
         roi_samples: int | None = None,
         mask_samples: int | None = None,
         dtype: torch.dtype = torch.float32,
+        size_divisor: int = Preprocessing.size_divisor,
     ) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.size_divisor = model, dtype, size_divisor
         self.samples = {"roi_samples": roi_samples, "mask_samples": mask_samples}
 
     def forward(
@@ -116,7 +116,15 @@ class LossNetwork(nn.Module):
         """Returns the losses of a batch, as `detection_losses` does."""
         lowered = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype if lowered else None, enabled=lowered):
-            losses = detection_losses(self.model, images, image_sizes, targets, generator, **self.samples)
+            losses = detection_losses(
+                self.model,
+                images,
+                image_sizes,
+                targets,
+                generator,
+                **self.samples,
+                size_divisor=self.size_divisor,
+            )
         return {name: loss.float() for name, loss in losses.items()}
 
 
@@ -131,6 +139,7 @@ class _Batch:
     generator: torch.Generator
     roi_sampling: Sampling
     mask_samples: int | None = None
+    size_divisor: int = Preprocessing.size_divisor
 
 
 def detection_losses(
@@ -142,18 +151,21 @@ def detection_losses(
     *,
     roi_samples: int | None = None,
     mask_samples: int | None = None,
+    size_divisor: int = Preprocessing.size_divisor,
 ) -> dict[str, Tensor]:
     """Computes the losses of a batch, weighted: their sum is what to minimise.
 
     Args:
         model: as `build_model` makes it, not folded.
-        images: (N, 3, H, W) normalised, padded right and bottom; H and W divisible by 32.
+        images: (N, 3, H, W) normalised, padded right and bottom.
         image_sizes: (height, width) of each image, resized and unpadded.
         targets: what is in each image; with masks for a detector with masks.
         generator: on the CPU; draws the samples.
         roi_samples: regions of an image that a box head learns from, None for 512 as published; a quarter at
             most are objects.
         mask_samples: how many of those a mask head learns from at most, None for all as published.
+        size_divisor: of the preprocessing; anchors in the padding beyond an image's own next multiple of it
+            are no samples.
 
     Returns:
         Scalars under the reference's names: loss_rpn_cls, loss_rpn_bbox, loss_cls, loss_bbox, loss_mask; in
@@ -169,7 +181,9 @@ def detection_losses(
     if model.has_masks and any(target.masks is None for target in targets):
         raise ValueError("a detector with masks needs the masks of every target")
     roi_sampling = ROI_SAMPLING if roi_samples is None else replace(ROI_SAMPLING, num_samples=roi_samples)
-    batch = _Batch(model, recipe_of(model), image_sizes, targets, generator, roi_sampling, mask_samples)
+    batch = _Batch(
+        model, recipe_of(model), image_sizes, targets, generator, roi_sampling, mask_samples, size_divisor
+    )
     features = model.neck(model.backbone(images))
     outputs = {name: model.rpn_head.predict(feature) for name, feature in features.items()}
     losses = _rpn_losses(batch, outputs)
@@ -182,7 +196,9 @@ def _rpn_losses(batch: _Batch, outputs: Outputs) -> dict[str, Tensor]:
     anchors, cells = _all_anchors(outputs)
     class_loss, box_loss, count = logits.new_zeros(()), logits.new_zeros(()), 0
     for index, target in enumerate(batch.targets):
-        usable = _usable_anchors(anchors, cells, batch.image_sizes[index], batch.recipe.anchors_inside)
+        usable = _usable_anchors(
+            anchors, cells, batch.image_sizes[index], batch.size_divisor, batch.recipe.anchors_inside
+        )
         indices = usable.nonzero()[:, 0]
         assigned = assign(anchors[indices], target, ANCHOR_MATCHING)
         positive, background = sample(assigned, ANCHOR_SAMPLING, batch.generator)
@@ -213,9 +229,9 @@ def _all_anchors(outputs: Outputs) -> tuple[Tensor, Tensor]:
     return torch.cat(anchors), torch.cat(cells)
 
 
-def _usable_anchors(anchors: Tensor, cells: Tensor, image_size: Size, inside: bool) -> Tensor:
+def _usable_anchors(anchors: Tensor, cells: Tensor, image_size: Size, divisor: int, inside: bool) -> Tensor:
     """(B,) bool: the cell is in the image as padded alone and, if asked for, the anchor in the image."""
-    height, width = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in image_size)
+    height, width = (-(-side // divisor) * divisor for side in image_size)
     usable = (cells[:, 0] < width) & (cells[:, 1] < height)
     if inside:
         limit = anchors.new_tensor(image_size[::-1])

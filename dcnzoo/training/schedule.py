@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -78,26 +76,9 @@ def default_learning_rate(optimizer: OptimizerName, images_per_step: int) -> flo
     return BASE_LEARNING_RATES[optimizer] * images_per_step / REFERENCE_BATCH
 
 
-def parameter_groups(model: nn.Module, multiplier: Callable[[str], float]) -> list[dict[str, Any]]:
-    """Sorts the parameters that are trained by their learning rate.
-
-    Args:
-        model: those of its parameters that need a gradient are trained.
-        multiplier: of the learning rate, by parameter name.
-
-    Returns:
-        One group per multiplier, with the multiplier as `scale`.
-    """
-    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[multiplier(name)].append(parameter)
-    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
-
-
 def make_optimizer(
     name: OptimizerName,
-    groups: Sequence[dict[str, Any]],
+    model: nn.Module,
     *,
     learning_rate: float,
     momentum: float = 0.9,
@@ -107,20 +88,20 @@ def make_optimizer(
 
     Args:
         name: "sgd" or "adamw".
-        groups: what `parameter_groups` returned.
-        learning_rate: of the groups with scale 1.
+        model: those of its parameters that need a gradient are trained, all at one rate.
+        learning_rate: of the first step.
         momentum: of SGD.
         weight_decay: coupled for SGD, decoupled for AdamW.
     """
-    listed = [{**group, "lr": learning_rate * group["scale"]} for group in groups]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(
-            listed, learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
+            parameters, learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True
         )
-    return torch.optim.AdamW(listed, learning_rate, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of every group, by its scale."""
+    """Sets the learning rate of all parameters."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"]
+        group["lr"] = learning_rate

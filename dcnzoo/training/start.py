@@ -29,7 +29,6 @@ from dcnzoo.training.initialise import (
     LoadReport,
     Norm,
     initialise_weights,
-    learning_rate_multiplier,
     load_for_training,
     prepare_for_training,
 )
@@ -44,7 +43,6 @@ from dcnzoo.training.schedule import (
     default_learning_rate,
     default_milestones,
     make_optimizer,
-    parameter_groups,
 )
 from dcnzoo.training.validation import ValidationSet, Validator
 
@@ -242,6 +240,10 @@ def read_validation_set(
     if options.val is None:
         return None
     annotations = read_annotations(options.val)
+    if not annotations.has_objects():
+        raise annotations.error(
+            "has no objects to find (crowds are none), and so no AP; annotate some, or leave --val out"
+        )
     files = annotations.find_files(options.val_images or options.images)
     with pixel_limit(options.max_pixels):
         faults = [
@@ -385,7 +387,7 @@ def make_trainer(
     model, schedule, saved = prepared.model, prepared.schedule, prepared.saved
     optimizer = make_optimizer(
         options.optimizer,
-        parameter_groups(model, learning_rate_multiplier),
+        model,
         learning_rate=schedule.learning_rate,
         momentum=options.momentum,
         weight_decay=_weight_decay(options),

@@ -244,9 +244,10 @@ def mask_targets(masks: Tensor, objects: Tensor, boxes: Tensor, size: int) -> Te
     height, width = masks.shape[1:]
     limit = boxes.new_tensor([width, height, width, height])
     inside = torch.minimum(boxes.clamp(min=0), limit).float()
-    rois = torch.cat([objects[:, None].float(), inside], dim=1)
+    used, rows = torch.unique(objects, return_inverse=True)  # the others would only take memory as float32
+    rois = torch.cat([rows[:, None].float(), inside], dim=1)
     with torch.no_grad():
-        cut = roi_align(masks[:, None].float(), rois, output_size=(size, size), spatial_scale=1.0)
+        cut = roi_align(masks[used][:, None].float(), rois, output_size=(size, size), spatial_scale=1.0)
     return (cut[:, 0] >= 0.5).float()
 
 

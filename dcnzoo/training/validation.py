@@ -13,13 +13,12 @@ from torch import Tensor
 
 from dcnzoo.build import load_model
 from dcnzoo.checkpoint import Checkpoint
-from dcnzoo.evaluation import PARTS
+from dcnzoo.evaluation import PARTS, Kind
 from dcnzoo.evaluation.annotations import Annotations
 from dcnzoo.evaluation.coco_metrics import coco_metrics
 from dcnzoo.evaluation.collect import collect, merge_parts
-from dcnzoo.evaluation.results import Kind
 from dcnzoo.manifest import ClassSet
-from dcnzoo.predictor import Predictor
+from dcnzoo.predictor import Predictor, float32_kept
 from dcnzoo.processes import Processes
 from dcnzoo.stream import StreamSettings
 from dcnzoo.training.checkpoint import Identity
@@ -75,7 +74,9 @@ class Validator:
         self._classes = ClassSet(
             identity.classes.names, tuple(-1 if category is None else category for category in ids)
         )
-        self._labels = np.array([label for label, category in enumerate(ids) if category is not None])
+        self._labels = np.array(
+            [label for label, category in enumerate(ids) if category is not None], np.int64
+        )
 
     def __len__(self) -> int:
         return len(self._set.files)
@@ -100,7 +101,8 @@ class Validator:
             shutil.rmtree(self._out / PARTS, ignore_errors=True)
         self._processes.wait()
         predictor = self._predictor(weights)
-        collect(predictor, annotations, files, self._out, self._stream(), self._processes, progress)
+        with float32_kept(self._device):
+            collect(predictor, annotations, files, self._out, self._stream(), self._processes, progress)
         if not first:
             return {}
         results = merge_parts(self._out, annotations, self._set.kinds)

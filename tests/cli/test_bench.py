@@ -324,6 +324,7 @@ class TestErrors:
             (["--model", DCONV, "--batch-size", "1,x"], "'x' is not a valid integer"),
             (["--model", DCONV, "--precision", "int8"], "'int8' is not one of"),
             (["--model", DCONV, "--repeats", "0"], "0 is not in the range"),
+            (["--model", DCONV, "--train", "--cuda-graphs"], "--cuda-graphs repeat predictions"),
             (["--model", DCONV, "--short-side", "9", "--long-side", "8"], "exceeds --long-side"),
             (["--model", DCONV, "--json", "-", "--csv", "-"], "Only one of --json and --csv"),
             (["--model", DCONV, "--json", "nowhere/a.json"], "There is no folder nowhere for a.json"),

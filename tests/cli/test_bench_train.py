@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from dcnzoo.benchmark import Case, Model, Settings, Spread
+from dcnzoo.errors import DeviceError
 from dcnzoo.hardware import PeakMemory, hardware_stamp
 from dcnzoo.training import benchmark
 from dcnzoo.training.benchmark import STAGES, StepResult, compare_apart, measure_steps, random_target
@@ -71,6 +73,19 @@ def test_files(dcnzoo: Program, tmp_path: Path) -> None:
     assert rows[1]["milliseconds_per_batch"]["backward"]["p50"] == 80
     table = list(csv.DictReader(io.StringIO(out)))
     assert [row["total_mean_ms"] for row in table] == ["60", "240", "60", "240"]
+
+
+def test_precisions_are_those_of_training(
+    dcnzoo: Program, compared: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU may predict in fp16, but not train."""
+    monkeypatch.setattr("dcnzoo.predictor.half_factor", lambda: torch.float16)
+    arguments = ("bench", "--train", "--arch", MASK_ARCH, "--weights", "random", "--device", "cpu")
+    code, _, err = dcnzoo(*arguments, "--precision", "fp16")
+    assert (code, compared) == (1, [])
+    assert "fp16 needs a GPU" in err
+    with pytest.raises(DeviceError, match="tf32 needs a GPU"):
+        measure_steps(replace(CASE, precision="tf32"), Settings(()))
 
 
 def test_really(tmp_path: Path) -> None:

@@ -165,6 +165,36 @@ class TestModel:
         assert "has no masks; only boxes are scored" in caplog.text
         assert "segm" not in metrics_in("dcnzoo-eval")
 
+    def test_boxes_alone_where_an_object_has_no_mask(
+        self, run: Eval, mask_model: tuple[object, ...], annotated: Path
+    ) -> None:
+        content = json.loads(annotated.read_text())
+        content["annotations"][1]["segmentation"] = []
+        annotated.write_text(json.dumps(content))
+        options = (*mask_model, "--annotations", annotated, "--images", "photos")
+        for more in ((), ("--iou-type", "bbox,segm")):
+            code, _, err = run(*options, *more)
+            assert code == 1
+            assert "annotation 2: its segmentation is neither" in err
+            assert "score boxes alone (`dcnzoo eval --iou-type bbox`)" in err
+        assert run(*options, "--iou-type", "bbox", "--overwrite").code == 0
+        assert {"bbox", "segm"} & metrics_in("dcnzoo-eval").keys() == {"bbox"}
+        assert not Path("dcnzoo-eval/detections.segm.json").exists()
+
+    def test_masks_alone(self, run: Eval, mask_model: tuple[object, ...], annotated: Path) -> None:
+        options = ("--annotations", annotated, "--images", "photos", "--limit", 2, "--iou-type", "segm")
+        code, out, err = run(*mask_model, *options)
+        assert code == 0, err
+        assert "bbox" not in metrics_in("dcnzoo-eval")
+        assert not Path("dcnzoo-eval/detections.bbox.json").exists()
+        assert "boxes" not in out
+
+    def test_masks_of_a_model_without(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
+        options = ("--annotations", annotated, "--images", "photos", "--iou-type", "segm")
+        code, _, err = run(*model, *options)
+        assert code == 1
+        assert "cannot be scored by masks: the model has none; give --iou-type bbox" in err
+
     def test_speed_memory_and_hardware(self, run: Eval, model: tuple[object, ...], annotated: Path) -> None:
         options = ("--annotations", annotated, "--images", "photos", "--limit", 2, "--json", "--quiet")
         code, out, err = run(*model, *options)
@@ -353,6 +383,7 @@ class TestErrors:
             (["--model", "m", "--coco", "c", "--images", "i"], "--coco has images of its own"),
             (["--results", "r", "--annotations", "a", "--limit", 0], "--limit"),
             (["--results", "r", "--annotations", "a", "--evaluator", "x"], "--evaluator"),
+            (["--results", "r", "--annotations", "a", "--iou-type", "keypoints"], "--iou-type"),
         ],
     )
     def test_usage(self, run: Eval, options: list[object], message: str) -> None:

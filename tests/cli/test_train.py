@@ -6,7 +6,8 @@ import csv
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ class TestRun:
         assert not torch.equal(content["weights"][name], content["state_dict"][name])
         assert torch.equal(weights("best.pth")[name], content["state_dict"][name])
 
+    def test_evaluations_are_in_float32(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        @contextmanager
+        def noted(device: torch.device) -> Iterator[None]:
+            devices.append(device.type)
+            yield
+
+        devices: list[str] = []
+        monkeypatch.setattr("dcnzoo.training.validation.float32_kept", noted)
+        assert train("--precision", "bf16").code == 0
+        assert devices == ["cpu"]
+
 
 class TestWeights:
     def test_of_other_classes(self, dcnzoo: Program, room: Path) -> None:
@@ -228,7 +240,7 @@ class TestProblems:
         ("more", "words"),
         [
             (["--train", "absent.json"], "absent.json: cannot be read"),
-            (["--images", "absent"], "leaves nothing to train with in absent: 4 images that are missing"),
+            (["--images", "absent"], "there is no folder absent; give the one"),
             (["--val-images", "absent"], "4 of its 2 images are not in absent".replace("4", "2")),
             (["--arch", "faster_rcnn_r51"], "unknown architecture"),
             (["--device", "cuda:7"], "cannot use cuda:7"),
@@ -255,7 +267,18 @@ class TestProblems:
     def test_images_above_the_limit_are_left_out(self, train: Train) -> None:
         code, _, err = train("--max-pixels", 1000)
         assert code == 1
-        assert "4 images that are missing or cannot be read" in err
+        assert "4 images that are missing or cannot be read, left out, the first: 0.png (Image size" in err
+        assert "raise the limit with --max-pixels N" in err
+
+    @pytest.mark.parametrize("crowds", [False, True])
+    def test_a_validation_set_without_objects(self, train: Train, room: Path, crowds: bool) -> None:
+        annotations = content(2)[0]
+        objects = [{**item, "iscrowd": 1} for item in annotations["annotations"]]
+        write(room / "val.json", {**annotations, "annotations": objects if crowds else []})
+        code, _, err = train()
+        assert code == 1
+        assert "has no objects to find (crowds are none)" in err
+        assert not OUT.exists()
 
     def test_a_validation_set_of_other_things(self, train: Train, room: Path) -> None:
         annotations = content(2)[0]
@@ -290,6 +313,12 @@ def test_usage(dcnzoo: Program, arguments: str, words: str) -> None:
     code, _, err = dcnzoo("train", "--train", "t.json", "--images", "i", *arguments.split())
     assert code == 2
     assert words in err
+
+
+def test_help_does_not_promise_fp16_on_a_cpu(dcnzoo: Program) -> None:
+    code, out, _ = dcnzoo("train", "--help")
+    assert code == 0
+    assert "tf32 and fp16 need a GPU." in " ".join(out.split())
 
 
 def test_tensorboard_is_an_extra(dcnzoo: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from dcnzoo.cli.main import run
+from dcnzoo.evaluation import Kind
 from dcnzoo.evaluation.annotations import read_annotations
 from dcnzoo.evaluation.coco_metrics import coco_metrics
 from dcnzoo.evaluation.error_types import ErrorType, error_breakdown
 from dcnzoo.evaluation.overlaps import image_overlaps
-from dcnzoo.evaluation.results import Kind, read_results
+from dcnzoo.evaluation.results import read_results
 from tests.parity.conftest import CellRun
 
 pytestmark = pytest.mark.parity

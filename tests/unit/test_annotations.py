@@ -70,10 +70,18 @@ class TestFiles:
         names = ", ".join(f"{number}.jpg" for number in (1, *range(3, 12)))
         assert f"11 of its 12 images are not in {tmp_path}: {names} and 1 more;" in str(raised.value)
 
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        content = annotation_content(OBJECTS[:1], images=1)
+        content["images"][0]["file_name"] = "caf\udce9.jpg"
+        (tmp_path / "caf\udce9.jpg").touch()
+        annotations = read_annotations(write(tmp_path / "a.json", content))
+        assert annotations.find_files(tmp_path) == [tmp_path / "caf\udce9.jpg"]
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [
             ("1.jpg", "1 files belong to several images: 1.jpg"),
+            ("./1.jpg", "1 files belong to several images: 1.jpg"),
             (None, "1 images have no 'file_name': 2"),
             ("../2.jpg", r"1 file names lead out of the folder: \.\./2.jpg"),
             ("a/../../2.jpg", "1 file names lead out of the folder: a/"),
@@ -110,6 +118,9 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (changed("images", width=2**31, height=2**31), "is said to be of"),
         (changed("categories", name="cat"), "has several categories of the same name: cat"),
         (changed("categories", name=None), "has no 'name'"),
+        (changed("categories", name="caf\ud800"), r"has name 'caf\ud800', expected a text of valid Unicode"),
+        (changed("categories", name="caf\udce9"), r"has name 'caf\udce9', expected a text of valid Unicode"),
+        (changed("images", file_name="\ud800.jpg"), r"has file_name '\ud800.jpg', expected a text"),
         (changed("annotations", id=1), "annotation 1 is there twice"),
         (changed("annotations", image_id=9), "is about image 9, which the file does not list"),
         (changed("annotations", category_id=9), "has category 9, which the file does not list"),

@@ -11,10 +11,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dcnzoo.evaluation import EVALUATORS
+from dcnzoo.evaluation import EVALUATORS, Kind
 from dcnzoo.evaluation.annotations import Annotations, read_annotations
 from dcnzoo.evaluation.coco_metrics import METRICS, CocoMetrics, coco_metrics, find_evaluator
-from dcnzoo.evaluation.results import CocoResults, Kind
+from dcnzoo.evaluation.results import CocoResults
 from dcnzoo.evaluation.segmentation import to_rle
 from tests.unit.annotating import (
     CATEGORIES,
@@ -82,6 +82,24 @@ def test_each_class_is_scored_as_if_alone(tmp_path: Path, evaluator: str) -> Non
         assert figures == pytest.approx([alone[name] for name in ("AP", "AP50", "AP75", "AR_100")])
         plain = [item for item in objects if item["category_id"] == one.category_id and not item["iscrowd"]]
         assert one.objects == len(plain)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_ids_may_be_negative(tmp_path: Path, evaluator: str, kind: Kind) -> None:
+    """But 0 is pycocotools' mark of an object that is not found."""
+    objects, detections = random_scene(seed=1)
+    content = annotation_content(objects, images=6)
+    for item in content["images"]:
+        item["id"] -= 4
+    for item in content["annotations"]:
+        item["id"], item["image_id"] = item["id"] - 20, item["image_id"] - 4
+    moved = [{**item, "image_id": item["image_id"] - 4} for item in detections]
+    results = moved if kind == "bbox" else with_masks(moved)
+    annotations = write(tmp_path / "a.json", content)
+    expected = judge(annotations, write(tmp_path / "r.json", results), kind)
+    metrics = coco_metrics(read_annotations(annotations), results, kind, find_evaluator(evaluator))
+    np.testing.assert_allclose(list(metrics.stats.values()), expected.stats, rtol=0, atol=1e-12)
 
 
 @pytest.fixture

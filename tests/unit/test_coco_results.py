@@ -20,6 +20,8 @@ MASK = {"size": [100, 100], "counts": to_rle([rectangle(BOX)], (100, 100))["coun
 BOXED = found(1, 7, BOX, 0.5)
 MASKED = {"image_id": 2, "category_id": 3, "segmentation": MASK, "score": 0.25}
 
+BOTH = {**BOXED, "segmentation": MASK}
+
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> Annotations:
@@ -31,7 +33,7 @@ def annotations(tmp_path: Path) -> Annotations:
     [
         ([BOXED], ["bbox"]),
         ([MASKED], ["segm"]),
-        ([{**BOXED, "segmentation": MASK}], ["bbox", "segm"]),
+        ([BOTH], ["bbox", "segm"]),
         ([{**MASKED, "bbox": []}], ["segm"]),
         ([{**BOXED, "segmentation": None}], ["bbox"]),
     ],
@@ -43,6 +45,13 @@ def test_kinds_are_detected(annotations: Annotations, tmp_path: Path, results: A
         if kind in kinds:
             wanted = ("image_id", "category_id", field, "score")
             assert read[kind] == [{key: results[0][key] for key in wanted}]
+
+
+def test_kinds_can_be_chosen(annotations: Annotations, tmp_path: Path) -> None:
+    path = write(tmp_path / "r.json", [BOTH, BOXED])
+    assert read_results(path, annotations, ["bbox"]) == {"bbox": [BOXED, BOXED]}
+    with pytest.raises(EvaluationError, match="1 has no 'segmentation', which every result needs"):
+        read_results(path, annotations, ["segm"])
 
 
 def test_plain_run_lengths_become_a_string(annotations: Annotations, tmp_path: Path) -> None:
@@ -59,7 +68,9 @@ def test_plain_run_lengths_become_a_string(annotations: Annotations, tmp_path: P
         ([BOXED, 3], "result at position 1 is no JSON object"),
         ([{"image_id": 1, "category_id": 7, "score": 1}], "has neither 'bbox' nor 'segmentation'"),
         ([BOXED, MASKED], "result at position 1 has no 'bbox'"),
-        ([MASKED, BOXED], "result at position 1 has a segmentation that is no run lengths"),
+        ([MASKED, BOXED], "result at position 0 has no 'bbox'"),
+        ([BOXED, BOTH], "result at position 0 has no 'segmentation'"),
+        ([BOTH, BOXED], "result at position 1 has no 'segmentation'"),
         ([{**BOXED, "image_id": 5}], "is about image 5, which "),
         ([{**BOXED, "image_id": "1"}], "has image_id '1', expected an integer"),
         ([{**BOXED, "category_id": 1}], "has category 1, which "),
@@ -91,11 +102,10 @@ def test_no_json(annotations: Annotations, tmp_path: Path, content: bytes) -> No
 
 
 def test_masks_come_without_boxes() -> None:
-    both = [{**BOXED, "segmentation": MASK}]
-    assert [list(result) for result in split_results(both, "segm")] == [
+    assert [list(result) for result in split_results([BOTH], "segm")] == [
         ["image_id", "category_id", "segmentation", "score"]
     ]
-    assert list(split_results(both, "bbox")) == [BOXED]
+    assert list(split_results([BOTH], "bbox")) == [BOXED]
 
 
 def test_written_files_are_read_back(annotations: Annotations, tmp_path: Path) -> None:

@@ -11,7 +11,15 @@ from PIL import Image
 
 from dcnzoo.annotate import class_colour
 from dcnzoo.evaluation.coco_metrics import CocoMetrics, coco_metrics
-from dcnzoo.evaluation.curves import ALL_CLASSES, MARGIN, PANEL, draw_curves, mean_precision, write_curves
+from dcnzoo.evaluation.curves import (
+    ALL_CLASSES,
+    MARGIN,
+    PANEL,
+    draw_curves,
+    mean_precision,
+    threshold_below,
+    write_curves,
+)
 from tests.unit.annotating import Dicts, annotations_of, found, random_scene, truth
 
 DOG, CAT = 3, 7
@@ -40,7 +48,7 @@ def test_table(metrics: CocoMetrics, tmp_path: Path) -> None:
     table = rows(tmp_path / "c.csv")
     assert len(table) == 3 * 101
     assert {name for name, _ in table} == {ALL_CLASSES, "cat", "dog"}
-    points = [("0.00", "1.0000", "0.9000"), ("0.50", "1.0000", "0.9000"), ("0.51", "0.6667", "0.7000")]
+    points = [("0.00", "1.0000", "0.8999"), ("0.50", "1.0000", "0.8999"), ("0.51", "0.6667", "0.6999")]
     for recall, precision, score in points:
         row = table["cat", recall]
         assert (row["precision_iou_0.50"], row["precision_iou_0.95"], row["score_threshold"]) == (
@@ -51,6 +59,14 @@ def test_table(metrics: CocoMetrics, tmp_path: Path) -> None:
         assert table[ALL_CLASSES, recall]["precision_iou_0.50"] == f"{float(precision) / 2:.4f}"
     assert table["dog", "0.00"]["precision_iou_0.50"] == "0.0000"
     assert table["dog", "0.00"]["score_threshold"] == ""
+
+
+@pytest.mark.parametrize("score", [1.0, 0.9, 0.0051, 0.56789, 0.12341, 0.1 + 0.2, 1e-4, 3e-5])
+def test_a_threshold_keeps_its_score(score: float) -> None:
+    threshold = threshold_below(score)
+    assert 0 <= threshold < score
+    assert f"{threshold:.4f}" == str(threshold).ljust(6, "0")
+    assert threshold + 1.01e-4 > score
 
 
 def test_the_area_under_the_mean_is_ap(tmp_path: Path) -> None:

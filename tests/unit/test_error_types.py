@@ -137,6 +137,15 @@ def test_in_a_crowd_of_its_class_nothing_is_wrong(tmp_path: Path) -> None:
     assert (result.ap50, errors(result)) == (pytest.approx(1), {})
 
 
+def test_of_equal_overlaps_the_last_object_is_found(tmp_path: Path) -> None:
+    """As in pycocotools; the first one is left for the other detection."""
+    objects = [truth(1, CAT, [0, 0, 10, 10]), truth(1, CAT, [4, 0, 10, 10])]
+    detections = [found(1, CAT, [2, 0, 10, 10], 0.9), found(1, CAT, [0, 0, 10, 10], 0.8)]
+    metrics = coco_metrics(annotations_of(tmp_path, objects), detections, "bbox")
+    result = breakdown(tmp_path, objects, detections)
+    assert (result.ap50, errors(result)) == (pytest.approx(metrics.stats["AP50"]), {})
+
+
 def test_no_objects(tmp_path: Path) -> None:
     result = breakdown(tmp_path, [], [found(1, CAT, BOX, 0.9)])
     assert (result.ap50, errors(result)) == (0, {ErrorType.BACKGROUND: 1})

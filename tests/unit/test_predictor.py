@@ -33,6 +33,7 @@ from dcnzoo.ops.gpu import allows_tf32
 from dcnzoo.predictor import (
     find_classes,
     find_device,
+    float32_kept,
     has_kernels,
     prepare_precision,
     with_index,
@@ -546,6 +547,24 @@ def test_the_precision_is_not_left_to_a_wider_switch(
     # which PyTorch refuses if old and new switches say different things
     assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
     assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_float32_for_a_while(precision: str, usual_switches: None) -> None:
+    """As evaluations during training need it."""
+
+    def switches() -> list[object]:
+        cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+        new = [switch.fp32_precision for switch in (cudnn.conv, cudnn.rnn, cublas)]
+        return [*new, cudnn.allow_tf32, cublas.allow_tf32]
+
+    device = torch.device("cuda")
+    prepare_precision(precision, device)
+    before = switches()
+    with float32_kept(device):
+        assert switches() == ["ieee", "ieee", "ieee", False, False]
+    assert switches() == before
+    assert before[0] == "tf32"
 
 
 @pytest.fixture

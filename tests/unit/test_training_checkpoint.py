@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def weights() -> dict[str, Tensor]:
 
 def saved(weights: dict[str, Tensor], average: dict[str, Tensor] | None = None) -> Saved:
     momentum = {0: {"momentum_buffer": torch.arange(3.0)}}
-    optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "scale": 1.0, "params": [0]}]}
+    optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0]}]}
     progress = Progress(3, 7, 100, True, 0.25, 2, 9.5, {"loss": 1.5}, [{"epoch": 1.0, "loss": 2.0}])
     return Saved(weights, average, optimizer, {}, progress)
 
@@ -75,19 +76,19 @@ class TestLast:
         save_last(tmp_path, IDENTITY, saved(weights, average))
         assert_equal(load_checkpoint(tmp_path / LAST).state_dict, average)
 
-    def test_a_failure_leaves_the_one_before(
-        self, tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_failure_leaves_the_one_before(self, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+        """Here a limit on the size of files; a full disk fails in the same way."""
         save_last(tmp_path, IDENTITY, saved(weights))
         before = (tmp_path / LAST).read_bytes()
-
-        def full(content: object, file: object) -> None:
-            file.write(b"half a")  # type: ignore[attr-defined]
-            raise RuntimeError("PytorchStreamWriter failed writing file: No space left")
-
-        monkeypatch.setattr(torch, "save", full)
-        with pytest.raises(OutputError, match=r"cannot write .*last\.pth: .*No space left"):
-            save_last(tmp_path, IDENTITY, saved(weights))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        try:
+            with pytest.raises(
+                OutputError, match=r"cannot write .*last\.pth: File too large; mend .* --resume"
+            ):
+                save_last(tmp_path, IDENTITY, saved(weights))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert (tmp_path / LAST).read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == [LAST]
 

@@ -16,7 +16,6 @@ from dcnzoo.models.rcnn import RCNN
 from dcnzoo.training.initialise import (
     Norm,
     initialise_weights,
-    learning_rate_multiplier,
     load_for_training,
     prepare_for_training,
 )
@@ -126,10 +125,6 @@ def test_settings_that_are_none() -> None:
         prepare_for_training(small_model(), norm="batch")
     with pytest.raises(ValueError, match="expected -1 to 4"):
         prepare_for_training(small_model(), norm="frozen", frozen_stages=5)
-
-
-def test_offsets_learn_at_the_common_rate() -> None:
-    assert {learning_rate_multiplier(name) for name, _ in small_model().named_parameters()} == {1.0}
 
 
 CLASS_HEADS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dcnzoo.errors import TrainingError
+from dcnzoo.training.batches import Batch
 from dcnzoo.training.loop import LoopSettings, Progress, Trainer
 
 NAMES = ("rpn_cls", "rpn_reg", "cls")
@@ -34,21 +38,47 @@ class Losses(nn.Module):
         return dict(zip(NAMES, (2 * self.factors).unbind(), strict=True))
 
 
-def test_losses_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the norm of the gradient once."""
-    model, seen = Losses(), []
-    trainer = Trainer.__new__(Trainer)
-    trainer.settings, trainer.progress, trainer.ema = LoopSettings(), Progress(), None
+@pytest.fixture
+def seen() -> list[dict[str, float]]:
+    """Losses of each batch."""
+    return []
+
+
+@pytest.fixture
+def trainer(seen: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Of a model without images."""
+    model, trainer = Losses(), Trainer.__new__(Trainer)
+    trainer.settings, trainer.progress, trainer.ema, trainer._learned = LoopSettings(), Progress(), None, []
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
     everything: Any = trainer
     everything.model, everything.network, everything.loader = model, model, [None]
-    everything.optimizer = torch.optim.SGD([{"params": model.parameters(), "scale": 1.0}], lr=0.0)
+    everything.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     everything.schedule = SimpleNamespace(learning_rate_at=lambda _: 0.0)
     everything.reporter = SimpleNamespace(batch=lambda _, values: seen.append(values))
     monkeypatch.setattr(trainer, "_losses", lambda batch: model(batch))
+    return trainer
+
+
+def batch(*names: str) -> Batch:
+    return Batch(torch.zeros(0), [], [], list(names))
+
+
+def test_losses_are_read_at_once(trainer: Trainer, seen: list[dict[str, float]]) -> None:
+    """And the norm of the gradient once."""
     with Questions() as questions:
-        trainer._learn(None)  # type: ignore[arg-type]
+        trainer._learn(batch())
     assert questions.count <= 1
     assert seen == [{"rpn_cls": 2.0, "rpn_reg": 4.0, "cls": 6.0}]
     assert trainer.progress.sums["loss"] == 12
     assert trainer.progress.sums["gradient_norm"] == pytest.approx(12**0.5)
+
+
+def test_a_gradient_that_is_no_number_names_all_images_of_the_step(trainer: Trainer, tmp_path: Path) -> None:
+    trainer.settings, trainer.out = LoopSettings(accumulate=2), tmp_path
+    trainer.loader = [None] * 4  # type: ignore[assignment]
+    for name in ("a.png", "b.png", "c.png"):
+        trainer._learn(batch(name))
+        trainer.progress.batch += 1
+    trainer.model.factors.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"gradient_norm became .* with the images c\.png, d\.png;"):
+        trainer._learn(batch("d.png"))

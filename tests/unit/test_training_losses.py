@@ -13,7 +13,7 @@ from dcnzoo.manifest import Architecture
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.training import losses
 from dcnzoo.training.initialise import initialise_weights, prepare_for_training
-from dcnzoo.training.losses import CASCADE, FASTER, MASK, Recipe, detection_losses, recipe_of
+from dcnzoo.training.losses import CASCADE, FASTER, MASK, LossNetwork, Recipe, detection_losses, recipe_of
 from dcnzoo.training.targets import RoISample, Target
 
 LOG_2 = log(2)
@@ -79,12 +79,19 @@ def test_an_image_without_objects_has_one_imagined_positive_anchor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "inside", "expected"),
-    [((64, 64), False, 16 * 16), ((30, 33), False, 8 * 16), ((1, 1), False, 8 * 8), ((64, 64), True, 8 * 8)],
+    ("image_size", "divisor", "inside", "expected"),
+    [
+        ((64, 64), 32, False, 16 * 16),
+        ((30, 33), 32, False, 8 * 16),
+        ((1, 1), 32, False, 8 * 8),
+        ((1, 33), 64, False, 16 * 16),
+        ((1, 33), 8, False, 2 * 10),
+        ((64, 64), 32, True, 8 * 8),
+    ],
 )
-def test_usable_anchors(image_size: tuple[int, int], inside: bool, expected: int) -> None:
+def test_usable_anchors(image_size: tuple[int, int], divisor: int, inside: bool, expected: int) -> None:
     anchors, cells = losses._all_anchors(finest_level(0.0))
-    usable = losses._usable_anchors(anchors, cells, image_size, inside).reshape(-1, 3)
+    usable = losses._usable_anchors(anchors, cells, image_size, divisor, inside).reshape(-1, 3)
     assert usable[:, 1].sum() == expected  # the square ones
     if not inside:
         assert usable.sum() == 3 * expected
@@ -200,6 +207,17 @@ def test_samples_follow_from_the_generator() -> None:
     )
     assert first == again
     assert first != other
+
+
+def test_padding_is_that_of_the_preprocessing() -> None:
+    """A padded image is learned from as far as it would be padded alone."""
+    images, sizes, targets = scene()
+    model, sizes = small_model("faster_rcnn"), [(64, 64), (30, 30)]
+    alone, beyond = (
+        LossNetwork(model, size_divisor=divisor)(images, sizes, targets, torch.Generator().manual_seed(0))
+        for divisor in (32, 64)
+    )
+    assert alone["loss_rpn_cls"] != beyond["loss_rpn_cls"]
 
 
 def test_arguments_that_do_not_fit() -> None:

@@ -14,7 +14,6 @@ from dcnzoo.training.schedule import (
     default_learning_rate,
     default_milestones,
     make_optimizer,
-    parameter_groups,
     set_learning_rate,
 )
 
@@ -65,19 +64,19 @@ class TestOptimizer:
             {"body": nn.Linear(2, 2), "conv_offset": nn.Linear(2, 2), "stem": nn.Linear(2, 2)}
         )
 
-    def test_groups(self, model: nn.Module) -> None:
+    def test_all_that_is_not_frozen_learns_at_one_rate(self, model: nn.Module) -> None:
+        """Offsets, too."""
         model["stem"].requires_grad_(False)  # type: ignore[index]
-        groups = parameter_groups(model, lambda name: 0.1 if "conv_offset" in name else 1.0)
-        assert {group["scale"]: len(group["params"]) for group in groups} == {1.0: 2, 0.1: 2}
-        optimizer = make_optimizer("sgd", groups, learning_rate=0.5)
-        assert sorted(group["lr"] for group in optimizer.param_groups) == [pytest.approx(0.05), 0.5]
+        optimizer = make_optimizer("sgd", model, learning_rate=0.5)
+        (group,) = optimizer.param_groups
+        assert (len(group["params"]), group["lr"]) == (4, 0.5)
         set_learning_rate(optimizer, 0.2)
-        assert sorted(group["lr"] for group in optimizer.param_groups) == [pytest.approx(0.02), 0.2]
+        assert group["lr"] == 0.2
 
     def test_sgd_with_momentum_and_decay(self) -> None:
         weight = nn.Parameter(torch.tensor([2.0]))
-        groups = [{"params": [weight], "scale": 1.0}]
-        optimizer = make_optimizer("sgd", groups, learning_rate=0.1, momentum=0.5, weight_decay=0.25)
+        model = nn.ParameterList([weight])
+        optimizer = make_optimizer("sgd", model, learning_rate=0.1, momentum=0.5, weight_decay=0.25)
         for _ in range(2):
             weight.grad = torch.tensor([1.0])
             optimizer.step()
@@ -85,8 +84,7 @@ class TestOptimizer:
         assert weight.item() == pytest.approx(1.85 - 0.22125)
 
     def test_adamw(self, model: nn.Module) -> None:
-        groups = parameter_groups(model, lambda _: 1.0)
-        optimizer = make_optimizer("adamw", groups, learning_rate=1e-4, weight_decay=0.05)
+        optimizer = make_optimizer("adamw", model, learning_rate=1e-4, weight_decay=0.05)
         assert isinstance(optimizer, torch.optim.AdamW)
         assert optimizer.param_groups[0]["weight_decay"] == 0.05
 

@@ -125,7 +125,10 @@ def test_missing_images(room: Path, annotations: Content) -> None:
     (room / "images" / "1.png").write_bytes(b"no picture")
     found = read(room, annotations)
     places = [problem.where for problem in found.problems]
-    assert places == ["0.png (No such file or directory)", "1.png (UnidentifiedImageError)"]
+    assert places == [
+        "0.png (No such file or directory)",
+        "1.png (not an image in a format that Pillow knows)",
+    ]
     assert [image.name for image in found.images] == ["2.png"]
 
 
@@ -176,8 +179,17 @@ def test_crowds_are_no_objects(room: Path, annotations: Content) -> None:
 def test_nothing_left(room: Path, annotations: Content) -> None:
     for item in annotations["annotations"]:
         item["category_id"] = 5
-    with pytest.raises(TrainingError, match=r"leaves nothing to train with .*: 6 annotations of categories"):
+    message = "6 annotations of categories that the file does not list, left out, the first: annotation 1 "
+    with pytest.raises(TrainingError, match=f"leaves no objects to train with .*: {message}"):
         read(room, annotations)
+
+
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_crowds_alone_are_nothing_to_train_with(room: Path, annotations: Content, keep_empty: bool) -> None:
+    for item in annotations["annotations"]:
+        item["iscrowd"] = 1
+    with pytest.raises(TrainingError, match=r"leaves no objects to train with .* \(crowds are none\)$"):
+        read(room, annotations, keep_empty=keep_empty)
 
 
 def test_no_annotation_file(room: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from dcnzoo.models.boxes import decode_boxes
+from dcnzoo.ops import roi_align
 from dcnzoo.training.targets import (
     BACKGROUND,
     IGNORED,
@@ -161,6 +164,22 @@ def test_mask_targets_by_hand() -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.stack([left, torch.ones(4, 4), torch.ones(4, 4), corner]))
     assert mask_targets(masks.byte(), torch.zeros(0, dtype=torch.int64), boxes(), 4).shape == (0, 4, 4)
+
+
+def test_mask_targets_take_no_memory_for_other_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(features: Tensor, rois: Tensor, **options: Any) -> Tensor:
+        sizes.append(len(features))
+        return roi_align(features, rois, **options)
+
+    sizes: list[int] = []
+    monkeypatch.setattr("dcnzoo.training.targets.roi_align", noted)
+    masks = torch.rand(6, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    chosen, regions = torch.tensor([4, 1, 4]), boxes((0, 0, 8, 8), (1, 2, 6, 7), (3, 0, 8, 5))
+    found = mask_targets(masks, chosen, regions, 4)
+    assert sizes == [2]
+    for row, (index, region) in enumerate(zip(chosen, regions, strict=True)):
+        alone = mask_targets(masks[index][None], torch.tensor([0]), region[None], 4)
+        assert torch.equal(found[row], alone[0])
 
 
 @pytest.mark.parametrize(
