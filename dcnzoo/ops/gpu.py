@@ -46,6 +46,15 @@ def gpu_problem(index: int | None = None) -> str | None:
     return load_problem()
 
 
+def gpu_is_well() -> bool:
+    """Whether the GPU computes on; after an error in a kernel it does not, for this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def gpu_backend(index: int | None = None) -> tuple[str, str]:
     """Backend that runs the operators on a GPU, and why.
 
