@@ -62,7 +62,7 @@ class Planner {
       consider_splits(kernel, forced, consider);
     }
     // These have not run on a GPU yet. Until they have, they compute only where they are asked for: without this
-    // condition their estimates would take them for most layers.
+    // condition their estimates would take them for many layers.
     const bool asked = forced != nullptr || gpu_.try_wgmma;
     if (asked && gpu_.wgmma && element_bytes(element_) == 2) {
       for (const Kernel kernel : {Kernel::wgmma_128x256, Kernel::wgmma_128x128}) {
