@@ -8,6 +8,7 @@ next batch begun before the last one's detections are taken, as `dcnzoo predict`
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -51,7 +52,7 @@ class Timing:
         way: of `WAYS`.
         batch_ms: median of a batch, from resized pixels to detections, with nothing else under way.
         images_per_second: with the next batch begun before the last is taken.
-        allocated_gib: most memory of tensors at once; what a graph keeps for its own is not in it
+        allocated_gib: most memory of tensors at once; what a graph keeps for its own is not in it.
         reserved_gib: most memory that PyTorch held, graphs' included.
     """
 
@@ -97,6 +98,7 @@ def measure(case: Case, settings: Settings, way: str) -> Timing:
     graphs, torch.backends.cudnn.benchmark = WAYS[way]
     on_gpu = case.device != "cpu"  # where the tests run it
     if on_gpu:
+        gc.collect()  # what the way before has held
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     predictor = load_predictor(case, replace(settings, cuda_graphs=graphs))
