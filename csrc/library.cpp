@@ -45,6 +45,11 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   m.def(
       "deform_conv2d_by_kernel(Tensor input, Tensor weight, Tensor offset, Tensor? mask, Tensor? bias, int[2] stride, "
       "int[2] padding, int[2] dilation, bool mask_is_logits, bool relu, bool tf32, str kernel) -> Tensor");
+  // What a GPU computes it with, if `kernel` is empty, or by that kernel: the kernel's number, its splits and the cycles
+  // that it is estimated to take, float64 on the CPU.
+  m.def(
+      "deform_conv2d_plan(Tensor input, Tensor weight, Tensor offset, int[2] stride, int[2] padding, int[2] dilation, "
+      "bool tf32, str kernel) -> Tensor");
   m.def("pack_deform_conv2d_weight(Tensor weight, int groups, bool half=False) -> Tensor");
   // Elements of what `pack_deform_conv2d_weight` makes of a weight of this shape and type.
   m.def("packed_deform_conv2d_numel(int[] weight_shape, int groups, ScalarType dtype, bool half=False) -> int");

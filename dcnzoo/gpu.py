@@ -8,6 +8,7 @@ Shapes: N images, H and W the padded size of a batch, D most detections.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from dcnzoo.image import PreparedImage
     from dcnzoo.manifest import Preprocessing
     from dcnzoo.models.rcnn import RCNN, Instances
+
+_LOG = logging.getLogger(__name__)
 
 MOST_GRAPHS = 16
 """Graphs kept; most images of a collection share a few shapes."""
@@ -250,7 +253,7 @@ class GraphCache:
     """Runs computations as graphs once they come again.
 
     When there is no room, a computation gets the place of the rarest one that has a graph once it has come
-    more often; until then it runs without.
+    more often; until then it runs without. So does one whose capture has failed, for good.
 
     Args:
         capture: makes a graph of a computation and its arguments.
@@ -267,6 +270,7 @@ class GraphCache:
         self._capture, self._most, self._seen_before = capture, most, seen_before
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, Computation] = {}
+        self._failed: set[Hashable] = set()
 
     def run(self, key: Hashable, compute: Computation, pixels: Tensor, settings: Tensor) -> FixedInstances:
         """Computes, by a graph where there is one.
@@ -279,9 +283,16 @@ class GraphCache:
         """
         self._seen[key] += 1
         if key not in self._graphs:
-            if self._seen[key] <= self._seen_before or not self._make_room(key):
+            if self._seen[key] <= self._seen_before or key in self._failed or not self._make_room(key):
                 return compute(pixels, settings)
-            self._graphs[key] = self._capture(compute, pixels, settings)
+            try:
+                self._graphs[key] = self._capture(compute, pixels, settings)
+            except torch.OutOfMemoryError:
+                raise  # who has called knows what to do
+            except RuntimeError as error:
+                self._failed.add(key)
+                _LOG.warning("no CUDA graph of %s, which runs without: %s", key, error)
+                return compute(pixels, settings)
         return self._graphs[key](pixels, settings)
 
     def _make_room(self, key: Hashable) -> bool:

@@ -19,12 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dcnzoo import ops
 from dcnzoo.ops import reference
-from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops.gpu import gpu_is_well, gpu_problem
 from dcnzoo.ops.gpu_tuning import KERNELS
 from tests.ops import cuda_deform_conv2d_cases as convolutions
 from tests.ops import cuda_grad_cases as grads
 from tests.ops import cuda_region_cases as regions
 from tests.ops.emulated_gpu import Run
+
+SUBJECTS = ("convolution", "gradients", "pooling", "suppression")
+"""What the names of comparisons begin with."""
 
 
 def convolution(name: str) -> float:
@@ -110,24 +113,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="Write the errors here too.")
     parser.add_argument("--wgmma", choices=("with", "without", "only"), default="with")
+    parser.add_argument("--subject", choices=SUBJECTS, help="Only these comparisons.")
     options = parser.parse_args()
     problem = gpu_problem()
     if problem is not None:
         raise SystemExit(problem)
     errors: dict[str, float | str] = {}
     for name, compare in comparisons(options.wgmma):
+        if options.subject is not None and not name.startswith(options.subject):
+            continue
         print(name, end=": ", flush=True)  # before it computes: one that hangs or crashes is the last
         try:
             errors[name] = compare()
         except Exception as error:  # the next comparison may say more
             errors[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
         print(errors[name], flush=True)
+        well = gpu_is_well()
+        if not well:
+            errors[name] = f"{errors[name]}; the GPU computes no more, what follows was not compared"
+        if options.json is not None:  # each time, for it may be stopped
+            options.json.write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
+        if not well:
+            break
     wrong = {name: error for name, error in errors.items() if isinstance(error, str) or not error <= 1}
     print(f"\n{len(errors) - len(wrong)} of {len(errors)} comparisons right")
     for name, error in wrong.items():
         print(f"wrong: {name}: {error}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
     return 1 if wrong else 0
 
 

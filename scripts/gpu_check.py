@@ -1,8 +1,10 @@
 """What `gpu_check.sh` runs: build, tests, benchmarks and sanitizer on a GPU, and the report on them.
 
-A step that lacks a package, a program or time is left out, and the report says why. The kernels with `wgmma`,
-which have never run, come last and by themselves, so that one that hangs or crashes costs no other result.
-The report is written anew after every step, and `steps.log` beside it has all that the steps print.
+A step that lacks a package, a program or time is left out, and the report says why. Each step is a process of
+its own, for an error of a kernel spoils a process for all others: tests that such an error or a hang has kept
+from running run in the next process. The report is written anew after every step, and the log beside it has
+all that the steps print. What a first call had no time for, a second one makes up with `--only`: the build
+stays.
 """
 
 from __future__ import annotations
@@ -24,14 +26,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
-from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 TAIL = 4000
 """Characters of a failed step's output that the report keeps."""
 
-QUICK_SECONDS = 465
-"""Of the quick form, all steps together."""
+QUICK_SECONDS = 540
+"""Of the quick form, all steps together: a machine that is lent may end a command after ten minutes."""
+
+PARTS = (
+    *("build", "tests", "wgmma-tests", "operators", "wgmma", "detectors", "profile", "parity"),
+    *("memcheck", "racecheck"),
+)
+"""What there is to do, in order: what is right, then what to tune, then the rest."""
+
+ONLY_FULL = ("racecheck",)
+NO_TIME = "no time was left"
+
+CONVOLUTION_TESTS = "tests/ops/test_gpu_deform_conv2d.py"
+MOST_PROCESSES = 3
+"""For the tests of a step, of which each new one takes up those that the last has not come to."""
 
 RUNTIME = (
     "torchvision",
@@ -66,9 +80,11 @@ class Step:
         code: its exit code; None if it was stopped, never ran, or left a file that cannot be read.
         seconds: that it took.
         output: the end of what it printed, if it failed; all of it is in `steps.log`.
-        tests: how many passed, failed and were skipped.
+        tests: how many passed, failed and were skipped; one that ended its process has failed.
         table: Markdown of its own.
         data: numbers of its own.
+        part: of `PARTS`.
+        begin: where in the log its output begins.
     """
 
     name: str
@@ -83,6 +99,8 @@ class Step:
     tests: dict[str, int] = field(default_factory=dict)
     table: str = ""
     data: Any = None
+    part: str = ""
+    begin: int = 0
 
     @property
     def passed(self) -> bool:
@@ -107,12 +125,14 @@ class Step:
         left = int(deadline - time.monotonic())
         lacking = [module for module in self.needs if find_spec(module) is None]
         program = self.command[0]
-        if lacking:
+        if self.missing:
+            pass  # the caller knows why
+        elif lacking:
             self.missing = f"needs {', '.join(lacking)}"
         elif shutil.which(program) is None:
             self.missing = f"needs {program}"
         elif left < 10:
-            self.missing = "no time was left"
+            self.missing = NO_TIME
         else:
             print(f"{self.name}: {' '.join(self.command)}", file=sys.stderr)
             self._run(min(self.limit, left), log)
@@ -127,13 +147,17 @@ class Step:
         with log.open("ab") as file:
             file.write(f"\n=== {self.name}: {' '.join(self.command)}\n".encode())
             file.flush()
-            begin = file.tell()
+            self.begin = file.tell()
             self.code = run_group(self.command, os.environ | self.environment, file, limit)
             self.seconds = round(time.monotonic() - start, 1)
             how = "stopped" if self.code is None else f"ended with exit code {self.code}"
             file.write(f"\n=== {how} after {self.seconds} s\n".encode())
         if self.code != 0:
-            self.output = log.read_bytes()[begin:].decode(errors="replace")[-TAIL:]
+            self.output = self.said(log)[-TAIL:]
+
+    def said(self, log: Path) -> str:
+        """What it printed, before another step has run."""
+        return log.read_bytes()[self.begin :].decode(errors="replace") if log.exists() else ""
 
 
 def run_group(command: list[str], environment: dict[str, str], output: IO[bytes], limit: int) -> int | None:
@@ -177,6 +201,7 @@ class Runner:
         deadline: on the monotonic clock.
         path: of the report, without a suffix.
         stamp: of the machine; taken again when there are operators to load.
+        parts: of `PARTS`, which are run.
         steps: that were run.
     """
 
@@ -185,12 +210,14 @@ class Runner:
     deadline: float
     path: Path
     stamp: dict[str, Any]
+    parts: tuple[str, ...] = PARTS
     steps: list[Step] = field(default_factory=list)
+    _part: str = ""
 
     @property
     def log(self) -> Path:
         """Gets all that the steps print."""
-        return self.path.with_name("steps.log")
+        return self.path.with_suffix(".log")
 
     def write(self) -> None:
         """Writes the report on the steps so far."""
@@ -199,91 +226,177 @@ class Runner:
         self.path.with_suffix(".md").write_text(markdown(self.stamp, self.steps), encoding="utf-8")
 
     def run_all(self) -> None:
-        """Runs the steps one after the other; without a build there is nothing to test."""
-        build = Step("build", python("setup.py", "build_ext", "--inplace"), 900, {"DCNZOO_CUDA": "1"})
-        build.needs = ("setuptools",)
-        if not self.run(build).passed:
-            return
-        try:
-            self.stamp = machine()
-        except SystemExit as error:  # the steps will say more
-            self.stamp["incomplete"] = str(error)
-        tools = ("memcheck", "racecheck") if self.full else ("memcheck",)
-        self.compare("tests on the GPU", "without", 900 if self.full else 180)
-        self.benchmarks()
-        self.parity()
-        for tool in tools:
-            self.run(sanitizer_step(tool, "without", 600 if self.full else 100))
-        self.compare("tests of wgmma", "only", 900 if self.full else 60)
-        for tool in tools:
-            self.run(sanitizer_step(tool, "only", 600 if self.full else 60))
-        if self.full:
-            sweep = Step(
-                "deformable convolution, wgmma",
-                python("scripts/bench_ops_gpu.py", "--sweep-wgmma", "--no-torchvision"),
-                1800,
-            )
-            self.numbers(sweep, operator_table)
+        """Runs the parts one after the other; without a build there is nothing to test."""
+        run: dict[str, Callable[[], object]] = {
+            "tests": self.tests_of_kernels,
+            "wgmma-tests": self.tests_of_wgmma,
+            "operators": self.operators,
+            "wgmma": self.wgmma,
+            "detectors": self.detectors,
+            "profile": self.profile,
+            "parity": self.parity,
+            "memcheck": lambda: self.sanitize("memcheck"),
+            "racecheck": lambda: self.sanitize("racecheck"),
+        }
+        for part in PARTS:
+            if part not in self.parts or (part in ONLY_FULL and self.parts == PARTS and not self.full):
+                continue
+            self._part = part
+            if part != "build":
+                run[part]()
+            elif not self.build():
+                return
 
     def run(self, step: Step) -> Step:
         """Runs a step and keeps it."""
+        step.part = self._part
         step.run(self.deadline, self.log)
         self.steps.append(step)
         self.write()
         return step
 
-    def compare(self, name: str, wgmma: str, limit: int) -> None:
-        """The operators: their tests, or without pytest the comparisons; with or without wgmma alone."""
-        keyword = {"only": "wgmma", "without": "not wgmma"}[wgmma]
-        tests = self.tests(name, ["-m", "cuda", "-k", keyword, *cuda_tests()], limit)
-        if tests.missing:
-            command = python("scripts/compare_gpu_ops.py", "--wgmma", wgmma)
-            self.numbers(Step(f"comparisons for {name}", command, limit), lambda _: "")
+    def limit(self, quick: int, full: int) -> int:
+        """Seconds of a step."""
+        return full if self.full else quick
+
+    def build(self) -> bool:
+        """Compiles; products that wait for each other are said to be a failure, but can be run."""
+        step = Step("build", python("setup.py", "build_ext", "--inplace"), 900, {"DCNZOO_CUDA": "1"})
+        step.needs = ("setuptools",)
+        built = self.run(step).passed
+        if "serialized" in step.said(self.log):  # no warning to ptxas
+            step.fail("nvcc has serialized wgmma: see the log")
+        if built:
+            try:
+                self.stamp = machine()
+            except SystemExit as error:  # the steps will say more
+                self.stamp["incomplete"] = str(error)
+        self.write()
+        return built
+
+    def tests_of_kernels(self) -> None:
+        """Each file by itself, and of the convolution the gradients; without pytest, comparisons."""
+        others = [file for file in cuda_tests() if file != CONVOLUTION_TESTS]
+        for name, keyword, file, limit in (
+            ("convolution", "not wgmma and not gradients", CONVOLUTION_TESTS, 75),
+            ("gradients of the convolution", "not wgmma and gradients", CONVOLUTION_TESTS, 45),
+            *((Path(file).stem.removeprefix("test_"), "not wgmma", file, 45) for file in others),
+        ):
+            selection = ["-m", "cuda", "-k", keyword, file]
+            step = self.tests(f"tests of {name}", selection, self.limit(limit, 900))
+            if step.missing.startswith("needs pytest"):
+                return self.comparisons("without", ("convolution", "gradients", "pooling", "suppression"))
+        return None
+
+    def tests_of_wgmma(self) -> None:
+        """Likewise, of the kernels that estimates do not choose."""
+        selection = ["-m", "cuda", "-k", "wgmma", CONVOLUTION_TESTS]
+        if self.tests("tests of wgmma", selection, self.limit(45, 900)).missing.startswith("needs pytest"):
+            self.comparisons("only", ("convolution",))
+
+    def comparisons(self, wgmma: str, subjects: tuple[str, ...]) -> None:
+        """What the tests compare, without pytest."""
+        for subject in subjects:
+            command = python("scripts/compare_gpu_ops.py", "--wgmma", wgmma, "--subject", subject)
+            name = f"comparisons, {subject}" + (" by wgmma" if wgmma == "only" else "")
+            self.numbers(Step(name, command, self.limit(45, 900)), lambda _: "")
+
+    @property
+    def wgmma_is_wrong(self) -> bool:
+        """Whether its tests have run and not passed."""
+        steps = [step for step in self.steps if step.part == "wgmma-tests" and not step.missing]
+        return not all(step.passed for step in steps)
+
+    def run_if_wgmma_is_right(self, step: Step, table: Callable[[Any], str]) -> None:
+        """Runs a step that uses kernels with wgmma."""
+        if self.wgmma_is_wrong:
+            step.missing = "the tests of wgmma did not pass"
+        self.numbers(step, table)
+
+    def operators(self) -> None:
+        """The deformable convolution and what is beside it in a detector, timed."""
+        quick = ["--precision", "fp16", "bf16", "tf32", "--repeats", "9", "--extras"]
+        command = python("scripts/bench_ops_gpu.py", *(["--sweep", "--extras"] if self.full else quick))
+        self.numbers(Step("deformable convolution", command, self.limit(120, 3600)), operator_table)
+
+    def wgmma(self) -> None:
+        """The same of the kernels with wgmma, by which the planner's estimates would compute most layers."""
+        command = python("scripts/bench_ops_gpu.py", "--sweep-wgmma", "--precision", "fp16", "bf16")
+        command += ["--no-torchvision", "--repeats", "15" if self.full else "5"]
+        step = Step("deformable convolution, wgmma", command, self.limit(60, 1800))
+        self.run_if_wgmma_is_right(step, operator_table)
+
+    def detectors(self) -> None:
+        """Whole detectors: stages, then the GPU's share with graphs, search and two batches in flight."""
+        models = "*" if self.full else QUICK_MODELS[0]
+        precisions = "fp32,tf32,fp16,bf16" if self.full else "fp16"
+        command = python("-m", "dcnzoo", "bench", "--weights", "random", "--device", "cuda", "--warmup", "4")
+        command += ["--model", models, "--precision", precisions, "--batch-size", "1,8", "--no-cuda-graphs"]
+        step = Step("detectors, stages", command, self.limit(60, 7200), needs=RUNTIME)
+        self.numbers(step, detector_table)
+        command = python("scripts/bench_detector_gpu.py", "--precision", "fp16", "bf16")
+        step = Step("detectors on the GPU", command, self.limit(75, 600), needs=RUNTIME)
+        self.numbers(step, gpu_detector_table)
+        step = Step("detectors on the GPU, wgmma", command[:-1], self.limit(45, 600), USE_WGMMA, RUNTIME)
+        self.run_if_wgmma_is_right(step, gpu_detector_table)
+
+    def profile(self) -> None:
+        """What keeps the convolution from being faster, where the profiler is."""
+        command = [find_tool("ncu"), "--clock-control", "none", "-k", "regex:mma_kernel", "-c", "6"]
+        for section in ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats"):
+            command += ["--section", section]
+        command += python("scripts/bench_ops_gpu.py", "--once")
+        for name, environment in (("profile", {}), ("profile, wgmma", USE_WGMMA)):
+            step = Step(name, command, self.limit(45, 300), environment)
+            if environment and self.wgmma_is_wrong:
+                step.missing = "the tests of wgmma did not pass"
+            self.run(step)
+            if step.passed:
+                step.table = f"```\n{step.said(self.log).strip()}\n```"
+            self.write()
 
     def parity(self) -> None:
         """The detectors against the recordings."""
         models = [] if self.full else ["-k", " or ".join(QUICK_MODELS[:2])]
         selection = ["-m", "parity and cuda", "tests/parity/test_reference_outputs.py", *models]
-        self.tests("parity", selection, 3600 if self.full else 150, ("pycocotools",) if self.full else ())
+        self.tests("parity", selection, self.limit(100, 3600), ("pycocotools",) if self.full else ())
 
-    def benchmarks(self) -> None:
-        """The operator and the detectors."""
-        options = ["--sweep"] if self.full else ["--precision", "fp16", "tf32", "--repeats", "9"]
-        command, limit = python("scripts/bench_ops_gpu.py", *options), 3600 if self.full else 120
-        self.numbers(Step("deformable convolution", command, limit), operator_table)
-        models = "*" if self.full else QUICK_MODELS[0]
-        for graphs in ("--no-cuda-graphs", "--cuda-graphs"):
-            command = python("-m", "dcnzoo", "bench", "--weights", "random", "--device", "cuda")
-            command += ["--model", models, "--precision", "fp16", "--batch-size", "1,8", graphs]
-            if self.full and graphs == "--no-cuda-graphs":
-                command[command.index("fp16")] = "fp32,tf32,fp16,bf16"
-            name, limit = f"detectors, {graphs[2:].replace('-', ' ')}", 7200 if self.full else 90
-            self.numbers(Step(name, command, limit, needs=RUNTIME), detector_table)
+    def sanitize(self, tool: str) -> None:
+        """The kernels under compute-sanitizer, those with wgmma by themselves."""
+        self.run(sanitizer_step(tool, "without", self.limit(75, 600)))
+        self.run(sanitizer_step(tool, "only", self.limit(45, 600)))
 
     def tests(self, name: str, selection: list[str], limit: int, needs: tuple[str, ...] = ()) -> Step:
-        """Runs tests; their counts are read from JUnit's XML.
+        """Runs tests; what became of each is read from what pytest prints, which a crash does not take back.
 
         A warning of a version that CI has not seen is no failure here, and plugins that happen to be
         installed are none of the tests' business.
+
+        Returns:
+            The first step; there are more where it has not come to all tests.
         """
-        xml = self.folder / f"{re.sub(r'[^a-z]+', '-', name.lower())}.xml"
-        command = python("-m", "pytest", "-v", "-W", "default", "--junit-xml", str(xml), *selection)
-        step = Step(name, command, limit, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
-        step.needs = TESTING + RUNTIME + needs
-        self.run(step)
-        if xml.exists():
-            try:
-                step.tests = counts_of(xml)
-            except Exception as error:
-                step.fail(f"the counts cannot be read: {error!r}")
+        command = python("-m", "pytest", "--verbosity=1", "--color=no", "-W", "default", *selection)
+        results: dict[str, str] = {}
+        steps: list[Step] = []
+        for process in range(1, MOST_PROCESSES + 1):
+            seen = [f"--deselect={test}" for test in results]
+            step = Step(name + (f", process {process}" if seen else ""), [*command, *seen], limit)
+            step.environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+            step.needs = TESTING + RUNTIME + needs
+            steps.append(self.run(step))
+            found = results_of(step.said(self.log))
+            step.tests = counts_of(found) if found else {}
             self.write()
-        return step
+            results |= found
+            if step.missing or step.code in (0, NO_TESTS) or not found or has_ended(step, found):
+                break
+        return steps[0]
 
     def numbers(self, step: Step, table: Callable[[Any], str]) -> None:
         """Runs a step that writes numbers as JSON; `table` makes Markdown of them."""
         path = self.folder / "numbers.json"
         path.unlink(missing_ok=True)
-        step.command += ["--json", str(path)]
+        step.command = [*step.command, "--json", str(path)]
         self.run(step)
         if path.exists():
             try:
@@ -294,6 +407,15 @@ class Runner:
             self.write()
 
 
+USE_WGMMA = {"DCNZOO_CUDA_WGMMA": "1"}
+
+NO_TESTS = 5
+"""Pytest's exit code where every test was deselected."""
+
+ENDED = "ended"
+"""Result of a test that has taken its process with it."""
+
+
 def cuda_tests() -> list[str]:
     """Files with tests for a GPU, for others may need packages that these do without."""
     files = (path for part in ("ops", "unit", "cli") for path in (ROOT / "tests" / part).glob("test_*.py"))
@@ -301,14 +423,29 @@ def cuda_tests() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in named)
 
 
-def counts_of(xml: Path) -> dict[str, int]:
+def results_of(printed: str) -> dict[str, str]:
+    """What became of each test, by what `pytest -v` has printed."""
+    test = r"\S+\.py::[^\s\[]+(?:\[.*?\](?=\s|$))?"  # a crash may say more in the same line
+    result = r"(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b)?"
+    results: dict[str, str] = {}
+    for name, became in re.findall(f"^({test}){result}", printed, re.MULTILINE):
+        if not became:  # or its warnings are listed
+            results.setdefault(name, ENDED)
+        elif results.get(name) not in ("FAILED", "ERROR"):  # of a test and its fixtures the worst
+            results[name] = became
+    return results
+
+
+def counts_of(results: dict[str, str]) -> dict[str, int]:
     """How many tests passed, failed and were skipped."""
-    suite = next(ElementTree.parse(xml).getroot().iter("testsuite"))
-    total, bad, skipped = (
-        sum(int(suite.attrib[key]) for key in keys)
-        for keys in (("tests",), ("failures", "errors"), ("skipped",))
-    )
-    return {"passed": total - bad - skipped, "failed": bad, "skipped": skipped}
+    names = {"PASSED": "passed", "SKIPPED": "skipped", "XFAIL": "skipped"}
+    kinds = [names.get(result, "failed") for result in results.values()]
+    return {kind: kinds.count(kind) for kind in ("passed", "failed", "skipped")}
+
+
+def has_ended(step: Step, results: dict[str, str]) -> bool:
+    """Whether a process has come to all of its tests, some of which failed."""
+    return step.code == 1 and ENDED not in results.values()
 
 
 def sanitizer_step(tool: str, wgmma: str, limit: int) -> Step:
@@ -316,24 +453,39 @@ def sanitizer_step(tool: str, wgmma: str, limit: int) -> Step:
 
     Errors of CUDA's own functions are not reported: PyTorch asks for what may not be there, and goes on.
     """
-    command = [find_sanitizer(), "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "1"]
+    command = [
+        find_tool("compute-sanitizer"),
+        "--tool",
+        tool,
+        "--report-api-errors",
+        "no",
+        "--error-exitcode",
+        "1",
+    ]
     command += python("scripts/sanitize_gpu_ops.py", "--wgmma", wgmma)
     name = f"compute-sanitizer {tool}" + (", wgmma" if wgmma == "only" else "")
     return Step(name, command, limit, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
 
-def find_sanitizer() -> str:
+def find_tool(name: str) -> str:
     """Program on the PATH, or beside nvcc."""
-    name, nvcc = "compute-sanitizer", shutil.which("nvcc")
+    nvcc = shutil.which("nvcc")
     beside = Path(nvcc).resolve().parent / name if nvcc else None
     return str(beside) if shutil.which(name) is None and beside and beside.exists() else name
 
 
 def operator_table(data: dict[str, Any]) -> str:
     """Markdown of the operator's benchmark."""
-    from bench_ops_gpu import Timing, table
+    from bench_ops_gpu import tables
 
-    return "\n".join(table([Timing(**timing) for timing in data["timings"]]))
+    return "\n".join(tables(data))
+
+
+def gpu_detector_table(data: dict[str, Any]) -> str:
+    """Markdown of the detectors' time on the GPU."""
+    from bench_detector_gpu import table
+
+    return "\n".join(table(data))
 
 
 def detector_table(data: dict[str, Any]) -> str:
@@ -361,6 +513,9 @@ def markdown(stamp: dict[str, Any], steps: list[Step]) -> str:
     lines = [f"# {stamp['gpu']}", "", "```json", json.dumps(stamp, indent=2), "```", ""]
     lines += ["| step | result | seconds |", "|---|---|---|"]
     lines += [f"| {step.name} | {step.result} | {step.seconds} |" for step in steps]
+    late = sorted({step.part for step in steps if step.missing == NO_TIME}, key=PARTS.index)
+    if late:
+        lines += ["", f"For what had no time: `scripts/gpu_check.sh --only {' '.join(late)}`"]
     for step in steps:
         if step.table:
             lines += ["", f"## {step.name.capitalize()}", "", step.table]
@@ -412,10 +567,13 @@ def main() -> int:
     """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--quick", action="store_true", help="In 8 minutes at most; the usual form.")
+    form.add_argument("--quick", action="store_true", help="In 9 minutes at most; the usual form.")
     form.add_argument("--full", action="store_true", help="All models, every kernel.")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     parser.add_argument("--seconds", type=int, help="For all steps.")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="After a build: go on with these."
+    )
     options = parser.parse_args()
     start = time.monotonic()
     signal.signal(signal.SIGTERM, end)
@@ -423,10 +581,9 @@ def main() -> int:
     seconds = options.seconds or (10**6 if options.full else QUICK_SECONDS)
     options.out.mkdir(parents=True, exist_ok=True)
     gpu = re.sub(r"[^a-z0-9]+", "-", stamp["gpu"].partition(",")[0].lower()).strip("-")
-    path = options.out / f"{gpu}-{datetime.now(timezone.utc):%Y-%m-%d}"
+    path = options.out / f"{gpu}-{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}"
     with TemporaryDirectory() as folder:
-        runner = Runner(options.full, Path(folder), start + seconds, path, stamp)
-        runner.log.unlink(missing_ok=True)
+        runner = Runner(options.full, Path(folder), start + seconds, path, stamp, tuple(options.only))
         runner.run_all()
     print(markdown(runner.stamp, runner.steps))
     print(f"wrote {path}.json and .md, and {runner.log}", file=sys.stderr)

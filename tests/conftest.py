@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 SHARED = Path(os.environ.get("DCNZOO_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 PICTURES = Path(__file__).parent / "data"
+CUDA_SECONDS = 40
+"""After which a test of a GPU is taken to hang, and its process ends, since nothing else ends a kernel."""
+
 SETTINGS = ("DCNZOO_MANIFEST", "DCNZOO_MIRROR", "DCNZOO_OFFLINE", "DCNZOO_RETRIES", "DCNZOO_TIMEOUT")
 
 
@@ -52,3 +57,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("DCNZOO_REQUIRE_CUDA") == "1":
             pytest.fail("DCNZOO_REQUIRE_CUDA=1 and no CUDA device is available")
         pytest.skip("no CUDA device")
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(CUDA_SECONDS, exit=True, file=sys.__stderr__)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Ends the process after a `cuda` test whose kernels have failed: every later call would, too."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        pytest.exit(f"{item.nodeid} has left the GPU with an error: {error}", returncode=3)
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -103,6 +103,14 @@ std::optional<Choice> forced_choice() {
   return parse_choice(setting);
 }
 
+// DCNZOO_CUDA_WGMMA=1 lets the estimates choose kernels that have not run on a GPU yet.
+Gpu gpu_to_plan_for(const Device& device) {
+  Gpu gpu = device.gpu();
+  const char* setting = std::getenv("DCNZOO_CUDA_WGMMA");
+  gpu.try_wgmma = setting != nullptr && std::string(setting) == "1";
+  return gpu;
+}
+
 Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset, const std::optional<Tensor>& mask,
                 const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, bool mask_is_logits,
@@ -124,7 +132,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const Tensor& offset,
   call.output = output.mutable_data_ptr();
   call.mask_is_logits = mask_is_logits;
   call.relu = relu;
-  const Gpu gpu = device.gpu();
+  const Gpu gpu = gpu_to_plan_for(device);
   const Plan plan = plan_deform_conv2d(shape, call.element, allow_tf32, gpu, forced ? &*forced : nullptr);
   STD_TORCH_CHECK(!forced || plan.kernel == forced->kernel, "deform_conv2d: the kernel that was named cannot compute this");
   std::optional<Tensor> partial;
@@ -239,6 +247,22 @@ Tensor deform_conv2d_by_kernel(const Tensor& input, const Tensor& weight, const 
                   parse_choice(kernel));
 }
 
+// What a call would be computed with: number of the kernel, splits and estimated cycles, in float64 on the CPU.
+Tensor deform_conv2d_plan(const Tensor& input, const Tensor& weight, const Tensor& offset,
+                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                          const std::vector<int64_t>& dilation, bool tf32, const std::string& kernel) {
+  const Device device(input);
+  std::optional<Choice> forced;
+  if (!kernel.empty()) forced = parse_choice(kernel);
+  const Plan plan = plan_deform_conv2d(conv_shape(input, weight, offset, stride, padding, dilation),
+                                       element_of(input, "deform_conv2d: input"), tf32, gpu_to_plan_for(device),
+                                       forced ? &*forced : nullptr);
+  const Tensor found = torch::stable::empty({3}, ScalarType::Double, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  double* numbers = static_cast<double*>(found.mutable_data_ptr());
+  numbers[0] = static_cast<double>(plan.kernel), numbers[1] = plan.tiling.splits, numbers[2] = plan.cycles;
+  return found;
+}
+
 }  // namespace
 }  // namespace dcnzoo::cuda
 
@@ -246,6 +270,7 @@ STABLE_TORCH_LIBRARY_IMPL(dcnzoo, CUDA, m) {
   m.impl("deform_conv2d", TORCH_BOX(&dcnzoo::cuda::deform_conv2d));
   m.impl("deform_conv2d_tf32", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_tf32));
   m.impl("deform_conv2d_by_kernel", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_by_kernel));
+  m.impl("deform_conv2d_plan", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_plan));
   m.impl("deform_conv2d_columns", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_columns));
   m.impl("deform_conv2d_scatter_", TORCH_BOX(&dcnzoo::cuda::deform_conv2d_scatter_));
 }

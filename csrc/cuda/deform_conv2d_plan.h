@@ -51,7 +51,9 @@ class Planner {
     const auto consider = [&](const Plan& plan, double cost) {
       const bool wanted = forced == nullptr || forced->kernel == plan.kernel;
       const bool possible = plan.tiling.window_taps > 0 && plan.shared_bytes <= gpu_.shared_bytes;
-      if (possible && wanted && (best.kernel == Kernel::simt || cost < least)) best = plan, least = cost;
+      if (possible && wanted && (best.kernel == Kernel::simt || cost < least)) {
+        best = plan, best.cycles = least = cost;
+      }
     };
     if (grouped_units() > 0) {
       consider(grouped(), 0);  // wherever it can compute, it samples once and has no other work
@@ -59,9 +61,9 @@ class Planner {
     for (const Kernel kernel : {Kernel::mma_128x256, Kernel::mma_128x128, Kernel::mma_128x64, Kernel::mma_64x128}) {
       consider_splits(kernel, forced, consider);
     }
-    // These have not run on a GPU yet. Until they have, they compute only what they are asked to: without this
-    // condition their estimates would take them for most layers.
-    const bool asked = forced != nullptr;
+    // These have not run on a GPU yet. Until they have, they compute only where they are asked for: without this
+    // condition their estimates would take them for many layers.
+    const bool asked = forced != nullptr || gpu_.try_wgmma;
     if (asked && gpu_.wgmma && element_bytes(element_) == 2) {
       for (const Kernel kernel : {Kernel::wgmma_128x256, Kernel::wgmma_128x128}) {
         consider_splits(kernel, forced, consider);

@@ -197,6 +197,8 @@ class WgmmaBlock {
 
   DCNZOO_DEVICE void consume() {
     Sums sums[Tile::products] = {};
+    DCNZOO_UNROLL
+    for (int i = 0; i < Tile::products; ++i) fix_order(sums[i].tiles[0]);  // zero before products are allowed
     Stage stage, before;
     for (int step = work_.begin; step < work_.end; ++step, stage.advance()) {
       wait_for_phase(&barriers_.full[stage.index()], stage.filled());

@@ -237,14 +237,20 @@ DCNZOO_DEVICE void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// The same for all of them; then c may be used.
+// The compiler moves no use of c from one side of this to the other.
+template <int TILES>
+DCNZOO_DEVICE void fix_order(float (&c)[TILES][4]) {
+  DCNZOO_UNROLL
+  for (int j = 0; j < TILES; ++j) {
+    asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
+  }
+}
+
+// Waits for all of them; then c may be used.
 template <int TILES>
 DCNZOO_DEVICE void wait_for_products(float (&c)[TILES][4]) {
   wait_for_products<0>();
-  DCNZOO_UNROLL
-  for (int j = 0; j < TILES; ++j) {  // the compiler must not read them any earlier
-    asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
-  }
+  fix_order(c);
 }
 
 #define DCNZOO_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])

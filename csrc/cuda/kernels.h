@@ -27,6 +27,7 @@ struct Gpu {
   int multiprocessors;
   int shared_bytes;  // that a block can have
   bool wgmma;        // it has these instructions, and this library has machine code for it that uses them
+  bool try_wgmma;    // whether estimates may choose kernels with them, which have not run on a GPU yet
 };
 
 // A 4-d tensor (N, C, H, W) of floating point numbers read through arbitrary strides (in elements).
@@ -96,6 +97,7 @@ struct Plan {
   Tiling tiling;
   int64_t blocks;
   int threads, shared_bytes;
+  double cycles;  // of a multiprocessor, as estimated; 0 where there is no estimate
 };
 
 // A kernel and a number of splits to use where they can be, instead of what seems fastest.

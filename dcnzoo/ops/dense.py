@@ -399,18 +399,20 @@ def map_linear(
 ) -> Tensor:
     """Fully connected layer over the elements of maps.
 
-    When the weight is packed, channels-last maps are taken as they lie.
+    When the weight is packed or permuted, channels-last maps are taken as they lie.
 
     Args:
         input: (R, C, H, W).
         weight: (O, C·H·W), for maps flattened channels first.
         bias: (O,).
         relu: negative outputs become 0.
-        packed_weight: from `pack_map_linear_weight`.
+        packed_weight: from `pack_map_linear_weight`, or of two axes from `permute_map_linear_weight`.
 
     Returns:
         (R, O).
     """
+    if packed_weight is not None and packed_weight.ndim == 2:
+        return _activate(F.linear(input.permute(0, 2, 3, 1).flatten(1), packed_weight, bias), relu)
     if packed_weight is not None and _kernels_take(input, half=packed_weight.dtype):
         rows = input.permute(0, 2, 3, 1).flatten(1)
         output: Tensor = torch.ops.dcnzoo.linear(rows, packed_weight, bias, weight.shape[0], relu)
@@ -525,9 +527,17 @@ def pack_linear_weight(weight: Tensor, *, half: bool = False) -> Tensor | None:
 def pack_map_linear_weight(
     weight: Tensor, map_size: tuple[int, int, int], *, half: bool = False
 ) -> Tensor | None:
-    """Arranges the weight (O, C·H·W) of `map_linear` for maps (C, H, W); None without compiled kernels."""
-    rows = weight.reshape(-1, *map_size).permute(0, 2, 3, 1).flatten(1)
-    return pack_linear_weight(rows, half=half)
+    """Arranges the weight (O, C·H·W) of `map_linear` for maps (C, H, W).
+
+    For the compiled kernels of a CPU, without which there is None; on a GPU by `permute_map_linear_weight`.
+    """
+    rows = permute_map_linear_weight(weight, map_size)
+    return rows if weight.device.type == "cuda" else pack_linear_weight(rows, half=half)
+
+
+def permute_map_linear_weight(weight: Tensor, map_size: tuple[int, int, int]) -> Tensor:
+    """The weight (O, C·H·W) of `map_linear` in the order of channels-last maps, (O, H·W·C)."""
+    return weight.detach().reshape(-1, *map_size).permute(0, 2, 3, 1).flatten(1)
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor | None:

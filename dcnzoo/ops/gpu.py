@@ -1,7 +1,8 @@
 """The compiled kernels on a GPU: whether they are there, and in which precision they compute.
 
 The environment variable DCNZOO_CUDA_KERNEL forces a kernel of the deformable convolution, for
-measurements: "mma_128x128/2" is that kernel with the reduction in 2 parts.
+measurements: "mma_128x128/2" is that kernel with the reduction in 2 parts. DCNZOO_CUDA_WGMMA=1 lets the
+estimates and the search (`dcnzoo.ops.gpu_tuning`) choose kernels that have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ def gpu_problem(index: int | None = None) -> str | None:
         found, least = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
         return f"the GPU's compute capability is {found}, the kernels need {least}"
     return load_problem()
+
+
+def gpu_is_well() -> bool:
+    """Whether the GPU computes on; after an error in a kernel it does not, for this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def gpu_backend(index: int | None = None) -> tuple[str, str]:

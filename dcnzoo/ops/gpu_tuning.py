@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,11 +36,17 @@ SPLITS = (1, 2, 3, 4, 6, 8)
 UNTRIED = "wgmma"
 """Kernels whose names start so have not run on a GPU yet, and are used only where they are asked for."""
 
+USE_UNTRIED = "DCNZOO_CUDA_WGMMA"
+"""An environment variable: "1" lets the search, and without it the estimates, choose those, too."""
+
 CALLS, ROUNDS = 10, 3
 """Calls that are timed together, and how often."""
 
-HEAD_START = 2_000_000
-"""Clock cycles, about a millisecond, that the GPU waits first, so that the host is ahead with launches."""
+HEAD_START = 6_000_000
+"""Clock cycles, about three milliseconds, that the GPU waits first, so that the host is ahead with launches.
+
+The way in two steps has the most: some ten calls of PyTorch, which take a tenth of a millisecond.
+"""
 
 
 class Call(NamedTuple):
@@ -144,26 +150,47 @@ def ways(call: Call) -> Iterator[str | None]:
     yield None
     if may_use_two_step(call):
         yield TWO_STEP
+    untried = os.environ.get(USE_UNTRIED) == "1"
     for kernel in KERNELS:
-        if not kernel.startswith(UNTRIED):
+        if untried or not kernel.startswith(UNTRIED):
             splits = SPLITS if "x" in kernel else SPLITS[:1]
             yield from (f"{kernel}/{count}" for count in splits)
 
 
-def time_on_gpu(computation: Callable[[], object]) -> float:
-    """Milliseconds of a call on the current GPU, the best of some rounds."""
-    computation()
-    best = float("inf")
-    for _ in range(ROUNDS):
-        torch.cuda._sleep(HEAD_START)  # type: ignore[no-untyped-call]
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        for _ in range(CALLS):
-            computation()
-        end.record()
-        end.synchronize()
-        best = min(best, begin.elapsed_time(end) / CALLS)
-    return best
+class Planned(NamedTuple):
+    """What the estimates say: a "kernel/splits", and clock cycles of a multiprocessor, or 0."""
+
+    way: str
+    cycles: float
+
+
+def planned(call: Call, way: str | None) -> Planned:
+    """What `compute` would run for a way other than `TWO_STEP`."""
+    found: Tensor = torch.ops.dcnzoo.deform_conv2d_plan(
+        call.input, call.weight, call.offset, *call[5:8], call.tf32, way or ""
+    )
+    kernel, splits, cycles = found.tolist()
+    return Planned(f"{KERNELS[int(kernel)]}/{int(splits)}", cycles)
+
+
+def time_on_gpu(computations: Sequence[Callable[[], object]]) -> list[float]:
+    """Milliseconds of a call of each on the current GPU, in turn, the best of some rounds.
+
+    What they take in a round before, while the clock of the GPU rises, does not count.
+    """
+    rounds = [[_time_once(computation) for computation in computations] for _ in range(1 + ROUNDS)]
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
+
+
+def _time_once(computation: Callable[[], object]) -> float:
+    torch.cuda._sleep(HEAD_START)  # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(CALLS):
+        computation()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / CALLS
 
 
 class KernelTuner:
@@ -171,13 +198,13 @@ class KernelTuner:
 
     Args:
         compute: computes a call in one way; raises RuntimeError with "cannot compute" where it cannot.
-        time: milliseconds that a computation takes.
+        time: milliseconds that each of some computations takes.
     """
 
     def __init__(
         self,
         compute: Callable[[Call, str | None], object] = compute,
-        time: Callable[[Callable[[], object]], float] = time_on_gpu,
+        time: Callable[[list[Callable[[], object]]], list[float]] = time_on_gpu,
     ) -> None:
         self._compute, self._time = compute, time
         self._fastest: dict[tuple[object, ...], str | None] = {}
@@ -195,16 +222,20 @@ class KernelTuner:
                 self._fastest[shape] = min(self.timings(call, ways(call)))[2]
             return self._fastest[shape]
 
-    def timings(
-        self, call: Call, candidates: Iterable[str | None]
-    ) -> Iterator[tuple[float, int, str | None]]:
+    def timings(self, call: Call, candidates: Iterable[str | None]) -> list[tuple[float, int, str | None]]:
         """Milliseconds, number and name of each of these ways that can compute a call."""
-        for rank, way in enumerate(candidates):
-            try:
-                yield self._time(partial(self._compute, call, way)), rank, way
-            except RuntimeError as error:
-                if "cannot compute" not in str(error):
-                    raise
+        able = [(rank, way) for rank, way in enumerate(candidates) if self._can_compute(call, way)]
+        times = self._time([partial(self._compute, call, way) for _, way in able])
+        return [(time, *pair) for time, pair in zip(times, able, strict=True)]
+
+    def _can_compute(self, call: Call, way: str | None) -> bool:
+        try:
+            self._compute(call, way)
+        except RuntimeError as error:
+            if "cannot compute" not in str(error):
+                raise
+            return False
+        return True
 
 
 _TUNER = KernelTuner()

@@ -67,6 +67,7 @@ class Plan(ctypes.Structure):
         ("blocks", ctypes.c_int64),
         ("threads", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
+        ("cycles", ctypes.c_double),
     ]
 
 
@@ -77,6 +78,7 @@ class Gpu(ctypes.Structure):
         ("multiprocessors", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
         ("wgmma", ctypes.c_bool),
+        ("try_wgmma", ctypes.c_bool),
     ]
 
 

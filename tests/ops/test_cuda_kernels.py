@@ -201,6 +201,17 @@ def test_wgmma_is_not_chosen_before_it_has_run_on_a_gpu(name: str) -> None:
 
 
 @pytest.mark.usefixtures("plans")
+@pytest.mark.parametrize("name", ["c3", "c5", "c5-batch"])
+def test_wgmma_is_chosen_where_it_may_be_tried(name: str) -> None:
+    trying = emulated_gpu.Gpu(132, 232448, wgmma=True, try_wgmma=True)
+    usual, tried = (emulated_gpu.plan(LAYERS[name], torch.float16, Run(gpu)) for gpu in (H100, trying))
+    assert KERNELS[tried.kernel] in WGMMA
+    assert 0 < tried.cycles < usual.cycles
+    without = emulated_gpu.Gpu(132, 232448, wgmma=False, try_wgmma=True)
+    assert emulated_gpu.plan(LAYERS[name], torch.float16, Run(without)).kernel == usual.kernel
+
+
+@pytest.mark.usefixtures("plans")
 @pytest.mark.parametrize(
     ("gpu", "dtype"), [(H100, torch.float32), (OTHER_GPU, torch.float16)], ids=["float32", "other gpu"]
 )

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from dcnzoo.models.layers import GroupedConv3x3
@@ -160,6 +161,33 @@ def test_map_linear(layout: torch.memory_format) -> None:
     found = dense.map_linear(x.contiguous(memory_format=layout), weight, bias, packed_weight=packed)
     expected = F.linear(x.flatten(1).double(), weight.double(), bias.double())
     assert cases.error(found, expected, relu=False) <= TOLERANCE
+
+
+def test_map_linear_of_a_permuted_weight_copies_no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which multiplies channels-last maps as they lie."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(9, 40, 3, 5), random(17, 600, scale=600**-0.5), random(17)
+    expected = F.linear(x.flatten(1).double(), weight.double(), bias.double())
+    x = x.contiguous(memory_format=torch.channels_last)
+    permuted = dense.permute_map_linear_weight(weight, (40, 3, 5))
+    multiplied: list[int] = []
+
+    def linear(rows: Tensor, *others: Tensor) -> Tensor:
+        multiplied.append(rows.data_ptr())
+        return torch._C._nn.linear(rows, *others)
+
+    monkeypatch.setattr(F, "linear", linear)
+    found = dense.map_linear(x, weight.to("meta"), bias, relu=True, packed_weight=permuted)
+    assert cases.error(found, expected, relu=True) <= TOLERANCE
+    assert multiplied == [x.data_ptr()]
+
+
+def test_map_linear_has_a_permuted_weight_on_a_gpu() -> None:
+    with FakeTensorMode():
+        weight = torch.empty(17, 600, device="cuda", dtype=torch.float16)
+        packed = dense.pack_map_linear_weight(weight, (40, 3, 5))
+    assert packed is not None
+    assert (packed.shape, packed.dtype, packed.device.type) == ((17, 600), torch.float16, "cuda")
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 256, 13, 19)])

@@ -136,6 +136,13 @@ def test_every_way_that_is_tried_agrees_with_the_reference(name: str) -> None:
     assert computed >= 2
 
 
+@pytest.mark.parametrize("way", [None, "mma_64x128/1", "mma_64x128/2"])
+def test_estimates_can_be_read(way: str | None) -> None:
+    planned = gpu_tuning.planned(cuda_grad_cases.two_step_call(SMALL, on_gpu(SMALL.tensors(HALF))), way)
+    assert planned.cycles > 0
+    assert planned.way.startswith(way or "mma_")
+
+
 def test_a_graph_captures_what_was_found_fastest(search: gpu_tuning.KernelTuner) -> None:
     tensors = on_gpu(SMALL.tensors(HALF))
     wanted = ops.deform_conv2d(**tensors, **SMALL.options())

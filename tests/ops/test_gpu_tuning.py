@@ -36,7 +36,10 @@ class PretendedGpu:
             raise RuntimeError("deform_conv2d: the kernel that was named cannot compute this")
         self.computed.append(way)
 
-    def time(self, computation: Callable[[], object]) -> float:
+    def time(self, computations: list[Callable[[], object]]) -> list[float]:
+        return [self.time_one(computation) for computation in computations]
+
+    def time_one(self, computation: Callable[[], object]) -> float:
         computation()
         return self.times.get(self.computed[-1], 10.0)
 
@@ -61,9 +64,14 @@ def test_the_fastest_way_is_found_once_per_shape() -> None:
 def test_every_kernel_and_split_is_tried_but_those_that_never_ran() -> None:
     gpu = PretendedGpu()
     gpu.tuner().fastest(call())
-    assert len(set(gpu.computed)) == len(gpu.computed)
+    assert 2 * len(set(gpu.computed)) == len(gpu.computed)  # once to see whether it can
     assert {None, TWO_STEP, "simt/1", "grouped/1", "mma_64x128/8", "mma_128x256/1"} <= set(gpu.computed)
     assert not any(way is not None and way.startswith("wgmma") for way in gpu.computed)
+
+
+def test_those_that_never_ran_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCNZOO_CUDA_WGMMA", "1")
+    assert PretendedGpu({"wgmma_128x256/2": 0.1}).tuner().fastest(call()) == "wgmma_128x256/2"
 
 
 def test_without_a_difference_the_estimates_choose() -> None:
@@ -86,12 +94,12 @@ def test_other_failures_are_not_hidden() -> None:
 def test_threads_do_not_time_each_other() -> None:
     gpu, running, most = PretendedGpu(), [0], [0]
 
-    def time(computation: Callable[[], object]) -> float:
+    def time(computations: list[Callable[[], object]]) -> list[float]:
         running[0] += 1
         most[0] = max(most[0], running[0])
         threading.Event().wait(0.001)
         running[0] -= 1
-        return gpu.time(computation)
+        return gpu.time(computations)
 
     tuner = KernelTuner(gpu.compute, time)
     threads = [threading.Thread(target=partial(tuner.fastest, call(images=n % 2 + 1))) for n in range(6)]
@@ -100,7 +108,7 @@ def test_threads_do_not_time_each_other() -> None:
     for thread in threads:
         thread.join()
     assert most == [1]
-    assert len(gpu.computed) == 2 * len(list(gpu_tuning.ways(call())))
+    assert len(gpu.computed) == 2 * 2 * len(list(gpu_tuning.ways(call())))
 
 
 def test_the_host_is_ahead_when_time_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +129,12 @@ def test_the_host_is_ahead_when_time_begins(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: launched.append("sleep"))  # fails where there is none
-    assert gpu_tuning.time_on_gpu(lambda: launched.append("call")) == 5.0 / gpu_tuning.CALLS
-    calls = ["call"] * gpu_tuning.CALLS
-    assert launched == ["call", *["sleep", "event", *calls, "event", "waited"] * gpu_tuning.ROUNDS]
+    computations = [partial(launched.append, name) for name in ("one", "other")]
+    assert gpu_tuning.time_on_gpu(computations) == [5.0 / gpu_tuning.CALLS] * 2
+    one, other = (
+        ["sleep", "event", *[name] * gpu_tuning.CALLS, "event", "waited"] for name in ("one", "other")
+    )
+    assert launched == [*one, *other] * (1 + gpu_tuning.ROUNDS)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,29 @@ def test_more_shapes_in_turn_than_graphs_capture_nothing_again() -> None:
     assert graphs.run(cache, "abcabcabc") == ["replay a", "replay b", "c"] * 3
 
 
+def fail_to_capture(graphs: Graphs, error: RuntimeError) -> GraphCache:
+    def capture(*arguments: object) -> Callable[[Tensor, Tensor], FixedInstances]:
+        graphs.log.append("capture")
+        raise error
+
+    return GraphCache(capture)
+
+
+def test_what_cannot_be_captured_runs_without(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = Graphs()
+    cache = fail_to_capture(graphs, RuntimeError("operation not permitted when stream is capturing"))
+    assert graphs.run(cache, "aaa") == ["a", "capture", "a", "a"]
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graph of a, which runs without: operation not permitted when stream is capturing"
+    ]
+
+
+def test_memory_that_runs_out_in_a_capture_is_told() -> None:
+    graphs = Graphs()
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run(fail_to_capture(graphs, torch.OutOfMemoryError()), "aa")
+
+
 class PretendedStream:
     """A stream that notes whom it waits for."""
 

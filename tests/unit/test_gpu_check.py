@@ -124,18 +124,22 @@ Step("one", python("-c", {family!r}), 600).run(time.monotonic() + 600, Path({log
 def test_whoever_ends_the_program_ends_its_step(log: Path) -> None:
     source = PROGRAM.format(family=FAMILY.format(seconds=600), log=str(log))
     with subprocess.Popen([sys.executable, "-c", source], cwd=SCRIPTS) as program:
-        wait_until(lambda: log.exists() and log.read_text().splitlines()[-1:][0].isdecimal())
-        program.send_signal(signal.SIGTERM)
+        try:
+            wait_until(lambda: log.exists() and any(map(str.isdecimal, log.read_text().splitlines())))
+        finally:
+            program.send_signal(signal.SIGTERM)
         assert program.wait(30) == 1
     wait_until(lambda: has_ended(int(log.read_text().splitlines()[-1])))
 
 
 def test_tests_are_counted(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
-        "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('')\n"
+        "import pytest\n@pytest.mark.parametrize('x', ['one two'])\ndef test_a(x): pass\n"
+        "def test_b(): assert 0\ndef test_c(): pytest.skip('')\n"
     )
     runner = runner_in(check, tmp_path)
     step = runner.tests("some tests", ["--rootdir", str(tmp_path), str(tmp_path / "test_it.py")], 60)
+    assert len(runner.steps) == 1
     assert step.tests == {"passed": 1, "failed": 1, "skipped": 1}
     assert step.result == "**failed**: 1 passed, 1 failed, 1 skipped"
     report = (tmp_path / "report.md").read_text()
@@ -154,7 +158,8 @@ def test_warnings_and_plugins_of_another_machine_fail_no_test(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[pytest11]\nbroken = broken_plugin\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    selection = ["-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_it.py")]
+    monkeypatch.setattr(check, "ROOT", tmp_path)  # where pytest runs, and whence it names the tests
+    selection = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), str(tmp_path / "test_it.py")]
     step = runner_in(check, tmp_path).tests("some tests", selection, 60)
     assert step.tests == {"passed": 1, "failed": 0, "skipped": 0}, step.output
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
@@ -180,14 +185,87 @@ def test_numbers_that_cannot_be_read_end_nothing(check: ModuleType, tmp_path: Pa
     assert "the numbers cannot be read" in (tmp_path / "report.md").read_text()
 
 
-def test_counts_that_cannot_be_read_end_nothing(
+CRASHES = """
+import os
+def test_a(): pass
+def test_b(): os._exit(1)
+def test_c(): pass
+def test_d(): assert 0
+def test_e(): os.abort()
+def test_f(): pass
+"""
+
+
+def test_tests_that_a_crash_has_kept_from_running_run_next(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "some-tests.xml").write_text("<")
-    monkeypatch.setattr(check.Step, "_run", lambda step, *_: setattr(step, "code", 0))
-    step = runner_in(check, tmp_path).tests("some tests", [], 60)
-    assert step.result == "**failed**"
-    assert "the counts cannot be read" in step.output
+    (tmp_path / "test_it.py").write_text(CRASHES)
+    monkeypatch.setattr(check, "ROOT", tmp_path)  # where pytest runs, and whence it names the tests
+    runner = runner_in(check, tmp_path)
+    step = runner.tests("some tests", ["--rootdir", str(tmp_path), str(tmp_path / "test_it.py")], 60)
+    assert [step.name for step in runner.steps] == [
+        *("some tests", "some tests, process 2", "some tests, process 3")
+    ]
+    assert [(step.tests["passed"], step.tests["failed"]) for step in runner.steps] == [(1, 1), (1, 2), (1, 0)]
+    assert step.result == "**failed**: 1 passed, 1 failed, 0 skipped"
+    assert [step.passed for step in runner.steps] == [False, False, True]
+
+
+def test_what_pytest_printed_is_read(check: ModuleType) -> None:
+    printed = """
+tests/a/test_x.py::test_one PASSED                                       [ 10%]
+tests/a/test_x.py::test_one ERROR                                        [ 10%]
+tests/a/test_x.py::test_two[all classes] SKIPPED (no wgmma)              [ 20%]
+tests/a/test_x.py::test_three[mma_64x128/2] FAILED                       [ 30%]
+tests/a/test_x.py::TestIt::test_four Fatal Python error: Aborted
+tests/a/test_x.py:12: AssertionError
+"""
+    results = check.results_of(printed)
+    assert list(results.values()) == ["ERROR", "SKIPPED", "FAILED", "ended"]
+    assert check.counts_of(results) == {"passed": 0, "failed": 3, "skipped": 1}
+    assert list(results)[1::2] == [
+        *("tests/a/test_x.py::test_two[all classes]", "tests/a/test_x.py::TestIt::test_four")
+    ]
+
+
+def run_as_on_a_gpu(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """Runs two tests of a GPU that is there as far as PyTorch says."""
+    source = f"""
+import pytest, torch, tests.conftest
+torch.cuda.is_available = lambda: True
+torch.cuda.synchronize = lambda *_: None
+pytestmark = getattr(pytest.mark, "cuda")
+def test_a():
+{body}
+def test_b(): pass
+"""
+    (tmp_path / "test_it.py").write_text(source)
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
+    command = [sys.executable, "-m", "pytest", "-v", "-c", str(ROOT / "pyproject.toml"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def test_an_error_of_the_gpu_ends_the_process(check: ModuleType, tmp_path: Path) -> None:
+    body = """
+    def fail(*_): raise RuntimeError("an illegal memory access was encountered")
+    torch.cuda.synchronize = fail"""
+    done = run_as_on_a_gpu(tmp_path, body)
+    assert done.returncode == 3
+    assert "has left the GPU with an error: an illegal memory access" in done.stdout
+    assert list(check.results_of(done.stdout).values()) == ["PASSED"]
+
+
+def test_a_test_of_the_gpu_that_hangs_ends_the_process(check: ModuleType, tmp_path: Path) -> None:
+    body = """
+    import faulthandler, sys, time
+    faulthandler.dump_traceback_later(1, exit=True, file=sys.__stderr__)  # sooner than in earnest
+    time.sleep(90)"""
+    done = run_as_on_a_gpu(tmp_path, body)
+    assert done.returncode == 1
+    assert list(check.results_of(done.stdout).values()) == ["ended"]
 
 
 def test_the_report_is_there_after_every_step(check: ModuleType, tmp_path: Path) -> None:
@@ -221,35 +299,112 @@ def test_without_a_build_nothing_is_tested(
     assert [step.name for step in runner.steps] == ["build"]
 
 
+def test_serialised_products_are_told_and_tested(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = "print('ptxas info: wgmma.mma_async instructions are serialized due to ...')"
+    run = check.Step._run
+
+    def compile_or_pass(step: Any, *arguments: Any) -> None:
+        if step.name == "build":
+            step.command = check.python("-c", source)
+            run(step, *arguments)
+        else:
+            step.code = 0
+
+    monkeypatch.setattr(check.Step, "_run", compile_or_pass)
+    monkeypatch.setattr(check, "machine", lambda: {"gpu": "a GPU"})
+    runner = runner_in(check, tmp_path)
+    runner.run_all()
+    assert runner.steps[0].result == "**failed**"
+    assert "nvcc has serialized wgmma" in runner.steps[0].output
+    assert len(runner.steps) > 5
+
+
 @pytest.fixture
 def pretended(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that pass without doing anything, and a machine with a GPU."""
     monkeypatch.setattr(check.Step, "_run", lambda step, *_: setattr(step, "code", 0))
-    monkeypatch.setattr(check, "find_sanitizer", lambda: sys.executable)
+    monkeypatch.setattr(check, "find_tool", lambda _: sys.executable)
     monkeypatch.setattr(check, "machine", lambda: {"gpu": "a GPU", "operators": "built"})
+
+
+FILES = ("doctor", "gpu_regions", "benchmark", "gpu_detector", "predictor")
+STEPS = {
+    "build": ["build"],
+    "tests": [
+        *("tests of convolution", "tests of gradients of the convolution"),
+        *(f"tests of {name}" for name in FILES),
+    ],
+    "wgmma-tests": ["tests of wgmma"],
+    "operators": ["deformable convolution"],
+    "wgmma": ["deformable convolution, wgmma"],
+    "detectors": ["detectors, stages", "detectors on the GPU", "detectors on the GPU, wgmma"],
+    "profile": ["profile", "profile, wgmma"],
+    "parity": ["parity"],
+    "memcheck": ["compute-sanitizer memcheck", "compute-sanitizer memcheck, wgmma"],
+    "racecheck": ["compute-sanitizer racecheck", "compute-sanitizer racecheck, wgmma"],
+}
 
 
 @pytest.mark.usefixtures("pretended")
 @pytest.mark.parametrize("full", [False, True])
-def test_steps_in_order(
-    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: bool
-) -> None:
-    monkeypatch.setattr(check, "TESTING", ("no_such_module",))
+def test_steps_in_order(check: ModuleType, tmp_path: Path, full: bool) -> None:
+    assert tuple(STEPS) == check.PARTS
     runner = runner_in(check, tmp_path, full)
     runner.run_all()
-    names = [
-        *("build", "tests on the GPU", "comparisons for tests on the GPU", "deformable convolution"),
-        *("detectors, no cuda graphs", "detectors, cuda graphs", "parity"),
-        *("compute-sanitizer memcheck", "compute-sanitizer racecheck"),
-        *("tests of wgmma", "comparisons for tests of wgmma"),
-        *("compute-sanitizer memcheck, wgmma", "compute-sanitizer racecheck, wgmma"),
-        "deformable convolution, wgmma",
-    ]
-    only_full = (*(name for name in names if "racecheck" in name), names[-1])
-    assert [step.name for step in runner.steps] == [n for n in names if full or n not in only_full]
-    missing = [step.name for step in runner.steps if step.missing]
-    assert missing == ["tests on the GPU", "parity", "tests of wgmma"]
+    names = [name for part, names in STEPS.items() if full or part != "racecheck" for name in names]
+    assert [step.name for step in runner.steps] == names
+    assert [step.name for step in runner.steps if step.missing] == []
     assert json.loads((tmp_path / "report.json").read_text())["stamp"]["operators"] == "built"
+
+
+@pytest.mark.usefixtures("pretended")
+def test_comparisons_take_the_place_of_tests(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(check, "find_spec", lambda name: None if name == "pytest" else name)
+    runner = runner_in(check, tmp_path)
+    runner.run_all()
+    assert [step.name for step in runner.steps[1:8]] == [
+        *("tests of convolution", "comparisons, convolution", "comparisons, gradients"),
+        *("comparisons, pooling", "comparisons, suppression"),
+        *("tests of wgmma", "comparisons, convolution by wgmma"),
+    ]
+    assert [step.name for step in runner.steps if step.missing] == [
+        *("tests of convolution", "tests of wgmma", "parity")
+    ]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_second_call_goes_on(check: ModuleType, tmp_path: Path) -> None:
+    runner = runner_in(check, tmp_path)
+    runner.parts = ("parity", "racecheck")
+    runner.run_all()
+    assert [step.name for step in runner.steps] == STEPS["parity"] + STEPS["racecheck"]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_what_had_no_time_is_named(check: ModuleType, tmp_path: Path) -> None:
+    runner = runner_in(check, tmp_path)
+    runner.parts = ("memcheck", "parity")
+    runner.deadline = time.monotonic()
+    runner.run_all()
+    assert "`scripts/gpu_check.sh --only parity memcheck`" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_nothing_is_measured_of_wgmma_that_is_wrong(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        check.Step, "_run", lambda step, *_: setattr(step, "code", int(step.name == "tests of wgmma"))
+    )
+    runner = runner_in(check, tmp_path)
+    runner.run_all()
+    assert [step.name for step in runner.steps if step.missing == "the tests of wgmma did not pass"] == [
+        *("deformable convolution, wgmma", "detectors on the GPU, wgmma", "profile, wgmma")
+    ]
 
 
 @pytest.mark.usefixtures("pretended")
@@ -268,20 +423,65 @@ def test_a_stamp_that_cannot_be_taken_ends_nothing(
 
 
 @pytest.mark.usefixtures("pretended")
-def test_nothing_runs_wgmma_before_the_last_steps(check: ModuleType, tmp_path: Path) -> None:
+def test_wgmma_runs_in_processes_of_its_own(check: ModuleType, tmp_path: Path) -> None:
     runner = runner_in(check, tmp_path)
     runner.run_all()
     commands = {step.name: " ".join(step.command) for step in runner.steps}
-    limits = {step.name: step.limit for step in runner.steps}
-    assert " -k not wgmma tests/cli/test_doctor.py tests/ops/" in commands["tests on the GPU"]
-    assert " -k wgmma tests/cli/test_doctor.py tests/ops/" in commands["tests of wgmma"]
+    file = "tests/ops/test_gpu_deform_conv2d.py"
+    assert commands["tests of convolution"].endswith(f" -k not wgmma and not gradients {file}")
+    assert commands["tests of gradients of the convolution"].endswith(f" -k not wgmma and gradients {file}")
+    assert commands["tests of wgmma"].endswith(f" -k wgmma {file}")
     assert commands["compute-sanitizer memcheck"].endswith("sanitize_gpu_ops.py --wgmma without")
     assert commands["compute-sanitizer memcheck, wgmma"].endswith("sanitize_gpu_ops.py --wgmma only")
     assert all(" --report-api-errors no " in commands[name] for name in commands if "sanitizer" in name)
-    assert limits["tests on the GPU"] == 180
-    others = {name: limit for name, limit in limits.items() if name != "build"}
-    assert max(others.values()) <= 180  # none eats the time of all that follow
-    assert limits["tests of wgmma"] == limits["compute-sanitizer memcheck, wgmma"] == 60
+    assert (
+        " --sweep-wgmma --precision fp16 bf16 --no-torchvision --repeats 5 "
+        in (commands["deformable convolution, wgmma"])
+    )
+    using = [step.name for step in runner.steps if "DCNZOO_CUDA_WGMMA" in step.environment]
+    assert using == ["detectors on the GPU, wgmma", "profile, wgmma"]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_what_matters_most_has_time_whatever_hangs(check: ModuleType, tmp_path: Path) -> None:
+    runner = runner_in(check, tmp_path)
+    runner.run_all()
+    build, first = 120, ("tests of convolution", "tests of wgmma", "operators", "wgmma")
+    needed = sum(step.limit for step in runner.steps if step.name in first or step.part in first)
+    assert build + needed <= check.QUICK_SECONDS
+    assert max(step.limit for step in runner.steps if step.name != "build") <= 120
+
+
+def test_tables_of_the_benchmarks(check: ModuleType) -> None:
+    timing = {"layer": "c3", "batch_size": 1, "precision": "fp16", "native_us": 30.0, "dense_us": 20.0}
+    timing |= {"dense_bias_us": 25.0, "dense_relu_us": None, "torchvision_us": 300.0, "extra_mib": 1.5}
+    timing |= {"error": 1e-4, "plan": "mma_64x128/2", "cycles": 54321.0, "ways": {"two_step": [9.0, None]}}
+    extra = {"what": "w", "layer": "c3", "batch_size": 1, "precision": "fp16", "usual_us": 3.0}
+    report = {
+        "stamp": {"clock_mhz": 1980.0},
+        "timings": [timing],
+        "extras": [extra | {"other_us": None}],
+        "failures": ["c5: wrong"],
+    }
+    lines = check.operator_table(report).splitlines()
+    assert "1980.0 MHz" in lines[0]
+    assert lines[4].startswith(
+        "| c3 | 1 | fp16 | chosen | mma_64x128/2 | 54 | 30.0 | 20.0 | 1.50 | 25.0 | – |"
+    )
+    assert lines[8] == "| w | c3 | 1 | fp16 | 3.0 | – |"
+    assert lines[-1] == "**Failed**: c5: wrong"
+
+
+def test_detectors_in_flight_are_timed(check: ModuleType, tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    command = check.python("scripts/bench_detector_gpu.py", "--device", "cpu", "--precision", "fp32")
+    command += ["--model", "faster_rcnn_r18w16_fpn16_fc32_dconv_c3-c5", "--batch-size", "1"]
+    command += ["--short-side", "64", "--warmup", "0", "--repeats", "1", "--json", str(numbers)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = check.gpu_detector_table(json.loads(numbers.read_text())).splitlines()[4:]
+    assert [row.split(" | ")[2] for row in rows] == ["eager", "graphs", "eager, search", "graphs, search"]
 
 
 @pytest.fixture
@@ -357,7 +557,9 @@ def test_a_bare_machine_has_none_of_these_packages(bare_machine: dict[str, str],
     assert "ModuleNotFoundError: No module named" in run_bare(bare_machine, "-c", f"import {module}").stderr
 
 
-@pytest.mark.parametrize("name", ["compare_gpu_ops", "bench_ops_gpu", "sanitize_gpu_ops", "gpu_check"])
+@pytest.mark.parametrize(
+    "name", ["compare_gpu_ops", "bench_ops_gpu", "bench_detector_gpu", "sanitize_gpu_ops", "gpu_check"]
+)
 def test_scripts_do_without_packages_that_may_be_missing(bare_machine: dict[str, str], name: str) -> None:
     done = run_bare(bare_machine, "-c", f"import {name}")
     assert done.returncode == 0, done.stderr
