@@ -224,7 +224,7 @@ class TestAnnotations:
             "photos/sub/c.webp": 101,
         }
         assert len(lines(Path("dcnzoo-out/detections.jsonl"))) == 2
-        assert f"images left out, since {path} does not list them: 1\n" in err
+        assert f"images left out, since {path} has no id for them: 1\n" in err
 
     def test_that_list_no_image(self, predict: Predict, tmp_path: Path) -> None:
         path = self.annotate(tmp_path, "x.jpg")

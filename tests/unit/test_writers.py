@@ -202,14 +202,31 @@ class TestImageIds:
 
     def test_no_number_is_used_twice(self) -> None:
         names = ("1.jpg", "1.png", "x/1.jpg", "2.jpg", "a.jpg", "0.jpg", "\u0663.jpg", f"{10**30}.jpg")
-        assert self.ids(*names) == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert self.ids(*names) == [1, 2, 3, 4, 5, 0, 6, 7]
+
+    def test_a_set_that_counts_from_0(self) -> None:
+        assert self.ids("0.jpg", "1.jpg", "2.jpg", "x/0.jpg", "x/00.jpg") == [0, 1, 2, 3, 4]
+
+    @staticmethod
+    def annotations(folder: Path) -> Path:
+        images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "val/b.jpg"}]
+        path = folder / "annotations.json"
+        path.write_text(json.dumps({"images": images}))
+        return path
 
     def test_annotations(self, tmp_path: Path) -> None:
-        images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "val/b.jpg"}]
-        path = tmp_path / "annotations.json"
-        path.write_text(json.dumps({"images": images}))
-        found = self.ids("a.jpg", "x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg", annotations=path)
-        assert found == [5, 5, 6, None, None]
+        names = ("x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg")
+        assert self.ids(*names, annotations=self.annotations(tmp_path)) == [5, 6, None, None]
+
+    def test_no_annotated_id_is_given_twice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        found = self.ids("x/a.jpg", "y/a.jpg", annotations=self.annotations(tmp_path))
+        assert found == [5, None]
+        assert caplog.messages == ["leaving out y/a.jpg: another image has its id 5"]
+
+    def test_a_path_comes_before_a_file_name(self, tmp_path: Path) -> None:
+        numbering = ImageIds(self.annotations(tmp_path), by_path={5})
+        sources = [ImageSource(name, PurePosixPath(name)) for name in ("x/a.jpg", "a.jpg")]
+        assert [numbering.find(source) for source in sources] == [None, 5]
 
     @pytest.mark.parametrize(
         ("content", "message"),
