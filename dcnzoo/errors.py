@@ -121,6 +121,19 @@ class OutputError(DcnzooError):
     """Results cannot be written where they were asked for."""
 
 
+class ImageWriteError(OutputError):
+    """The results of one image cannot be written, where those of others can.
+
+    Attributes:
+        source: path or address of the image.
+        reason: what went wrong.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source, self.reason = source, reason
+        super().__init__(f"image {source}: {reason}")
+
+
 class EvaluationError(DcnzooError):
     """Annotations or results cannot be scored.
 

@@ -108,6 +108,18 @@ class TestImages:
         done = [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))]
         assert done == ["photos/a.png", "photos/z.png"]
 
+    def test_names_that_are_hard_to_write(self, predict: Predict) -> None:
+        wide = encode(Image.fromarray(noise(2, 66_000)))
+        names = [f"{'x' * 249}.jpg", "a.jpg", "a.txt/b.jpg", "a.png", "a.jpg.d/b.jpg", "wide.png"]
+        for name in names:
+            path = Path("photos", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wide if name == "wide.png" else encode(PICTURE))
+        outcome = predict("photos", "--save-images", "--save-crops", "--format", "yolo", "--quiet")
+        assert outcome.code == 0, outcome.err
+        assert len(files(Path("dcnzoo-out/labels"))) == len(names)
+        assert decode_image(Path("dcnzoo-out/images/wide.jpg")).shape[1] == 65_500
+
     def test_strict_stops_at_once(self, predict: Predict) -> None:
         for name in ("a", "b", "c"):
             save(Path("photos", f"{name}.png"), noise(60, 80))

@@ -294,7 +294,7 @@ class TestFolder:
         before = Path("dcnzoo-out/detections.jsonl").read_bytes()
         code, _, err = predict("photos")
         assert code == 1
-        assert err.startswith("error: dcnzoo-out already holds results (progress.jsonl, detections.jsonl); ")
+        assert err.startswith("error: dcnzoo-out already holds results (detections.jsonl, progress.jsonl); ")
         assert Path("dcnzoo-out/detections.jsonl").read_bytes() == before
 
     def test_results_that_another_process_is_writing_are_not_replaced(self, predict: Predict) -> None:

@@ -281,6 +281,14 @@ class TestPlot:
             area = picture[top : top + 60, left : left + 100]
             assert (area == class_colour(int(label))).all(axis=-1).sum() > 600
 
+    def test_class_names_that_break_lines(self) -> None:
+        names = ("a\nb", "c\r\n", "\ud800\x00")
+        plain = ("a b", "c  ", "  ")
+        odd, good = (
+            detections(class_names=each).plot(self.GREY, score_threshold=0) for each in (names, plain)
+        )
+        assert odd == good
+
     def test_no_detections(self) -> None:
         np.testing.assert_array_equal(np.asarray(draw_detections(self.GREY, NONE)), self.GREY)
 
