@@ -140,6 +140,9 @@ def run(options: Options, manifest: Path | None) -> int:
     """
     check_model_name(options, manifest)
     share = options.shard or environment_share()
+    if share.count > 1 and options.shard is None:
+        part = f"part {share.index + 1} of {share.count}"
+        click.echo(f"doing {part} of the images, since RANK and WORLD_SIZE are set", err=True)
     folder = open_folder(options, share)
     searched = excluded(options, share)
     check_sources(options.sources, searched)

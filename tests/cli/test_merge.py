@@ -77,7 +77,9 @@ def test_torchrun_says_which_shard(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        assert predict("photos", "--out", "o").code == 0
+        outcome = predict("photos", "--out", "o", "--quiet")
+        said = f"doing part {rank + 1} of 2 of the images, since RANK and WORLD_SIZE are set\n"
+        assert outcome == (0, "", said)
     assert merge("o").code == 0
     assert len(lines(Path("o/detections.jsonl"))) == 5
 
