@@ -379,7 +379,7 @@ def _write_files(
 ) -> None:
     if options.json_file is not None:
         everything = {"stamp": stamp, "settings": _settings(options), "results": rows, "notes": notes}
-        _write(options.json_file, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+        _write(options.json_file, json.dumps(everything, indent=2) + "\n")
     if options.csv_file is not None:
         _write(options.csv_file, as_csv(rows))
 
