@@ -48,8 +48,8 @@ class StreamSettings:
     Attributes:
         batch_size: images per forward pass.
         workers: processes that read and resize images while the model computes; 0 reads between batches.
-        score_threshold: least score of a detection in the data formats.
-        drawn_score: least score of a detection in pictures.
+        score_threshold: what the score of a detection exceeds that the data formats have.
+        drawn_score: what the score of a detection exceeds that pictures show.
         max_detections: per image.
         labels: classes to keep, None for all.
         strict: whether an unreadable image stops the run.

@@ -101,7 +101,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
     "--score-threshold",
     type=Number(0, 1),
     metavar="SCORE",
-    help="Least score.  [default: 0.05, in pictures and crops 0.3]",
+    help="Scores must exceed this.  [default: 0.05, in pictures and crops 0.3]",
 )
 @click.option(
     "--max-detections", type=POSITIVE, metavar="N", default=100, show_default=True, help="Most per image."

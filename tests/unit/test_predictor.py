@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,12 @@ class TestImages:
         assert_same(found, expected)
         assert found.path == str(path)
 
+    def test_open_file(self, predictor: dcnzoo.Predictor, expected: Detections, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.png", PIXELS)
+        with path.open("rb") as file, path.open("rb") as another:
+            assert_same(predictor(file), expected)
+            assert_same(predictor([another])[0], expected)
+
     def test_address(self, predictor: dcnzoo.Predictor, expected: Detections, tmp_path: Path) -> None:
         data = save(tmp_path / "a.png", PIXELS).read_bytes()
         with serving({"/a": content(data)}) as server:
@@ -239,7 +246,7 @@ class TestSeveral:
 
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_bad_batch_size(self, predictor: dcnzoo.Predictor, batch_size: int) -> None:
-        with pytest.raises(ValueError, match="batch size"):
+        with pytest.raises(ValueError, match="batch_size of at least 1"):
             predictor([PIXELS], batch_size=batch_size)
 
     def test_threads(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
@@ -280,6 +287,19 @@ class TestLimits:
         rare = expected.names[-1]
         found = predictor(PIXELS, classes=[rare], max_detections=1)
         assert_same(found, expected.of_classes([rare])[:1])
+
+    def test_one_class_alone(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        assert_same(predictor(PIXELS, classes="dog"), expected.of_classes(["dog"]))
+        assert_same(predictor(PIXELS, classes=2), expected.of_classes([2]))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_detections": -1}, {"max_detections": 0}, {"batch_size": 1.5}, {"batch_size": 2.0},
+         {"score_threshold": float("nan")}],
+    )  # fmt: skip
+    def test_options_out_of_range(self, predictor: dcnzoo.Predictor, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"expected a {next(iter(options))} "):
+            predictor(PIXELS, **options)
 
     def test_unknown_class(self, predictor: dcnzoo.Predictor) -> None:
         with pytest.raises(ValueError, match="unknown class horse; the model knows cat, dog, bird"):
@@ -614,6 +634,13 @@ def test_with_sides(short: int | None, long: int | None, sides: tuple[int, int])
 def test_with_sides_that_contradict() -> None:
     with pytest.raises(ValueError, match="expected short side <= long side, got 320 and 240"):
         with_sides(Preprocessing(), 320, 240)
+
+
+@pytest.mark.parametrize("side", [0, -1, 32.5])
+@pytest.mark.parametrize("name", ["short_side", "long_side"])
+def test_with_sides_that_are_none(name: str, side: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected a {name} of at least 1, a whole number, got {side}"):
+        with_sides(Preprocessing(), **{"short_side": None, "long_side": None, name: side})
 
 
 class TestClasses:
