@@ -217,5 +217,10 @@ def find_labels(
     wanted = [str(name) for name in classes]
     unknown = [name for name in wanted if name not in label_of]
     if unknown:
-        raise ValueError(f"unknown class {', '.join(unknown)}; the model knows {', '.join(class_names)}")
+        hint = ""
+        if any(name.isdecimal() for name in unknown):
+            hint = f"; numbers are category ids: {', '.join(map(str, category_ids))}"
+        raise ValueError(
+            f"unknown class {', '.join(unknown)}; the model knows {', '.join(class_names)}{hint}"
+        )
     return np.unique(np.array([label_of[name] for name in wanted], np.int64))

@@ -238,6 +238,19 @@ class TestBeforeTheModel:
         outcome = dcnzoo("predict", "a.png", "--weights", "a.pth", "--arch", "faster_rcnn_r5_fpn")
         assert_error(outcome, "unknown architecture 'faster_rcnn_r5_fpn'", "did you mean faster_rcnn_r50_fpn")
 
+    @pytest.mark.parametrize("option", ["--format", "--classes"])
+    @pytest.mark.parametrize("value", ["", " ", ","])
+    def test_an_option_given_empty(self, predict: Predict, option: str, value: str) -> None:
+        code, _, err = predict("a.png", option, value)
+        assert code == 2
+        assert f"Invalid value for '{option}': is empty; name something" in err
+
+    @pytest.mark.parametrize("name", ["best.pt", "epoch_12.pth", "runs/best.safetensors"])
+    def test_a_file_as_model(self, dcnzoo: Program, name: str) -> None:
+        expected = f"error: unknown model '{name}'; that is a file: use --weights {name} (in Python"
+        for arguments in (["predict", "a.png", "--model", name], ["info", name]):
+            assert_error(dcnzoo(*arguments), expected)
+
     def test_unknown_model(self, dcnzoo: Program) -> None:
         outcome = dcnzoo("predict", "a.png", "--model", "faster_rcnn_r50_fpn_dcon_c3-c5_1x_coco")
         assert_error(outcome, "unknown model", "did you mean faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco")
