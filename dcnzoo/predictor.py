@@ -469,7 +469,8 @@ def identify(
         example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
         problem = f"does not name its architecture; give it with --arch, such as {example}"
         raise CheckpointError(str(checkpoint.path), problem)
-    classes = find_classes(checkpoint, trained.classes if trained else None, known)
+    own = record is not None and not replaces
+    classes = find_classes(checkpoint, trained.classes if trained else None, known, expected_first=own)
     return architecture, classes, trained.preprocessing if trained else Preprocessing()
 
 
@@ -578,19 +579,29 @@ def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: 
     return replace(preprocessing, short_side=short, long_side=long)
 
 
-def find_classes(checkpoint: Checkpoint, expected: ClassSet | None, known: Iterable[ClassSet]) -> ClassSet:
+def find_classes(
+    checkpoint: Checkpoint,
+    expected: ClassSet | None,
+    known: Iterable[ClassSet],
+    *,
+    expected_first: bool = False,
+) -> ClassSet:
     """Finds the names and category ids of a checkpoint's classes.
+
+    Names are taken only if there are as many as the file has classes.
 
     Args:
         checkpoint: its own names come first.
-        expected: classes of the manifest's record, used if the file has no names and as many classes.
+        expected: classes of the manifest's record, used if the file has no names.
         known: class sets that give the category ids to equal names; without one they are 1 to K.
+        expected_first: whether the record is of this very file, and so comes before the names in it.
 
     Returns:
         As many classes as the checkpoint's box head has.
     """
     count = checkpoint.num_classes or 0
-    for names in (checkpoint.classes, expected and expected.names):
+    candidates = [checkpoint.classes, expected.names if expected else None]
+    for names in reversed(candidates) if expected_first else candidates:
         if names and len(names) == count:
             break
         if names:

@@ -670,6 +670,20 @@ class TestClasses:
     ) -> None:
         assert find_classes(self.checkpoint(count, names), record, self.KNOWN) == found
 
+    @pytest.mark.parametrize(
+        ("count", "names", "record", "found"),
+        [
+            (2, ("x", "y"), RECORD, RECORD),
+            (2, ("b", "a"), RECORD, RECORD),
+            (3, ("x", "y", "z"), RECORD, ClassSet(("x", "y", "z"), (1, 2, 3))),
+        ],
+    )
+    def test_a_record_of_this_file_comes_first(
+        self, count: int, names: tuple[str, ...], record: ClassSet, found: ClassSet
+    ) -> None:
+        checkpoint = self.checkpoint(count, names)
+        assert find_classes(checkpoint, record, self.KNOWN, expected_first=True) == found
+
     def test_names_that_do_not_fit_are_reported(self, caplog: pytest.LogCaptureFixture) -> None:
         find_classes(self.checkpoint(1, ("x", "y")), None, ())
         assert "a.pth has 1 classes; ignoring the 2 names" in caplog.text
