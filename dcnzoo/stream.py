@@ -211,10 +211,10 @@ class ImageStream:
         """Numbers and names all images, whoever does them, and yields those that are left to be done."""
         done = self.shard.progress.locations
         for source in sources:
-            if done[source.location]:
+            if done[source.shown]:
                 # It has its id and its name, which are taken.
                 self._list(source)
-                done[source.location] -= 1
+                done[source.shown] -= 1
                 self.tally.skipped += 1
                 self.progress(1)
                 continue
@@ -231,7 +231,7 @@ class ImageStream:
 
     def _list(self, source: ImageSource) -> int:
         """Notes that an image is listed, and returns how many were before it."""
-        self._digest.update(os.fsencode(source.location) + b"\0")
+        self._digest.update(os.fsencode(source.shown) + b"\0")
         self._listed += 1
         return self._listed - 1
 

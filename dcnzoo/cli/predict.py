@@ -25,7 +25,7 @@ from dcnzoo.cli.inference import (
     run_options,
 )
 from dcnzoo.cli.options import FILE, POSITIVE, Number, several, split
-from dcnzoo.errors import SourceError
+from dcnzoo.errors import SourceError, without_credentials
 from dcnzoo.processes import Share, environment_share
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
@@ -161,7 +161,8 @@ def run(options: Options, manifest: Path | None) -> int:
 def open_folder(options: Options, share: Share) -> OutputFolder:
     """Returns the folder for the results: below `--out`, if the work is shared."""
     path = options.out / share.folder_name if share.count > 1 else options.out
-    note = {**options.note(PROGRAM), "shard": dataclasses.astuple(share)}
+    sources = [without_credentials(source) for source in options.sources]
+    note = {**options.note(PROGRAM), "sources": sources, "shard": dataclasses.astuple(share)}
     return OutputFolder(path, PRODUCTS, note, overwrite=options.overwrite, resume=options.resume, free=FREE)
 
 

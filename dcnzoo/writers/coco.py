@@ -33,7 +33,7 @@ class CocoWriter(Writer):
         if result.image_id is None:
             raise ValueError("expected the id of the image, got None")
         height, width = result.detections.image_size
-        location = result.source.location
+        location = result.source.shown
         image = {"id": result.image_id, "file_name": location, "width": width, "height": height}
         results, images = self.files
         images.append(json_elements([image]))
@@ -92,7 +92,7 @@ class ImageIds:
         if number is None:
             return None
         if number in self._used or (by_name and number in self._by_path):
-            logger.warning("leaving out %s: another image has its id %d", source.location, number)
+            logger.warning("leaving out %s: another image has its id %d", source.shown, number)
             return None
         self._used.add(number)
         return number

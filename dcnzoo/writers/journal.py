@@ -33,7 +33,7 @@ class DoneImage(NamedTuple):
     """An image whose results are written.
 
     Attributes:
-        location: path or address.
+        location: path, or address without credentials.
         stem: that its files are named by, None without such files.
         image_id: COCO image id, None without one.
     """

@@ -98,8 +98,8 @@ class Shard:
                     for each in self.writers:
                         each.discard({result.stem})
                     reason = f"cannot write {error.filename or writer.product}: {error.strerror or error}"
-                    return ImageWriteError(result.source.location, reason)
-        self._pending.append(DoneImage(result.source.location, result.stem, result.image_id))
+                    return ImageWriteError(result.source.shown, reason)
+        self._pending.append(DoneImage(result.source.shown, result.stem, result.image_id))
         return None
 
     def fail(self, error: ImageReadError | ImageWriteError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from dcnzoo.image import decode_image
 from tests.cli.conftest import Outcome, Program
 from tests.cli.predicting import Predict, checkpoint, files, lines, load_once, predict
 from tests.cli.test_predict import write_manifest
-from tests.http_server import serving, status
+from tests.http_server import content, serving, status
 from tests.pictures import noise, patches, png_16_bit, png_claiming, save
 from tests.random_detector import ARCH, MASK_ARCH
 
@@ -157,6 +158,22 @@ class TestImages:
             (error,) = lines(Path("dcnzoo-out/errors.jsonl"))
             assert error["source"] == server.url("/a.jpg")
         assert error["reason"].startswith("the server answered 503")
+
+    def test_passwords_go_into_no_file(self, predict: Predict) -> None:
+        with serving({"/a.png": content(encode(PICTURE)), "/b.png": status(404)}) as server:
+            names = [server.url(name).replace("://", "://me:secret@") for name in ("/a.png", "/b.png")]
+            formats = ("--format", "jsonl,coco,csv,yolo")
+            outcome = predict(*names, *formats)
+            again = predict(*names, *formats, "--resume")
+            shown = [server.url(name) for name in ("/a.png", "/b.png")]
+        assert (outcome.code, again.code) == (1, 1)
+        assert "images that an earlier run has done: 1" in again.err
+        assert "secret" not in outcome.err + again.err
+        texts = [path.read_text() for path in Path("dcnzoo-out").rglob("*") if path.is_file()]
+        assert len(texts) == 9
+        assert not any("secret" in text for text in texts)
+        assert json.loads(Path("dcnzoo-out/run.json").read_text())["sources"] == shown
+        assert lines(Path("dcnzoo-out/detections.jsonl"))[0]["image"] == shown[0]
 
     @pytest.mark.parametrize("set_by", ["option", "environment"])
     def test_limit_against_bombs(
