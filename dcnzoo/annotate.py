@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
+from dcnzoo.results import one_line
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -162,7 +164,7 @@ def draw_labels(canvas: ImageDraw.ImageDraw, detections: Detections) -> None:
     for name, score, label, box in zip(
         detections.names, detections.scores, detections.labels, detections.boxes, strict=True
     ):
-        text = f"{name} {score:.2f}"
+        text = f"{one_line(name)} {score:.2f}"
         text_size = (canvas.textlength(text, font) + 2 * padding, size + 2 * padding)
         if text_size[0] > width or text_size[1] > height / 4:
             continue

@@ -6,6 +6,7 @@ the command line can print it as it stands and a program can act on the parts.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -42,6 +43,8 @@ class UnknownModelError(DcnzooError):
     def __init__(self, name: str, suggestions: Sequence[str] = (), kind: str = "model") -> None:
         self.name, self.suggestions, self.kind = name, tuple(suggestions), kind
         hint = f"did you mean {' or '.join(self.suggestions)}?" if suggestions else ""
+        if kind == "model" and looks_like_file(name):
+            hint = f"that is a file: use --weights {name} (in Python weights={name!r})"
         super().__init__(f"unknown {kind} {name!r}; {hint or '`dcnzoo list` shows every name'}")
 
 
@@ -104,13 +107,13 @@ class ImageReadError(DcnzooError):
     """An image cannot be read or decoded.
 
     Attributes:
-        source: path or address of the image.
+        source: path of the image, or its address without credentials.
         reason: what went wrong.
     """
 
     def __init__(self, source: str, reason: str) -> None:
-        self.source, self.reason = source, reason
-        super().__init__(f"cannot read image {source}: {reason}")
+        self.source, self.reason = without_credentials(source), reason
+        super().__init__(f"cannot read image {self.source}: {reason}")
 
 
 class SourceError(DcnzooError):
@@ -119,6 +122,19 @@ class SourceError(DcnzooError):
 
 class OutputError(DcnzooError):
     """Results cannot be written where they were asked for."""
+
+
+class ImageWriteError(OutputError):
+    """The results of one image cannot be written, where those of others can.
+
+    Attributes:
+        source: path of the image, or its address without credentials.
+        reason: what went wrong.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source, self.reason = without_credentials(source), reason
+        super().__init__(f"image {self.source}: {reason}")
 
 
 class EvaluationError(DcnzooError):
@@ -148,6 +164,11 @@ class OutOfMemoryError(DeviceError):
 
 class OpsUnavailableError(DcnzooError):
     """A native operator was asked for and is not available."""
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether a name is that of a checkpoint's file rather than of a model."""
+    return os.sep in name or name.lower().endswith((".pth", ".pt", ".safetensors"))
 
 
 def without_credentials(url: str) -> str:

@@ -110,7 +110,14 @@ def rgb_array(image: Image.Image) -> NDArray[np.uint8]:
 
     Raises:
         ValueError: the pixels are floats or 32-bit integers, which have no defined white.
+        ImageReadError: the file that the image was opened from is truncated or damaged.
     """
+    try:
+        image.load()  # first, since Pillow turns some formats upright as it loads them
+    # Pillow's decoders let almost any exception through on broken data.
+    except Exception as error:
+        name = getattr(image, "filename", "") or "from memory"
+        raise ImageReadError(str(name), decode_failure(name, error)) from error
     image = _upright(image)
     if image.mode == "F":
         raise ValueError("floating point pixels have no defined white; convert the image to 8 bits first")

@@ -6,6 +6,7 @@ Shapes: N images, D detections, K classes, H and W the size of an original image
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
 from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
 from dcnzoo.gpu import GpuDetector
-from dcnzoo.image import PreparedImage, collate, prepare_image, rgb_array
+from dcnzoo.image import PreparedImage, collate, decode_image, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
 from dcnzoo.memory import is_out_of_memory
 from dcnzoo.models.precision import lower_precision
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8] | torch.Tensor"
+ImageLike: TypeAlias = "str | Path | BinaryIO | Image.Image | NDArray[np.uint8] | torch.Tensor"
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -110,7 +111,7 @@ class Predictor:
         batch_size: int = ...,
         score_threshold: float = ...,
         max_detections: int = ...,
-        classes: Iterable[str | int] | None = ...,
+        classes: Iterable[str | int] | str | int | None = ...,
     ) -> Detections: ...
 
     @overload
@@ -121,7 +122,7 @@ class Predictor:
         batch_size: int = ...,
         score_threshold: float = ...,
         max_detections: int = ...,
-        classes: Iterable[str | int] | None = ...,
+        classes: Iterable[str | int] | str | int | None = ...,
     ) -> Iterator[Detections]: ...
 
     @overload
@@ -132,7 +133,7 @@ class Predictor:
         batch_size: int = ...,
         score_threshold: float = ...,
         max_detections: int = ...,
-        classes: Iterable[str | int] | None = ...,
+        classes: Iterable[str | int] | str | int | None = ...,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -142,33 +143,37 @@ class Predictor:
         batch_size: int = 1,
         score_threshold: float = SCORE_THRESHOLD,
         max_detections: int = MAX_DETECTIONS,
-        classes: Iterable[str | int] | None = None,
+        classes: Iterable[str | int] | str | int | None = None,
     ) -> Detections | Iterator[Detections] | list[Detections]:
         """Detects in one image or in several.
 
-        An image is a path, an http(s) address, a Pillow image, an RGB array (H, W, 3) or grey array (H, W) of
-        uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats in 0-1.
+        An image is a path, an http(s) address, an open binary file, a Pillow image, an RGB array (H, W, 3) or
+        grey array (H, W) of uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats in 0-1.
 
         Args:
             images: an image, a list of images, or an iterator of images, which is read as results are taken.
             batch_size: images that go through the model together; their sizes may differ.
             score_threshold: keep detections whose score exceeds it.
-            max_detections: keep at most so many per image, the best.
-            classes: names or COCO category ids to look for; all by default.
+            max_detections: keep at most so many per image, the best; at least 1.
+            classes: names or COCO category ids to look for, or one of them; all by default.
 
         Returns:
             Detections of the one image, a list for a list, an iterator for an iterator.
 
         Raises:
             ImageReadError: an image cannot be read.
-            ValueError: an image has another shape or type than those above, or a class is unknown.
+            ValueError: an image has another shape or type than those above, an option is out of its range,
+                or a class is unknown.
         """
-        if batch_size < 1:
-            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        _check_count("batch_size", batch_size)
+        _check_count("max_detections", max_detections)
+        if math.isnan(score_threshold):
+            raise ValueError("expected a score_threshold that is a number, got NaN")
         labels = self.find_labels(classes)
-        several: Iterable[Any] = images if isinstance(images, (list, tuple, Iterator)) else [images]
+        streams = isinstance(images, Iterator) and not _is_file(images)  # a file is an iterator, too
+        several: Any = images if streams or isinstance(images, (list, tuple)) else [images]
         results = self._stream(iter(several), batch_size, score_threshold, max_detections, labels)
-        if isinstance(images, Iterator):
+        if streams:
             return results
         return list(results) if several is images else next(results)
 
@@ -326,7 +331,7 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def find_labels(self, classes: Iterable[str | int] | None) -> NDArray[np.int64] | None:
+    def find_labels(self, classes: Iterable[str | int] | str | int | None) -> NDArray[np.int64] | None:
         """Translates class names and COCO category ids to labels; None stands for all.
 
         Raises:
@@ -344,7 +349,7 @@ class Predictor:
     ) -> Iterator[Detections]:
         while batch := list(islice(images, batch_size)):
             results = self.predict_batch(
-                [_to_pixels(image) for image in batch],
+                [to_pixels(image) for image in batch],
                 score_threshold=score_threshold,
                 max_detections=max_detections,
                 labels=labels,
@@ -411,7 +416,7 @@ def load(
         ChecksumError: the fetched checkpoint is not the published file.
         CheckpointError: the file is no checkpoint of that architecture.
         DeviceError: the device or precision is not available.
-        ValueError: arguments that do not go together.
+        ValueError: arguments that do not go together, or a side that is no positive whole number.
     """
     if (name is None and weights is None) or (name is not None and arch is not None):
         raise ValueError("expected a name (with or without weights), or weights (with or without arch)")
@@ -464,7 +469,8 @@ def identify(
         example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
         problem = f"does not name its architecture; give it with --arch, such as {example}"
         raise CheckpointError(str(checkpoint.path), problem)
-    classes = find_classes(checkpoint, trained.classes if trained else None, known)
+    own = record is not None and not replaces
+    classes = find_classes(checkpoint, trained.classes if trained else None, known, expected_first=own)
     return architecture, classes, trained.preprocessing if trained else Preprocessing()
 
 
@@ -577,8 +583,11 @@ def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: 
     Where only one is given, the other is moved as far as it must for short <= long.
 
     Raises:
-        ValueError: both are given and the short side is the longer one.
+        ValueError: both are given and the short side is the longer one, or one is no positive whole number.
     """
+    for name, side in (("short_side", short_side), ("long_side", long_side)):
+        if side is not None:
+            _check_count(name, side)
     short, long = short_side or preprocessing.short_side, long_side or preprocessing.long_side
     if short > long and short_side and long_side:
         raise ValueError(f"expected short side <= long side, got {short_side} and {long_side}")
@@ -587,19 +596,29 @@ def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: 
     return replace(preprocessing, short_side=short, long_side=long)
 
 
-def find_classes(checkpoint: Checkpoint, expected: ClassSet | None, known: Iterable[ClassSet]) -> ClassSet:
+def find_classes(
+    checkpoint: Checkpoint,
+    expected: ClassSet | None,
+    known: Iterable[ClassSet],
+    *,
+    expected_first: bool = False,
+) -> ClassSet:
     """Finds the names and category ids of a checkpoint's classes.
+
+    Names are taken only if there are as many as the file has classes.
 
     Args:
         checkpoint: its own names come first.
-        expected: classes of the manifest's record, used if the file has no names and as many classes.
+        expected: classes of the manifest's record, used if the file has no names.
         known: class sets that give the category ids to equal names; without one they are 1 to K.
+        expected_first: whether the record is of this very file, and so comes before the names in it.
 
     Returns:
         As many classes as the checkpoint's box head has.
     """
     count = checkpoint.num_classes or 0
-    for names in (checkpoint.classes, expected and expected.names):
+    candidates = [checkpoint.classes, expected.names if expected else None]
+    for names in reversed(candidates) if expected_first else candidates:
         if names and len(names) == count:
             break
         if names:
@@ -616,16 +635,35 @@ def _to_cpu(instances: Instances) -> Instances:
     return instances._replace(boxes=boxes, scores=scores, labels=labels, mask_probs=mask_probs)
 
 
-def _to_pixels(image: ImageLike) -> NDArray[np.uint8]:
-    """Converts any accepted image to (H, W, 3) RGB."""
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"expected a {name} of at least 1, a whole number, got {value!r}")
+
+
+def _is_file(image: object) -> bool:
+    return hasattr(image, "read")
+
+
+def to_pixels(image: ImageLike) -> NDArray[np.uint8]:
+    """Converts any accepted image to (H, W, 3) RGB.
+
+    Args:
+        image: as `Predictor` takes it.
+
+    Raises:
+        ImageReadError: it cannot be read.
+        ValueError: it has another shape or type.
+    """
     if isinstance(image, (str, Path)):
         return read_image(image)
+    if _is_file(image):
+        return decode_image(cast("BinaryIO", image))
     if isinstance(image, Image.Image):
         return rgb_array(image)
     if isinstance(image, torch.Tensor):
         return _tensor_to_pixels(image)
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"expected a path, Pillow image, array or tensor, got {type(image).__name__}")
+        raise ValueError(f"expected a path, file, Pillow image, array or tensor, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(
             f"expected a uint8 array (height, width, 3) or (height, width), got {image.dtype} {image.shape}"
@@ -644,4 +682,4 @@ def _tensor_to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
             raise ValueError("expected a float tensor with values from 0 to 1; give 0-255 as uint8")
         image = (image.float() * 255).round().to(torch.uint8)
     pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-    return _to_pixels(pixels if len(image) == 3 else pixels[:, :, 0])
+    return to_pixels(pixels if len(image) == 3 else pixels[:, :, 0])

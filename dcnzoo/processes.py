@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from dcnzoo.errors import DcnzooError
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=2)
@@ -88,20 +90,40 @@ def find_processes(backend: str = "gloo") -> Iterator[Processes]:
 
     Args:
         backend: of torch.distributed. For a few small objects gloo is enough, with and without GPUs.
+
+    Raises:
+        DcnzooError: the variables make no sense, or those are missing that say where the others are.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    share = environment_share()
+    if share.count == 1:
         yield Processes()
         return
     import torch.distributed
 
-    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Processes(int(os.environ["RANK"]), count)
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    except ValueError as error:
+        raise DcnzooError(
+            f"cannot join {share.count} processes: {error}; start them with torchrun"
+        ) from error
+    try:
+        yield Processes(share.index, share.count)
     finally:
         torch.distributed.destroy_process_group()
 
 
 def environment_share() -> Share:
-    """Returns the part that RANK and WORLD_SIZE, as torchrun sets them, give to this process."""
-    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    """Returns the part that RANK and WORLD_SIZE, as torchrun sets them, give to this process.
+
+    Raises:
+        DcnzooError: only one of them is set, or they are no whole numbers with 0 <= RANK < WORLD_SIZE.
+    """
+    rank, count = (os.environ.get(name) or None for name in ("RANK", "WORLD_SIZE"))
+    if rank is None and count is None:
+        return Share()
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return Share(int(rank), int(count))
+    raise DcnzooError(
+        f"the environment has RANK={rank or ''} and WORLD_SIZE={count or ''}, of which torchrun sets both,"
+        " with 0 <= RANK < WORLD_SIZE; unset them to do all the work in this process"
+    )

@@ -5,6 +5,7 @@ Shapes: D detections, K classes, H and W the size of the original image (upright
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from dcnzoo.predictor import ImageLike
+
 DRAWN_SCORE = 0.3
-"""Least score of a detection that pictures show when nothing else is asked for."""
+"""What the score of a detection exceeds that pictures show when nothing else is asked for."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,14 +103,14 @@ class Detections:
         return masks
 
     def above(self, score_threshold: float) -> Detections:
-        """Returns the detections whose score is at least `score_threshold`."""
-        return self[self.scores >= score_threshold]
+        """Returns the detections whose score exceeds `score_threshold`."""
+        return self[self.scores > score_threshold]
 
-    def of_classes(self, classes: Iterable[str | int]) -> Detections:
+    def of_classes(self, classes: Iterable[str | int] | str | int) -> Detections:
         """Returns the detections of the given classes.
 
         Args:
-            classes: class names, or COCO category ids.
+            classes: class names or COCO category ids, or one of them.
 
         Raises:
             ValueError: a class is unknown.
@@ -140,34 +143,32 @@ class Detections:
 
     def plot(
         self,
-        image: Image.Image | NDArray[np.uint8] | None = None,
+        image: ImageLike | None = None,
         *,
         score_threshold: float = DRAWN_SCORE,
     ) -> Image.Image:
         """Draws boxes, labels and masks.
 
         Args:
-            image: the upright original, as a Pillow image or (H, W, 3) RGB array; read again from
-                `path` by default.
-            score_threshold: least score to draw.
+            image: the original, in any form that `Predictor` takes; read again from `path` by default.
+            score_threshold: what the score of a detection exceeds that is drawn.
 
         Returns:
             A new picture of the original size.
 
         Raises:
-            ValueError: no image is given and the detections have no path, or the image has another size.
-            ImageReadError: the file at `path` cannot be read any more.
+            ValueError: no image is given and the detections have no path, or the image has another size or a
+                form that `Predictor` does not take.
+            ImageReadError: the image, or the file at `path`, cannot be read.
         """
         from dcnzoo.annotate import draw_detections
-        from dcnzoo.image import rgb_array
-        from dcnzoo.sources import read_image
+        from dcnzoo.predictor import to_pixels
 
         if image is None:
             if self.path is None:
                 raise ValueError("these detections came from memory: pass the image to plot()")
-            image = read_image(self.path)
-        pixels = image if isinstance(image, np.ndarray) else rgb_array(image)
-        return draw_detections(pixels, self.above(score_threshold))
+            image = self.path
+        return draw_detections(to_pixels(image), self.above(score_threshold))
 
     def to_supervision(self) -> Any:
         """Returns the same as a `supervision.Detections`.
@@ -188,13 +189,18 @@ class Detections:
         )
 
 
+def one_line(name: str) -> str:
+    """Returns a class name as it may stand in a line of text, with spaces for what breaks or controls one."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", name)
+
+
 def find_labels(
-    classes: Iterable[str | int], class_names: Sequence[str], category_ids: Sequence[int]
+    classes: Iterable[str | int] | str | int, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> NDArray[np.int64]:
     """Translates class names and category ids to labels.
 
     Args:
-        classes: names or ids in any mixture; an id may be written as a string.
+        classes: names or ids in any mixture, or one of them; an id may be written as a string.
         class_names: names of all K classes.
         category_ids: ids of all K classes.
 
@@ -206,8 +212,15 @@ def find_labels(
     """
     label_of: dict[str, int] = {str(category): label for label, category in enumerate(category_ids)}
     label_of |= {name: label for label, name in enumerate(class_names)}
+    if isinstance(classes, (str, int, np.integer)):
+        classes = [classes]
     wanted = [str(name) for name in classes]
     unknown = [name for name in wanted if name not in label_of]
     if unknown:
-        raise ValueError(f"unknown class {', '.join(unknown)}; the model knows {', '.join(class_names)}")
+        hint = ""
+        if any(name.isdecimal() for name in unknown):
+            hint = f"; numbers are category ids: {', '.join(map(str, category_ids))}"
+        raise ValueError(
+            f"unknown class {', '.join(unknown)}; the model knows {', '.join(class_names)}{hint}"
+        )
     return np.unique(np.array([label_of[name] for name in wanted], np.int64))

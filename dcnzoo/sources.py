@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from dcnzoo.download import is_offline
-from dcnzoo.errors import ImageReadError, SourceError
+from dcnzoo.errors import ImageReadError, SourceError, without_credentials
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +38,17 @@ class ImageSource:
     """One image to read.
 
     Attributes:
-        location: path or http(s) address.
+        location: path or http(s) address, to read from.
         name: relative path, suffix included, under which results are filed; never leaves its root.
     """
 
     location: str
     name: PurePosixPath
+
+    @property
+    def shown(self) -> str:
+        """The location as results, journals and messages have it: without credentials."""
+        return without_credentials(self.location)
 
 
 def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterator[ImageSource]:
@@ -128,14 +133,15 @@ def _fetch(url: str) -> bytes:
                     raise ImageReadError(url, f"larger than {MAX_DOWNLOAD_BYTES >> 20} MiB")
             return bytes(content)
     except requests.RequestException as error:
-        raise ImageReadError(url, _request_failure(error)) from error
+        raise ImageReadError(url, _request_failure(url, error)) from error
 
 
-def _request_failure(error: Exception) -> str:
+def _request_failure(url: str, error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is not None:
         return f"the server answered {response.status_code} {response.reason}"
-    return f"{type(error).__name__}: {error}"
+    # Some name the address.
+    return f"{type(error).__name__}: {error}".replace(url, without_credentials(url))
 
 
 def _expand(source: str, exclude: frozenset[Path], prefix: bool) -> Iterator[ImageSource]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dcnzoo.errors import ImageReadError, OutOfMemoryError
+from dcnzoo.errors import ImageReadError, ImageWriteError, OutOfMemoryError
 from dcnzoo.predictor import MAX_DETECTIONS, SCORE_THRESHOLD, Predictor
 from dcnzoo.processes import Share
 from dcnzoo.reader import ImageReaders, ReadSettings, pixel_limit
@@ -48,8 +48,8 @@ class StreamSettings:
     Attributes:
         batch_size: images per forward pass.
         workers: processes that read and resize images while the model computes; 0 reads between batches.
-        score_threshold: least score of a detection in the data formats.
-        drawn_score: least score of a detection in pictures.
+        score_threshold: what the score of a detection exceeds that the data formats have.
+        drawn_score: what the score of a detection exceeds that pictures show.
         max_detections: per image.
         labels: classes to keep, None for all.
         strict: whether an unreadable image stops the run.
@@ -76,7 +76,7 @@ class Tally:
 
     Attributes:
         images: images predicted.
-        failures: images that could not be read or predicted.
+        failures: images that could not be read or predicted, or whose results could not be written.
         skipped: images that an earlier run has done.
         unlisted: images left out because the annotations do not list them.
         detections: detections written to the data formats.
@@ -170,7 +170,7 @@ class ImageStream:
 
         Raises:
             ImageReadError: an image is unreadable and the settings are strict.
-            OutputError: results cannot be written.
+            OutputError: results cannot be written; those of a single image only if the settings are strict.
         """
         batch: list[LoadedImage] = []
         workers, size = self.settings.workers, self.settings.batch_size
@@ -211,10 +211,10 @@ class ImageStream:
         """Numbers and names all images, whoever does them, and yields those that are left to be done."""
         done = self.shard.progress.locations
         for source in sources:
-            if done[source.location]:
+            if done[source.shown]:
                 # It has its id and its name, which are taken.
                 self._list(source)
-                done[source.location] -= 1
+                done[source.shown] -= 1
                 self.tally.skipped += 1
                 self.progress(1)
                 continue
@@ -231,11 +231,11 @@ class ImageStream:
 
     def _list(self, source: ImageSource) -> int:
         """Notes that an image is listed, and returns how many were before it."""
-        self._digest.update(os.fsencode(source.location) + b"\0")
+        self._digest.update(os.fsencode(source.shown) + b"\0")
         self._listed += 1
         return self._listed - 1
 
-    def _fail(self, error: ImageReadError) -> None:
+    def _fail(self, error: ImageReadError | ImageWriteError) -> None:
         self.tally.failures += 1
         self.shard.fail(error)
         if self.settings.strict:
@@ -283,12 +283,15 @@ class ImageStream:
     def _write(self, batch: Sequence[LoadedImage], found: Sequence[Detections]) -> None:
         results = [self._result(image, one) for image, one in zip(batch, found, strict=True)]
         with self.tally.times.measure("write"):
-            self.shard.write(results)
-        for image, one in zip(batch, found, strict=True):
-            self.tally.times.add(image.times)
-            self.tally.images += 1
-            self.tally.detections += len(one)
-        self.progress(len(batch))
+            failures = self.shard.write(results)
+        for image, one, failure in zip(batch, found, failures, strict=True):
+            if failure is None:
+                self.tally.times.add(image.times)
+                self.tally.images += 1
+                self.tally.detections += len(one)
+                self.progress(1)
+        for failure in filter(None, failures):
+            self._fail(failure)
 
     def _result(self, image: LoadedImage, detections: Detections) -> ImageResult:
         detections = replace(detections, path=image.source.location)

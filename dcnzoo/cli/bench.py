@@ -17,7 +17,7 @@ import click
 from dcnzoo.cli.bench_report import RANDOM, as_csv, as_row, as_text, step_lines, step_row
 from dcnzoo.cli.list import match_records
 from dcnzoo.cli.options import FILE, POSITIVE, PRECISIONS, several, split, url_base_option
-from dcnzoo.errors import DcnzooError
+from dcnzoo.errors import DcnzooError, OutputError
 from dcnzoo.sources import find_images
 from dcnzoo.writers.folder import output_errors
 
@@ -91,6 +91,10 @@ class Options:
             raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
         if self.json_file == self.csv_file == STDOUT:
             raise click.UsageError("Only one of --json and --csv can go to the standard output.")
+        if self.json_file is not None and self.json_file == self.csv_file:
+            raise click.UsageError(
+                f"--json and --csv both name {self.json_file}; give each a file of its own."
+            )
         for path in (self.json_file, self.csv_file):
             if path is not None and not path.parent.is_dir():
                 raise click.UsageError(f"There is no folder {path.parent} for {path.name}.")
@@ -213,6 +217,7 @@ def run(options: Options, manifest: Path | None) -> int:
     from dcnzoo.benchmark import measure_apart
 
     cases = find_cases(options, manifest)
+    _check_files(options)
     if options.train:
         from dcnzoo.training.benchmark import compare_apart
 
@@ -376,14 +381,39 @@ def report_training(options: Options, results: Sequence[StepResult], notes: Sequ
     _write_files(options, results[0].stamp if results else None, rows, notes)
 
 
+def _check_files(options: Options) -> None:
+    """Checks that the files can be written, and leaves everything as it was.
+
+    Raises:
+        OutputError: one cannot.
+    """
+    for path in (options.json_file, options.csv_file):
+        if path is not None and path != STDOUT:
+            with output_errors(path):
+                is_new = not path.exists()
+                path.open("ab").close()
+                if is_new:
+                    path.unlink()
+
+
 def _write_files(
     options: Options, stamp: object, rows: Sequence[dict[str, Any]], notes: Sequence[str]
 ) -> None:
+    """Writes the standard output first, then the files; one that fails keeps no other from being written."""
+    texts = {}
     if options.json_file is not None:
         everything = {"stamp": stamp, "settings": _settings(options), "results": rows, "notes": notes}
-        _write(options.json_file, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+        texts[options.json_file] = json.dumps(everything, indent=2) + "\n"
     if options.csv_file is not None:
-        _write(options.csv_file, as_csv(rows))
+        texts[options.csv_file] = as_csv(rows)
+    failures = []
+    for path in sorted(texts, key=lambda path: path != STDOUT):
+        try:
+            _write(path, texts[path])
+        except OutputError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _settings(options: Options) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from dcnzoo.cli.options import url_base_option
+from dcnzoo.errors import looks_like_file
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
     from dcnzoo.manifest import Manifest, Record
-
-SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 @click.command()
@@ -61,8 +59,7 @@ def _find_record(manifest: Manifest, source: str) -> Record | None:
     Raises:
         UnknownModelError: it is neither.
     """
-    path = Path(source)
-    if source not in manifest.records and (path.exists() or os.sep in source or path.suffix in SUFFIXES):
+    if source not in manifest.records and (Path(source).exists() or looks_like_file(source)):
         return None
     return manifest.find(source)
 

@@ -92,11 +92,19 @@ def _cache() -> dict[str, object]:
 
 def _downloads() -> dict[str, object]:
     from dcnzoo.download import check_url_base, is_offline
+    from dcnzoo.errors import without_credentials
+    from dcnzoo.transfer import Patience
 
     mirror = os.environ.get("DCNZOO_MIRROR")
     if mirror:
         check_url_base(mirror)
-    return {"offline": is_offline(), "mirror": mirror}
+    patience = Patience.from_environment()
+    return {
+        "offline": is_offline(),
+        "mirror": mirror and without_credentials(mirror),
+        "retries": patience.retries,
+        "timeout": patience.timeout,
+    }
 
 
 def _manifest(extra: Path | None) -> dict[str, object]:

@@ -24,7 +24,7 @@ def info(settings: Settings, name: str, as_json: bool) -> None:
 
     record = load_manifest(settings.manifest).find(name)
     if as_json:
-        print(json.dumps(describe(record), indent=2, ensure_ascii=False))
+        print(json.dumps(describe(record), indent=2))
         return
     lines = _lines(record)
     width = max(map(len, lines))

@@ -31,7 +31,7 @@ def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
     manifest = load_manifest(settings.manifest)
     records = match_records(manifest, pattern) if pattern else manifest.match()
     if as_json:
-        print(json.dumps([describe(record) for record in records], indent=2, ensure_ascii=False))
+        print(json.dumps([describe(record) for record in records], indent=2))
     else:
         print(table([_COLUMNS, *map(_row, records)]))
 

@@ -132,6 +132,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: command line without the program's name; by default the process's own.
     """
     settings = Settings()
+    _prepare_streams()
     try:
         code = cli.main(
             None if arguments is None else list(arguments), "dcnzoo", standalone_mode=False, obj=settings
@@ -145,8 +146,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        # The reader has gone (`dcnzoo list | head -1`); keep the interpreter's last flush quiet too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has gone (`dcnzoo list | head -1`)
         return 1
     except Exception as error:
         if settings.debug:
@@ -158,9 +158,37 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _prepare_streams() -> None:
+    """Makes printing safe: into closed streams, and of characters that an encoding does not have."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Takes the stream's own number, which a file of results might get otherwise.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Drops what the standard output does not take, which the interpreter would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _output_fails() -> bool:
+    """Whether the standard output is what does not take what is written; where it does, ends its line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
 def _in_words(error: Exception) -> str:
     if isinstance(error, DcnzooError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is None and _output_fails():
+        _drop_output()
+        return f"cannot write to the standard output: {error.strerror}"
     return f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
 
 

@@ -28,8 +28,15 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001
-    """Accepts a repeated option, commas between values, or both."""
+def split(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """Accepts a repeated option, commas between values, or both.
+
+    Raises:
+        click.BadParameter: a value is empty, as that of a variable of the shell that is not set.
+    """
+    for value in values:
+        if not value.strip(" ,"):
+            raise click.BadParameter("is empty; name something, or leave the option out.", context, parameter)
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -27,7 +27,7 @@ from dcnzoo.cli.inference import (
     run_options,
 )
 from dcnzoo.cli.options import FILE, POSITIVE, Number, several, split
-from dcnzoo.errors import SourceError
+from dcnzoo.errors import SourceError, without_credentials
 from dcnzoo.processes import Share, environment_share
 from dcnzoo.sources import STDIN, check_sources, find_images
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
@@ -103,7 +103,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
     "--score-threshold",
     type=Number(0, 1),
     metavar="SCORE",
-    help="Least score.  [default: 0.05, in pictures and crops 0.3]",
+    help="Scores must exceed this.  [default: 0.05, in pictures and crops 0.3]",
 )
 @click.option(
     "--max-detections", type=POSITIVE, metavar="N", default=100, show_default=True, help="Most per image."
@@ -142,15 +142,18 @@ def run(options: Options, manifest: Path | None) -> int:
     """
     check_model_name(options, manifest)
     share = options.shard or environment_share()
+    if share.count > 1 and options.shard is None:
+        part = f"part {share.index + 1} of {share.count}"
+        click.echo(f"doing {part} of the images, since RANK and WORLD_SIZE are set", err=True)
     searched = excluded(options, share)
     check_sources(options.sources, searched)
-    check_image_ids(options, searched)
+    by_path = check_image_ids(options, searched)
     folder = open_folder(options, manifest, share)
     with exclusive(folder.path):
         folder.check(options.sources)
         predictor = load_predictor(options, manifest, share)
         settings = stream_settings(options, predictor, share)
-        tally = stream(options, folder, predictor, settings, searched)
+        tally = stream(options, folder, predictor, settings, searched, by_path)
     if tally.failures:
         log = folder.path / ErrorLog.product
         click.echo(f"images that failed: {tally.failures}; {log} says why", err=True)
@@ -168,7 +171,8 @@ def open_folder(options: Options, manifest: Path | None, share: Share) -> Output
         files=[options.annotations],
         sources=options.sources,
     )
-    note = {**options.note(PROGRAM), **inputs, "shard": dataclasses.astuple(share)}
+    sources = [without_credentials(source) for source in options.sources]
+    note = {**options.note(PROGRAM), **inputs, "sources": sources, "shard": dataclasses.astuple(share)}
     return OutputFolder(path, PRODUCTS, note, overwrite=options.overwrite, resume=options.resume, free=FREE)
 
 
@@ -178,16 +182,26 @@ def excluded(options: Options, share: Share) -> list[Path]:
     return [options.out / name for name in (*PRODUCTS, *shards)]
 
 
-def check_image_ids(options: Options, searched: Sequence[Path]) -> None:
+def check_image_ids(options: Options, searched: Sequence[Path]) -> set[int]:
     """Checks that the annotations, if there are any, list at least one of the images.
+
+    Returns:
+        Ids of the images that they list with their paths; none for standard input, which is read once.
 
     Raises:
         SourceError: they cannot be read or list none.
     """
+    by_path: set[int] = set()
     if options.annotations is not None and STDIN not in options.sources:
-        image_ids = ImageIds(options.annotations)
-        if all(image_ids.find(image) is None for image in find_images(options.sources, searched)):
+        image_ids, by_name = ImageIds(options.annotations), False
+        for image in find_images(options.sources, searched):
+            number = image_ids.find_by_path(image)
+            if number is not None:
+                by_path.add(number)
+            by_name = by_name or image_ids.find_by_name(image) is not None
+        if not (by_path or by_name):
             raise SourceError(f"{options.annotations} lists none of the images")
+    return by_path
 
 
 def stream_settings(options: Options, predictor: Predictor, share: Share) -> StreamSettings:
@@ -225,6 +239,7 @@ def stream(
     predictor: Predictor,
     settings: StreamSettings,
     searched: Sequence[Path],
+    by_path: Collection[int],
 ) -> Tally:
     """Takes the images through the model to the writers, with a progress bar and a summary."""
     from dcnzoo.stopping import StopSignals
@@ -241,7 +256,7 @@ def stream(
             shard = stack.enter_context(Shard(folder.path, done, partial(open_writers, options)))
             image_ids = None
             if any(writer.needs_image_id for writer in shard.writers):
-                image_ids = ImageIds(options.annotations, done.image_ids)
+                image_ids = ImageIds(options.annotations, done.image_ids, by_path)
             progress = stack.enter_context(
                 progress_bar(options.quiet, lambda: count_images(options, searched))
             )
@@ -287,7 +302,7 @@ def summary(options: Options, tally: Tally, seconds: float, device: torch.device
     if tally.skipped:
         yield f"images that an earlier run has done: {tally.skipped}"
     if tally.unlisted:
-        yield f"images left out, since {options.annotations} does not list them: {tally.unlisted}"
+        yield f"images left out, since {options.annotations} has no id for them: {tally.unlisted}"
     if tally.images:
         stages = ", ".join(f"{stage} {tally.times[stage] / tally.images * 1000:.1f}" for stage in STAGES)
         yield f"ms per image: {stages}"

@@ -10,9 +10,10 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from dcnzoo.sources import ImageSource
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from dcnzoo.results import Detections
 
 logger = logging.getLogger(__name__)
+
+NAME_BYTES = 235
+"""Most of a stem's last part: file systems take 255, and a rank or number and a suffix are still to come."""
+
+FILE_SUFFIXES = (".txt", ".jpg", PARTIAL)
+"""Endings of the files that are made for each image; a folder of such a name could be in a file's way."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ class Writer(ABC):
     def write(self, result: ImageResult) -> None:
         """Writes the result of one image."""
 
-    def discard(self, keep: Collection[str]) -> None:  # noqa: B027
-        """Deletes the files of images whose stem is not to be kept."""
+    def discard(self, stems: Collection[str]) -> None:  # noqa: B027
+        """Deletes the files of the images with these stems, and half a file if there is one."""
 
     def close(self) -> None:
         """Closes what is open."""
@@ -97,8 +104,13 @@ class Writer(ABC):
 
 
 class FolderWriter(Writer):
-    """Writes files of their own for each image, named after its stem."""
+    """Writes files of their own for each image, named after its stem.
 
+    Attributes:
+        suffix: of their names.
+    """
+
+    suffix: ClassVar[str]
     needs_stem = True
 
     def save(self, name: str, content: bytes) -> None:
@@ -114,30 +126,48 @@ class FolderWriter(Writer):
             partial.write_bytes(content)
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
 
-    def discard(self, keep: Collection[str]) -> None:
-        """Deletes the files of images whose stem is not to be kept."""
-        for folder, _, names in os.walk(self.path):
-            for path in (Path(folder, name) for name in names):
-                if self.owner(path.relative_to(self.path)) not in keep:
-                    path.unlink()
+    def discard(self, stems: Collection[str]) -> None:
+        """Deletes the files of the images with these stems, and half a file if there is one."""
+        self.remove(self.path, stems)
 
-    def owner(self, path: Path) -> str:
-        """Returns the stem of the image that a file belongs to.
+    @classmethod
+    def remove(cls, path: Path, stems: Collection[str]) -> None:
+        """Deletes what such a writer has made in its folder, and folders that become empty; nothing else.
+
+        Args:
+            path: the writer's folder, which may be missing.
+            stems: of the images whose files go.
+        """
+        for folder, folders, names in os.walk(path, topdown=False):
+            for name in names:
+                file = Path(folder, name)
+                below = file.relative_to(path)
+                if below == Path(PARTIAL) or cls.owner(below) in stems:
+                    file.unlink()
+            if folders or names:  # else it is none that was emptied
+                with suppress(OSError):
+                    Path(folder).rmdir()
+
+    @classmethod
+    def owner(cls, path: Path) -> str | None:
+        """Returns the stem of the image that a file belongs to, None for a file that no image has.
 
         Args:
             path: of the file, below the writer's folder.
         """
-        return path.with_suffix("").as_posix()
+        return path.with_suffix("").as_posix() if path.suffix == cls.suffix else None
 
 
 class Stems:
     """Gives every image a stem of its own, to name files by.
 
     It is the image's name without suffix; if another image has that, the whole name; if need be with a
-    number after it: `a`, `a.png`, `a.png-2`.
+    number after it: `a`, `a.png`, `a.png-2`. Names too long to have a suffix added are cut, and a folder
+    that is called like a result's file gets a line after its name: `a.txt_`.
 
     Args:
         taken: stems that were given before.
@@ -149,10 +179,22 @@ class Stems:
 
     def find(self, source: ImageSource) -> str:
         """Returns the stem of an image."""
-        first, second = source.name.with_suffix("").as_posix(), source.name.as_posix()
+        name = source.name
+        folder = PurePosixPath(*map(_folder_name, name.parent.parts))
+        first, second = ((folder / shorten(each, NAME_BYTES)).as_posix() for each in (name.stem, name.name))
         candidates = chain([first, second], (f"{second}-{number}" for number in count(2)))
         stem = next(stem for stem in candidates if hash(stem) not in self._taken)
         self._taken.add(hash(stem))
         if stem != first:
             logger.warning("another image has taken the name; results of %s go to %s", source.name, stem)
         return stem
+
+
+def shorten(name: str, size: int) -> str:
+    """Cuts a name to a number of bytes, at the end of a character."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= size else encoded[:size].decode(errors="ignore")
+
+
+def _folder_name(name: str) -> str:
+    return f"{shorten(name, NAME_BYTES)}_" if name.endswith(FILE_SUFFIXES) else name

@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-from dcnzoo.writers.base import FolderWriter, ImageResult
+from dcnzoo.writers.base import FolderWriter, ImageResult, shorten
 from dcnzoo.writers.images import encode_jpeg
 
 
@@ -14,6 +14,7 @@ class CropWriter(FolderWriter):
     """One JPEG per detection, in a folder per class; the number in its name is the detection's rank."""
 
     product = "crops"
+    suffix = ".jpg"
     needs_pixels = True
 
     def write(self, result: ImageResult) -> None:
@@ -31,14 +32,16 @@ class CropWriter(FolderWriter):
             crop = Image.fromarray(result.pixels[top:bottom, left:right])
             self.save(f"{folder_name(class_name)}/{result.stem}-{rank:03d}.jpg", encode_jpeg(crop))
 
-    def owner(self, path: Path) -> str:
-        """Returns the stem of the image that a crop was cut out of."""
-        return path.as_posix().partition("/")[2].rpartition("-")[0]
+    @classmethod
+    def owner(cls, path: Path) -> str | None:
+        """Returns the stem of the image that a crop was cut out of, None for a file that is no crop."""
+        match = re.fullmatch(r"[^/]+/(.+)-\d{3,}\.jpg", path.as_posix(), re.DOTALL)
+        return match[1] if match else None
 
 
 def folder_name(class_name: str) -> str:
     """Returns a class name that is safe as a folder's: it comes from a checkpoint, so it may be anything."""
-    return re.sub(r"[^\w +-]", "_", class_name)[:100].strip() or "_"
+    return shorten(re.sub(r"[^\w +-]", "_", class_name), 100).strip() or "_"
 
 
 def _pixel_range(low: float, high: float, size: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class CsvWriter(Writer):
         rows = []
         for record in detection_records(result.detections):
             values = [record[column] for column in COLUMNS[3:7]]
-            rows.append([result.source.location, width, height, *values, *record["box"]])
+            rows.append([result.source.shown, width, height, *values, *record["box"]])
         self.files[0].append(_rows(rows))
 
 

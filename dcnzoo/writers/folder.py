@@ -14,8 +14,12 @@ from typing import Any
 from dcnzoo.download import sha256_of
 from dcnzoo.errors import OutputError
 from dcnzoo.sources import is_url
-from dcnzoo.writers.journal import JOURNAL, Progress, lock, read_journal
+from dcnzoo.writers.base import FolderWriter
+from dcnzoo.writers.crops import CropWriter
+from dcnzoo.writers.images import ImageWriter
+from dcnzoo.writers.journal import JOURNAL, Progress, lock, read_journal, written_stems
 from dcnzoo.writers.whole import write_whole
+from dcnzoo.writers.yolo import YoloWriter
 
 RUN_FILE = "run.json"
 """Says which run made the results; its presence makes them replaceable."""
@@ -31,6 +35,12 @@ _STARTING = "starting"
 
 _CONTENTS = "SHA-256 of "
 """Begins what is noted about the contents of a file."""
+
+
+_FILES_OF_IMAGES: dict[str, type[FolderWriter]] = {
+    writer.product: writer for writer in (YoloWriter, ImageWriter, CropWriter)
+}
+"""Products that are folders of files for each image."""
 
 
 class OutputFolder:
@@ -70,7 +80,8 @@ class OutputFolder:
         self.overwrite, self.resume, self.free = overwrite, resume, free
         self.can_resume, self.elsewhere = can_resume, elsewhere
         self.resumes = False
-        self.products = [path / name for name in (JOURNAL, *products)]
+        # The journal last: it says which files are a run's, so it is deleted last.
+        self.products = [path / name for name in (*products, JOURNAL)]
 
     def check(self, sources: Sequence[str]) -> None:
         """Checks that results can be written, and leaves everything as it was.
@@ -127,12 +138,18 @@ class OutputFolder:
             progress = read_journal(self.path)
             if progress.journal_size is None:
                 self.clear()
+                progress = Progress()
         return progress
 
     def clear(self) -> None:
-        """Deletes all results."""
+        """Deletes all results; files of the user's own among those of the images stay."""
+        stems = written_stems(self.path)
         for product in self.products:
-            _delete(product)
+            writer = _FILES_OF_IMAGES.get(product.name)
+            if writer and product.is_dir() and not product.is_symlink():
+                writer.remove(product, stems)
+            else:
+                _delete(product)
 
     def errors(self) -> AbstractContextManager[None]:
         """Turns an `OSError` of a block into an `OutputError`."""

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 JPEG_QUALITY = 92
+JPEG_SIDE = 65500
+"""Most pixels of a side that libjpeg writes."""
 
 
 class ImageWriter(FolderWriter):
     """One JPEG per image with boxes, labels and masks drawn on it."""
 
     product = "images"
+    suffix = ".jpg"
     needs_pixels = True
 
     def write(self, result: ImageResult) -> None:
@@ -30,7 +33,9 @@ class ImageWriter(FolderWriter):
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:
-    """Returns the contents of a JPEG file."""
+    """Returns the contents of a JPEG file; a picture too large for the format is made smaller, in place."""
+    if max(picture.size) > JPEG_SIDE:
+        picture.thumbnail((JPEG_SIDE, JPEG_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

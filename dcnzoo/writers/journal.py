@@ -2,7 +2,8 @@
 
 Results are written as they come, and count from the moment at which a line of the journal says so. The line
 names the images and the sizes of the files at that moment: whatever a killed run wrote beyond is cut off
-when the next one goes on. A line is whole or, if the end is missing, nothing.
+when the next one goes on. Before files are made for an image alone, another line names their stem, so that it
+is known which files are the run's. A line is whole or, if the end is missing, nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,12 +25,15 @@ JOURNAL = "progress.jsonl"
 
 T = TypeVar("T")
 
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a line raises that no run has written."""
+
 
 class DoneImage(NamedTuple):
     """An image whose results are written.
 
     Attributes:
-        location: path or address.
+        location: path, or address without credentials.
         stem: that its files are named by, None without such files.
         image_id: COCO image id, None without one.
     """
@@ -57,15 +62,17 @@ class Progress:
     Attributes:
         locations: how many images of each location are done.
         stems: of the images that are done.
+        begun: stems of all images whose files were begun; may lack some that are done.
         image_ids: of the images that are done.
         sizes: of the growing files, in bytes, without their tails.
-        journal_size: bytes of the journal's whole lines; None without any, when nothing counts.
+        journal_size: bytes of the journal's whole lines; None if no line makes anything count.
         listing: of a run that came to its end, else None.
         failures: images that failed in a run that came to its end.
     """
 
     locations: Counter[str] = field(default_factory=Counter)
     stems: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     image_ids: set[int] = field(default_factory=set)
     sizes: dict[str, int] = field(default_factory=dict)
     journal_size: int | None = None
@@ -78,6 +85,9 @@ class Progress:
         Raises:
             TypeError, ValueError, KeyError, AttributeError: it is none.
         """
+        if "begun" in line:
+            self.begun.update(_of_type(str, stem) for stem in line["begun"])
+            return
         for image in (DoneImage(*fields) for fields in line["images"]):
             self.locations[_of_type(str, image.location)] += 1
             self.stems.update(() if image.stem is None else [_of_type(str, image.stem)])
@@ -113,15 +123,30 @@ def read_journal(folder: Path) -> Progress:
     path = folder / JOURNAL
     if not path.exists():
         return progress
-    size = 0
+    size, counts = 0, False
     for line in _whole_lines(path):
         try:
-            progress.add(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            content = json.loads(line)
+            progress.add(content)
+        except _DAMAGE as error:
             raise OutputError(f"{path} is damaged; replace the results with --overwrite") from error
         size += len(line)
-    progress.journal_size = size or None
+        counts = counts or "begun" not in content
+    progress.journal_size = size if counts else None
     return progress
+
+
+def written_stems(folder: Path) -> set[str]:
+    """Returns the stems of the images that a run has made files for, done or not.
+
+    Of a damaged journal that is what can be read.
+    """
+    progress = Progress()
+    with suppress(FileNotFoundError):
+        for line in _whole_lines(folder / JOURNAL):
+            with suppress(*_DAMAGE):
+                progress.add(json.loads(line))
+    return progress.stems | progress.begun
 
 
 def lock(descriptor: int, path: Path) -> None:
@@ -161,6 +186,14 @@ class Journal:
         except OSError:
             self._file.close()
             raise
+
+    def begin(self, stems: Sequence[str]) -> None:
+        """Notes that files with these stems are about to be made.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._file.append(json.dumps({"begun": stems}) + "\n")
 
     def commit(
         self,

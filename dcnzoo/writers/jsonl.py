@@ -25,7 +25,7 @@ class JsonlWriter(Writer):
         """Writes the line of one image, also when nothing was found in it."""
         height, width = result.detections.image_size
         line = {
-            "image": result.source.location,
+            "image": result.source.shown,
             "width": width,
             "height": height,
             "detections": detection_records(result.detections),

@@ -13,8 +13,8 @@ from dcnzoo.errors import OutputError
 from dcnzoo.processes import Share
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageWriter, Writer
 from dcnzoo.writers.folder import PLACE, OutputFolder, read_note
-from dcnzoo.writers.growing import join_files
-from dcnzoo.writers.journal import Listing, Progress, read_journal
+from dcnzoo.writers.growing import Layout, join_files
+from dcnzoo.writers.journal import JOURNAL, Listing, Progress, read_journal
 from dcnzoo.writers.yolo import CLASS_LIST
 
 PROGRAM = "dcnzoo merge"
@@ -78,6 +78,8 @@ def merge_shards(out: Path, free: Collection[str], overwrite: bool = False) -> M
     folder.check([])
     folder.start()
     with folder.errors():
+        # First, since it says which files are results, should they be replaced one day.
+        join_files(Layout(JOURNAL), [(part.path, part.progress.journal_size or 0) for part in parts], out)
         for writer in _writers(parts[0].note):
             _join(writer, parts, out)
         _join_errors(parts, out)

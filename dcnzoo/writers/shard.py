@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dcnzoo.errors import ImageReadError
+from dcnzoo.errors import ImageReadError, ImageWriteError
 from dcnzoo.writers.base import ImageResult, Writer
 from dcnzoo.writers.errors import ErrorLog
 from dcnzoo.writers.folder import output_errors
@@ -15,6 +16,11 @@ from dcnzoo.writers.journal import DoneImage, Journal, Listing, Progress
 
 COMMIT_SECONDS = 1.0
 """Work that may be lost when a process is killed. More often would mean waiting for the disk."""
+
+ABOUT_ONE_IMAGE = frozenset(
+    {None, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR}  # encoders have no number
+)
+"""Numbers of the errors of which other images may be free; any other one is about the folder or the disk."""
 
 OpenWriters = Callable[[Path, Mapping[str, int]], Iterable[Writer]]
 """Opens writers in a folder, whose growing files have these sizes."""
@@ -46,9 +52,10 @@ class Shard:
             self._journal = Journal(path, progress)
             self.errors = ErrorLog(path)
             self.errors.path.unlink(missing_ok=True)  # what failed before is tried again
-            self.writers = list(open_writers(path, progress.sizes))
+            # Those first that can fail on a single image, so that nothing is in the growing files by then.
+            self.writers = sorted(open_writers(path, progress.sizes), key=lambda each: not each.needs_stem)
             for writer in self.writers:
-                writer.discard(progress.stems)
+                writer.discard(progress.begun - progress.stems)
         self._pending: list[DoneImage] = []
         self._failures = 0
         self._torn = False
@@ -59,23 +66,43 @@ class Shard:
         """All files that grow."""
         return [file for writer in self.writers for file in writer.files]
 
-    def write(self, results: Sequence[ImageResult]) -> None:
+    def write(self, results: Sequence[ImageResult]) -> list[ImageWriteError | None]:
         """Writes results, and from time to time makes them count.
 
+        Returns:
+            For each, why this one cannot be written, or None if it is.
+
         Raises:
-            OutputError: they cannot be written.
+            OutputError: none can be written.
         """
         self._torn = True
-        for result in results:
-            for writer in self.writers:
-                with output_errors(writer.path):
-                    writer.write(result)
-            self._pending.append(DoneImage(result.source.location, result.stem, result.image_id))
+        stems = [result.stem for result in results if result.stem is not None]
+        if stems:
+            with output_errors(self.path):
+                self._journal.begin(stems)
+        failures = [self._write(result) for result in results]
         self._torn = False
         if time.monotonic() - self._committed >= COMMIT_SECONDS:
             self.commit()
+        return failures
 
-    def fail(self, error: ImageReadError) -> None:
+    def _write(self, result: ImageResult) -> ImageWriteError | None:
+        """Writes a result with all writers or none."""
+        for writer in self.writers:
+            with output_errors(writer.path):
+                try:
+                    writer.write(result)
+                except OSError as error:
+                    if error.errno not in ABOUT_ONE_IMAGE or result.stem is None:
+                        raise
+                    for each in self.writers:
+                        each.discard({result.stem})
+                    reason = f"cannot write {error.filename or writer.product}: {error.strerror or error}"
+                    return ImageWriteError(result.source.shown, reason)
+        self._pending.append(DoneImage(result.source.shown, result.stem, result.image_id))
+        return None
+
+    def fail(self, error: ImageReadError | ImageWriteError) -> None:
         """Lists an image that failed.
 
         Raises:

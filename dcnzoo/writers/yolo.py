@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dcnzoo.writers.base import FolderWriter, ImageResult
+from dcnzoo.writers.whole import write_whole
 
 CLASS_LIST = "classes.txt"
 
@@ -18,6 +19,7 @@ class YoloWriter(FolderWriter):
     """
 
     product = "labels"
+    suffix = ".txt"
 
     def __init__(self, out: Path, sizes: Mapping[str, int] | None = None) -> None:
         super().__init__(out, sizes)
@@ -30,8 +32,9 @@ class YoloWriter(FolderWriter):
         if result.stem is None:
             raise ValueError("expected the stem of the image, got None")
         if self._class_list:  # the classes are known with the first image only
-            names = "".join(f"{name}\n" for name in detections.class_names)
-            self._class_list.write_text(names, encoding="utf-8", newline="\n")
+            from dcnzoo.results import one_line
+
+            write_whole(self._class_list, "".join(f"{one_line(name)}\n" for name in detections.class_names))
             self._class_list = None
         height, width = detections.image_size
         lines = []

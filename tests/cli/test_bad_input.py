@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from dcnzoo.image import decode_image
 from tests.cli.conftest import Outcome, Program
 from tests.cli.predicting import Predict, checkpoint, files, lines, load_once, predict
 from tests.cli.test_predict import write_manifest
-from tests.http_server import serving, status
+from tests.http_server import content, serving, status
 from tests.pictures import noise, patches, png_16_bit, png_claiming, save
 from tests.random_detector import ARCH, MASK_ARCH
 
@@ -108,6 +109,18 @@ class TestImages:
         done = [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))]
         assert done == ["photos/a.png", "photos/z.png"]
 
+    def test_names_that_are_hard_to_write(self, predict: Predict) -> None:
+        wide = encode(Image.fromarray(noise(2, 66_000)))
+        names = [f"{'x' * 249}.jpg", "a.jpg", "a.txt/b.jpg", "a.png", "a.jpg.d/b.jpg", "wide.png"]
+        for name in names:
+            path = Path("photos", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wide if name == "wide.png" else encode(PICTURE))
+        outcome = predict("photos", "--save-images", "--save-crops", "--format", "yolo", "--quiet")
+        assert outcome.code == 0, outcome.err
+        assert len(files(Path("dcnzoo-out/labels"))) == len(names)
+        assert decode_image(Path("dcnzoo-out/images/wide.jpg")).shape[1] == 65_500
+
     def test_strict_stops_at_once(self, predict: Predict) -> None:
         for name in ("a", "b", "c"):
             save(Path("photos", f"{name}.png"), noise(60, 80))
@@ -145,6 +158,22 @@ class TestImages:
             (error,) = lines(Path("dcnzoo-out/errors.jsonl"))
             assert error["source"] == server.url("/a.jpg")
         assert error["reason"].startswith("the server answered 503")
+
+    def test_passwords_go_into_no_file(self, predict: Predict) -> None:
+        with serving({"/a.png": content(encode(PICTURE)), "/b.png": status(404)}) as server:
+            names = [server.url(name).replace("://", "://me:secret@") for name in ("/a.png", "/b.png")]
+            formats = ("--format", "jsonl,coco,csv,yolo")
+            outcome = predict(*names, *formats)
+            again = predict(*names, *formats, "--resume")
+            shown = [server.url(name) for name in ("/a.png", "/b.png")]
+        assert (outcome.code, again.code) == (1, 1)
+        assert "images that an earlier run has done: 1" in again.err
+        assert "secret" not in outcome.err + again.err
+        texts = [path.read_text() for path in Path("dcnzoo-out").rglob("*") if path.is_file()]
+        assert len(texts) == 9
+        assert not any("secret" in text for text in texts)
+        assert json.loads(Path("dcnzoo-out/run.json").read_text())["sources"] == shown
+        assert lines(Path("dcnzoo-out/detections.jsonl"))[0]["image"] == shown[0]
 
     @pytest.mark.parametrize("set_by", ["option", "environment"])
     def test_limit_against_bombs(
@@ -225,6 +254,19 @@ class TestBeforeTheModel:
     def test_unknown_architecture(self, dcnzoo: Program) -> None:
         outcome = dcnzoo("predict", "a.png", "--weights", "a.pth", "--arch", "faster_rcnn_r5_fpn")
         assert_error(outcome, "unknown architecture 'faster_rcnn_r5_fpn'", "did you mean faster_rcnn_r50_fpn")
+
+    @pytest.mark.parametrize("option", ["--format", "--classes"])
+    @pytest.mark.parametrize("value", ["", " ", ","])
+    def test_an_option_given_empty(self, predict: Predict, option: str, value: str) -> None:
+        code, _, err = predict("a.png", option, value)
+        assert code == 2
+        assert f"Invalid value for '{option}': is empty; name something" in err
+
+    @pytest.mark.parametrize("name", ["best.pt", "epoch_12.pth", "runs/best.safetensors"])
+    def test_a_file_as_model(self, dcnzoo: Program, name: str) -> None:
+        expected = f"error: unknown model '{name}'; that is a file: use --weights {name} (in Python"
+        for arguments in (["predict", "a.png", "--model", name], ["info", name]):
+            assert_error(dcnzoo(*arguments), expected)
 
     def test_unknown_model(self, dcnzoo: Program) -> None:
         outcome = dcnzoo("predict", "a.png", "--model", "faster_rcnn_r50_fpn_dcon_c3-c5_1x_coco")

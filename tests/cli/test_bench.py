@@ -359,3 +359,32 @@ class TestErrors:
         assert code == 1
         assert out.startswith(DCONV)
         assert "No space left" in err
+
+    @pytest.mark.usefixtures("measured")
+    def test_a_file_that_fails_takes_nothing_along(self, dcnzoo: Program, tmp_path: Path) -> None:
+        arguments = ["--model", DCONV, "--weights", "random"]
+        code, out, err = dcnzoo("bench", *arguments, "--json", "/dev/full", "--csv", "-")
+        assert (code, "No space left" in err) == (1, True)
+        assert [row["model"] for row in csv.DictReader(io.StringIO(out))] == [DCONV]
+        path = tmp_path / "a.csv"
+        assert dcnzoo("bench", *arguments, "--json", "/dev/full", "--csv", path).code == 1
+        assert path.read_text() == out
+
+    def test_files_that_cannot_be_made_are_found_before(self, dcnzoo: Program, measured: Measured) -> None:
+        arguments = ["--model", DCONV, "--weights", "random", "--csv", "-", "--json", "/proc/a.json"]
+        code, _, err = dcnzoo("bench", *arguments)
+        assert (code, measured.cases) == (1, [])
+        assert err.startswith("error: cannot write to /proc/a.json: ")
+
+    def test_measuring_that_fails_leaves_files_alone(
+        self, dcnzoo: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> Result:
+            raise CheckpointError("a.pth", "is broken")
+
+        monkeypatch.setattr(benchmark, "measure_apart", fail)
+        (tmp_path / "old.csv").write_text("old")
+        files = ["--json", tmp_path / "new.json", "--csv", tmp_path / "old.csv"]
+        assert dcnzoo("bench", "--model", DCONV, "--weights", "random", *files).code == 1
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["old.csv"]
+        assert (tmp_path / "old.csv").read_text() == "old"

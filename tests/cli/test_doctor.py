@@ -113,3 +113,11 @@ def test_broken_package(dcnzoo: Program, monkeypatch: pytest.MonkeyPatch) -> Non
     assert code == 1
     assert report["versions"]["pycocotools"] == "broken, see problems"
     assert report["problems"][0].startswith("pycocotools: ModuleNotFoundError: ")
+
+
+@pytest.mark.parametrize("name", ["DCNZOO_RETRIES", "DCNZOO_TIMEOUT"])
+def test_settings_of_downloads(dcnzoo: Program, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "abc")
+    code, report = report_of(dcnzoo)
+    assert (code, report["downloads"]) == (1, "broken, see problems")
+    assert name in report["problems"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -173,6 +174,53 @@ def test_reader_that_leaves_early_is_told_nothing(arguments: list[str]) -> None:
             timeout=60,
         )
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "shift_jis"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_characters_that_the_output_does_not_have(
+    own_manifest: Path, encoding: str, options: list[str]
+) -> None:
+    own_manifest.write_text(own_manifest.read_text().replace("WBC", "Zelle\xe9\U0001f9ab"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "dcnzoo", "info", "cells", "--manifest", own_manifest, *options],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    if options:
+        assert json.loads(done.stdout)["classes"]["names"][1] == "Zelle\xe9\U0001f9ab"
+    else:
+        assert rb"\U0001f9ab" in done.stdout
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    """Runs `dcnzoo COMMAND` in a shell, with its redirections."""
+    program = f"{sys.executable} -m dcnzoo {command}"
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    return subprocess.run(["sh", "-c", program], capture_output=True, text=True, env=env, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "out"),
+    [
+        ("--version 2>&-", 0, f"dcnzoo {__version__}\n"),
+        ("list >&-", 0, ""),
+        ("list >&- 2>&- <&-", 0, ""),
+        ("info nothing 2>&-", 1, ""),
+    ],
+)
+def test_closed_streams(command: str, code: int, out: str) -> None:
+    done = shell(command)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, "")
+
+
+@pytest.mark.parametrize("command", ["--version", "list", "list --json"])
+def test_full_output(command: str) -> None:
+    done = shell(f"{command} >/dev/full")
+    line = "error: cannot write to the standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_manifest_before_or_after_the_command(dcnzoo: Program, own_manifest: Path) -> None:

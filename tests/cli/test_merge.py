@@ -78,7 +78,9 @@ def test_torchrun_says_which_shard(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        assert predict("photos", "--out", "o").code == 0
+        outcome = predict("photos", "--out", "o", "--quiet")
+        said = f"doing part {rank + 1} of 2 of the images, since RANK and WORLD_SIZE are set\n"
+        assert outcome == (0, "", said)
     assert merge("o").code == 0
     assert len(lines(Path("o/detections.jsonl"))) == 5
 
@@ -165,10 +167,20 @@ class TestRefused:
         assert "o/shard-2-of-2 was made of other images than o/shard-1-of-2" in merge("o").err
 
     def test_a_second_time_unless_told(self, predict: Predict, merge: Merge) -> None:
-        shards(predict, 2)
+        shards(predict, 2, *FORMATS)
         assert merge("o").code == 0
+        before = content("o")
         assert "o already holds results" in merge("o").err
+        shards(predict, 2, "--overwrite")
+        Path("o/labels/mine.txt").touch()
         assert merge("o", "--overwrite").code == 0
+        assert [name for name in files(Path("o")) if "/" in name and "shard" not in name] == [
+            "labels/mine.txt"
+        ]
+        shards(predict, 2, *FORMATS, "--overwrite")
+        Path("o/labels/mine.txt").unlink()
+        assert merge("o", "--overwrite").code == 0
+        assert content("o") == before
 
     @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", "-1/2", ""])
     def test_no_such_shard(self, predict: Predict, shard: str) -> None:

@@ -238,7 +238,7 @@ class TestAnnotations:
             "photos/sub/c.webp": 101,
         }
         assert len(lines(Path("dcnzoo-out/detections.jsonl"))) == 2
-        assert f"images left out, since {path} does not list them: 1\n" in err
+        assert f"images left out, since {path} has no id for them: 1\n" in err
 
     def test_that_list_no_image(self, predict: Predict, tmp_path: Path) -> None:
         path = self.annotate(tmp_path, "x.jpg")
@@ -308,7 +308,7 @@ class TestFolder:
         before = Path("dcnzoo-out/detections.jsonl").read_bytes()
         code, _, err = predict("photos")
         assert code == 1
-        assert err.startswith("error: dcnzoo-out already holds results (progress.jsonl, detections.jsonl); ")
+        assert err.startswith("error: dcnzoo-out already holds results (detections.jsonl, progress.jsonl); ")
         assert Path("dcnzoo-out/detections.jsonl").read_bytes() == before
 
     def test_results_that_another_process_is_writing_are_not_replaced(self, predict: Predict) -> None:

@@ -110,4 +110,4 @@ def test_image_ids_of_predict(content: object) -> None:
         except SourceError:
             return
         for source in find_images([f"{folder}/photos"]):
-            assert ids.find(source) is None or type(ids.find(source)) is int
+            assert isinstance(ids.find(source), int | None)

@@ -111,6 +111,25 @@ class TestDecode:
         data = encode(Image.fromarray(PIXELS), exif=exif)
         np.testing.assert_array_equal(decode_image(data), PIXELS)
 
+    @pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+    @pytest.mark.parametrize("loaded", [False, True])
+    def test_an_opened_file_is_turned_once(self, kind: str, loaded: bool) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        data = encode(
+            Image.fromarray(PIXELS), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})
+        )
+        with Image.open(io.BytesIO(data)) as image:
+            if loaded:
+                image.load()
+            np.testing.assert_array_equal(rgb_array(image), TRANSPOSED[6])
+
+    def test_an_opened_file_that_is_truncated(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jpg"
+        path.write_bytes(encode(Image.fromarray(noise(60, 80)), "JPEG")[:-300])
+        with Image.open(path) as image, pytest.raises(ImageReadError, match=r"image .*a.jpg: .*truncated"):
+            rgb_array(image)
+
     def test_pillow_image_is_left_alone(self) -> None:
         image = Image.fromarray(PIXELS).quantize(8)
         image.info["transparency"] = b"\0\1"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,12 @@ class TestImages:
         assert_same(found, expected)
         assert found.path == str(path)
 
+    def test_open_file(self, predictor: dcnzoo.Predictor, expected: Detections, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.png", PIXELS)
+        with path.open("rb") as file, path.open("rb") as another:
+            assert_same(predictor(file), expected)
+            assert_same(predictor([another])[0], expected)
+
     def test_address(self, predictor: dcnzoo.Predictor, expected: Detections, tmp_path: Path) -> None:
         data = save(tmp_path / "a.png", PIXELS).read_bytes()
         with serving({"/a": content(data)}) as server:
@@ -240,7 +247,7 @@ class TestSeveral:
 
     @pytest.mark.parametrize("batch_size", [0, -1])
     def test_bad_batch_size(self, predictor: dcnzoo.Predictor, batch_size: int) -> None:
-        with pytest.raises(ValueError, match="batch size"):
+        with pytest.raises(ValueError, match="batch_size of at least 1"):
             predictor([PIXELS], batch_size=batch_size)
 
     def test_threads(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
@@ -281,6 +288,19 @@ class TestLimits:
         rare = expected.names[-1]
         found = predictor(PIXELS, classes=[rare], max_detections=1)
         assert_same(found, expected.of_classes([rare])[:1])
+
+    def test_one_class_alone(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
+        assert_same(predictor(PIXELS, classes="dog"), expected.of_classes(["dog"]))
+        assert_same(predictor(PIXELS, classes=2), expected.of_classes([2]))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"max_detections": -1}, {"max_detections": 0}, {"batch_size": 1.5}, {"batch_size": 2.0},
+         {"score_threshold": float("nan")}],
+    )  # fmt: skip
+    def test_options_out_of_range(self, predictor: dcnzoo.Predictor, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"expected a {next(iter(options))} "):
+            predictor(PIXELS, **options)
 
     def test_unknown_class(self, predictor: dcnzoo.Predictor) -> None:
         with pytest.raises(ValueError, match="unknown class horse; the model knows cat, dog, bird"):
@@ -635,6 +655,13 @@ def test_with_sides_that_contradict() -> None:
         with_sides(Preprocessing(), 320, 240)
 
 
+@pytest.mark.parametrize("side", [0, -1, 32.5])
+@pytest.mark.parametrize("name", ["short_side", "long_side"])
+def test_with_sides_that_are_none(name: str, side: Any) -> None:
+    with pytest.raises(ValueError, match=f"expected a {name} of at least 1, a whole number, got {side}"):
+        with_sides(Preprocessing(), **{"short_side": None, "long_side": None, name: side})
+
+
 class TestClasses:
     RECORD = ClassSet(("a", "b"), (5, 6))
     KNOWN = (ClassSet(("x", "y"), (1, 9)), ClassSet(("p", "q", "r"), (1, 2, 3)))
@@ -661,6 +688,20 @@ class TestClasses:
         self, count: int, names: tuple[str, ...] | None, record: ClassSet | None, found: ClassSet
     ) -> None:
         assert find_classes(self.checkpoint(count, names), record, self.KNOWN) == found
+
+    @pytest.mark.parametrize(
+        ("count", "names", "record", "found"),
+        [
+            (2, ("x", "y"), RECORD, RECORD),
+            (2, ("b", "a"), RECORD, RECORD),
+            (3, ("x", "y", "z"), RECORD, ClassSet(("x", "y", "z"), (1, 2, 3))),
+        ],
+    )
+    def test_a_record_of_this_file_comes_first(
+        self, count: int, names: tuple[str, ...], record: ClassSet, found: ClassSet
+    ) -> None:
+        checkpoint = self.checkpoint(count, names)
+        assert find_classes(checkpoint, record, self.KNOWN, expected_first=True) == found
 
     def test_names_that_do_not_fit_are_reported(self, caplog: pytest.LogCaptureFixture) -> None:
         find_classes(self.checkpoint(1, ("x", "y")), None, ())

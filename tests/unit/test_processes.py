@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dcnzoo.errors import DcnzooError
 from dcnzoo.processes import Processes, Share, environment_share, find_processes
 
 
@@ -45,3 +46,42 @@ def test_torchrun_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment_share() == Share(1, 3)
     assert Processes(1, 3).share == Share(1, 3)
     assert Share(1, 3).folder_name == "shard-2-of-3"
+
+
+@pytest.mark.parametrize(
+    ("rank", "count"),
+    [
+        (None, "2"),
+        ("0", None),
+        ("", "2"),
+        ("x", "2"),
+        ("0", "x"),
+        ("2", "2"),
+        ("-1", "2"),
+        ("0", "0"),
+        ("0", "1.5"),
+    ],
+)
+def test_variables_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch, rank: str | None, count: str | None
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    expected = rf"RANK={rank or ''} and WORLD_SIZE={count or ''}, .*; unset them"
+    with pytest.raises(DcnzooError, match=expected):
+        environment_share()
+    with pytest.raises(DcnzooError, match=expected), find_processes():
+        pass
+
+
+def test_nobody_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with (
+        pytest.raises(DcnzooError, match=r"cannot join 2 processes: .*; start them with torchrun"),
+        find_processes(),
+    ):
+        pass

@@ -111,12 +111,14 @@ class TestIndexing:
     def test_iterates_over_single_detections(self) -> None:
         assert [one.names for one in detections()] == [("dog",), ("person",), ("dog",)]
 
-    def test_above_keeps_equal_scores(self) -> None:
-        assert detections().above(0.5).names == ("dog", "person")
+    def test_above_keeps_what_exceeds_it(self) -> None:
+        assert detections().above(0.49).names == ("dog", "person")
+        assert detections().above(0.5).names == ("dog",)
 
     def test_of_classes(self) -> None:
         assert detections().of_classes(["dog"]).scores.tolist() == [np.float32(0.9), 0.25]
         assert detections().of_classes([1]).names == ("person",)
+        assert detections().of_classes("person").names == detections().of_classes(1).names == ("person",)
 
 
 class TestFindLabels:
@@ -133,6 +135,10 @@ class TestFindLabels:
     def test_names_and_category_ids(self, classes: list[str | int], labels: list[int]) -> None:
         assert find_labels(classes, NAMES, IDS).tolist() == labels
 
+    @pytest.mark.parametrize("one", ["dog", 18, "18", np.int64(18)])
+    def test_one_alone(self, one: str | int) -> None:
+        assert find_labels(one, NAMES, IDS).tolist() == [2]
+
     def test_any_iterable(self) -> None:
         assert find_labels(iter(["dog"]), NAMES, IDS).tolist() == [2]
 
@@ -141,7 +147,8 @@ class TestFindLabels:
 
     def test_unknown(self) -> None:
         with pytest.raises(
-            ValueError, match="unknown class cat, 2; the model knows person, traffic light, dog"
+            ValueError,
+            match=r"unknown class cat, 2; the model knows person, traffic light, dog; .* ids: 1, 10, 18",
         ):
             find_labels(["cat", "dog", 2], NAMES, IDS)
 
@@ -253,6 +260,14 @@ class TestPlot:
         from_path = detections(path=str(path)).plot()
         assert from_path == detections().plot(noise(60, 80)) == detections().plot(Image.open(path))
 
+    def test_every_image_that_a_predictor_takes(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "a.png", noise(60, 80))
+        drawn = detections().plot(noise(60, 80))
+        assert drawn == detections().plot(str(path)) == detections().plot(path)
+        assert detections().plot(self.GREY) == detections().plot(self.GREY[..., 0])
+        with pytest.raises(ValueError, match=r"expected a uint8 array .*got uint8 \(60, 80, 4\)"):
+            detections().plot(np.zeros((60, 80, 4), np.uint8))
+
     def test_needs_an_image(self) -> None:
         with pytest.raises(ValueError, match="came from memory"):
             detections(path=None).plot()
@@ -280,6 +295,14 @@ class TestPlot:
         for (top, left), label in zip([(0, 0), (420, 540), (170, 280)], found.labels, strict=True):
             area = picture[top : top + 60, left : left + 100]
             assert (area == class_colour(int(label))).all(axis=-1).sum() > 600
+
+    def test_class_names_that_break_lines(self) -> None:
+        names = ("a\nb", "c\r\n", "\ud800\x00")
+        plain = ("a b", "c  ", "  ")
+        odd, good = (
+            detections(class_names=each).plot(self.GREY, score_threshold=0) for each in (names, plain)
+        )
+        assert odd == good
 
     def test_no_detections(self) -> None:
         np.testing.assert_array_equal(np.asarray(draw_detections(self.GREY, NONE)), self.GREY)

@@ -112,6 +112,16 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_failing_to_clean_up_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*a.safetensors: Read-only file system"):
+        write_safe_copy(tmp_path / "a.safetensors", TENSORS, DESCRIPTION)
+
+
 def header_of(content: bytes) -> dict[str, Any]:
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 

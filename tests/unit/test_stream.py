@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import weakref
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from dcnzoo.errors import ImageReadError, OutOfMemoryError, OutputError
+from dcnzoo.errors import ImageReadError, ImageWriteError, OutOfMemoryError, OutputError
 from dcnzoo.image import PreparedImage
 from dcnzoo.manifest import Preprocessing
 from dcnzoo.processes import Share
@@ -439,3 +440,64 @@ def test_a_stop_waits_for_the_batch_in_hand(tmp_path: Path, images: list[ImageSo
     assert recorder.names == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png"]
     assert len(read_journal(tmp_path).locations) == 6
     assert read_journal(tmp_path).listing is None
+
+
+class Picky(YoloWriter):
+    """Cannot write the files of one image, or of a class of them on a broken disk."""
+
+    def __init__(self, folder: Path, number: int | None) -> None:
+        super().__init__(folder)
+        self.number = number
+
+    def write(self, result: ImageResult) -> None:
+        super().write(result)
+        if result.source.name.name == "5.png":
+            raise OSError(self.number, "it went wrong") if self.number else OSError("encoder error -2")
+
+
+class TestOneImageThatCannotBeWritten:
+    NAMES = tuple(f"{number}.png" for number in range(12) if number not in (3, 5))
+
+    @pytest.mark.parametrize("number", [None, errno.ENAMETOOLONG, errno.EISDIR, errno.EEXIST, errno.ENOTDIR])
+    @pytest.mark.parametrize("batch_size", [1, 4])
+    def test_is_listed_and_the_others_are_done(
+        self, tmp_path: Path, images: list[ImageSource], number: int | None, batch_size: int
+    ) -> None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        growing = CocoWriter(folder)
+        writers = (growing, Picky(folder, number))
+        with stream(folder, FakePredictor(), *writers, batch_size=batch_size) as (run, tally):
+            run.image_ids = ImageIds()
+            run.run(images)
+        assert (tally.images, tally.failures) == (10, 2)
+        errors = [json.loads(line) for line in (folder / "errors.jsonl").read_text().splitlines()]
+        assert [error["source"] for error in errors] == [images[3].location, images[5].location]
+        reason = "encoder error -2" if number is None else "it went wrong"
+        assert errors[1]["reason"] == f"cannot write labels: {reason}"
+        listed = json.loads((folder / "images.json").read_text())["images"]
+        assert [Path(image["file_name"]).name for image in listed] == list(self.NAMES)
+        assert sorted(path.stem for path in (folder / "labels").iterdir()) == sorted(
+            name.removesuffix(".png") for name in self.NAMES
+        )
+        assert read_journal(folder).locations.total() == 10
+
+    def test_stops_a_strict_run(self, tmp_path: Path, images: list[ImageSource]) -> None:
+        writer = Picky(tmp_path, None)
+        with (
+            pytest.raises(ImageWriteError, match=r"image .*5.png: cannot write labels: encoder error -2"),
+            stream(tmp_path, FakePredictor(), writer, strict=True) as (run, _),
+        ):
+            run.run(images[4:])
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+    def test_a_broken_disk_stops_the_run(
+        self, tmp_path: Path, images: list[ImageSource], number: int
+    ) -> None:
+        writer = Picky(tmp_path, number)
+        with (
+            pytest.raises(OutputError, match=r"labels: it went wrong; choose another --out"),
+            stream(tmp_path, FakePredictor(), writer) as (run, tally),
+        ):
+            run.run(images)
+        assert tally.images == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import resource
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from dcnzoo.writers import (
 from dcnzoo.writers.folder import OutputFolder, output_errors, read_note
 from dcnzoo.writers.growing import GrowingFile, Layout, join_files, json_elements, json_list
 from dcnzoo.writers.journal import DoneImage, Journal
+from dcnzoo.writers.whole import write_whole
 
 FOUND = Detections(
     boxes=np.array([[8, 12, 24, 36], [0.1234567, 0, 80, 60]], np.float32),
@@ -125,6 +127,11 @@ class TestYolo:
         write(WRITERS["yolo"], tmp_path, result())
         assert (tmp_path / "classes.txt").read_text() == "person\ntraffic light\ndog\n"
 
+    def test_a_class_is_one_line(self, tmp_path: Path) -> None:
+        odd = replace(FOUND, class_names=("per\nson", "traffic\r\u2028light", "\ud800\x00g"))
+        write(WRITERS["yolo"], tmp_path, result(found=odd))
+        assert (tmp_path / "classes.txt").read_text().splitlines() == ["per son", "traffic  light", "  g"]
+
 
 class TestStems:
     def test_no_two_images_have_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,6 +141,17 @@ class TestStems:
         assert found == ["a", "a.png", "a.jpg", "a.png-2", "b/a", "a.png.jpg", "c.d"]
         assert len(caplog.messages) == 4
         assert "results of a.png go to a.png" in caplog.messages[0]
+
+    @pytest.mark.parametrize("writer", [WRITERS["yolo"], ImageWriter, CropWriter])
+    def test_every_name_can_be_written(self, tmp_path: Path, writer: type[Writer]) -> None:
+        long = ("x" * 249, "x" * 251, "\u4e2d" * 83)
+        names = [f"{name}.jpg" for name in long]
+        names += ["a.jpg", "a.txt/b.jpg", "a.png", "a.jpg/b.jpg", "c-000.jpg/b.jpg", "c.jpg", ".part/a.jpg"]
+        stems = Stems()
+        for name in names:
+            stem = stems.find(ImageSource(name, PurePosixPath(name)))
+            write(writer, tmp_path, replace(result(), stem=stem))
+        assert len(files(tmp_path / writer.product)) == len(names) * (1 + (writer is CropWriter))
 
     def test_those_taken_before_stay_taken(self) -> None:
         assert Stems(["a", "a.jpg"]).find(ImageSource("a.jpg", PurePosixPath("a.jpg"))) == "a.jpg-2"
@@ -162,9 +180,21 @@ class TestDiscard:
         folder = write(writer, tmp_path, *map(result, self.NAMES))
         (folder / ".part").write_bytes(b"half")
         with writer(tmp_path) as opened:
-            opened.discard({"a.b", "c-001", "d"})
+            opened.discard({"a", "sub/a", "d"})
         ranks = {"dog": "000", "person": "001"}
         assert files(folder) == sorted(name.format(ranks.get(name.partition("/")[0])) for name in kept)
+        assert "sub" not in [path.name for path in folder.rglob("*")]
+
+    @pytest.mark.parametrize("writer", [WRITERS["yolo"], ImageWriter, CropWriter])
+    def test_nothing_of_the_users(self, tmp_path: Path, writer: type[Writer]) -> None:
+        folder = write(writer, tmp_path, result("a.jpg"))
+        mine = ["a.json", "b.txt", "b.jpg", "dog/a.png", "dog/b-000.jpg", "mine/notes.txt"]
+        for name in mine:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).touch()
+        with writer(tmp_path) as opened:
+            opened.discard({"a"})
+        assert files(folder) == sorted(mine)
 
 
 class TestCoco:
@@ -202,14 +232,31 @@ class TestImageIds:
 
     def test_no_number_is_used_twice(self) -> None:
         names = ("1.jpg", "1.png", "x/1.jpg", "2.jpg", "a.jpg", "0.jpg", "\u0663.jpg", f"{10**30}.jpg")
-        assert self.ids(*names) == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert self.ids(*names) == [1, 2, 3, 4, 5, 0, 6, 7]
+
+    def test_a_set_that_counts_from_0(self) -> None:
+        assert self.ids("0.jpg", "1.jpg", "2.jpg", "x/0.jpg", "x/00.jpg") == [0, 1, 2, 3, 4]
+
+    @staticmethod
+    def annotations(folder: Path) -> Path:
+        images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "val/b.jpg"}]
+        path = folder / "annotations.json"
+        path.write_text(json.dumps({"images": images}))
+        return path
 
     def test_annotations(self, tmp_path: Path) -> None:
-        images = [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "val/b.jpg"}]
-        path = tmp_path / "annotations.json"
-        path.write_text(json.dumps({"images": images}))
-        found = self.ids("a.jpg", "x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg", annotations=path)
-        assert found == [5, 5, 6, None, None]
+        names = ("x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg")
+        assert self.ids(*names, annotations=self.annotations(tmp_path)) == [5, 6, None, None]
+
+    def test_no_annotated_id_is_given_twice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        found = self.ids("x/a.jpg", "y/a.jpg", annotations=self.annotations(tmp_path))
+        assert found == [5, None]
+        assert caplog.messages == ["leaving out y/a.jpg: another image has its id 5"]
+
+    def test_a_path_comes_before_a_file_name(self, tmp_path: Path) -> None:
+        numbering = ImageIds(self.annotations(tmp_path), by_path={5})
+        sources = [ImageSource(name, PurePosixPath(name)) for name in ("x/a.jpg", "a.jpg")]
+        assert [numbering.find(source) for source in sources] == [None, 5]
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -255,7 +302,16 @@ class TestPictures:
         folder = write(CropWriter, tmp_path, result(found=replace(FOUND, boxes=boxes)))
         assert [decode_image(folder / name).shape for name in files(folder)] == [(1, 1, 3), (1, 1, 3)]
 
-    @pytest.mark.parametrize("name", ["../../etc", "/root", "a/b", "..", "", "x" * 400, "\0"])
+    @pytest.mark.parametrize("writer", [ImageWriter, CropWriter])
+    def test_too_large_for_a_jpeg(self, tmp_path: Path, writer: type[Writer]) -> None:
+        box = np.array([[0, 0, 70_000, 2]], np.float32)
+        wide = replace(FOUND[:1], boxes=box, image_size=(2, 70_000))
+        pixels = np.zeros((2, 70_000, 3), np.uint8)
+        folder = write(writer, tmp_path, replace(result(found=wide), pixels=pixels))
+        (name,) = files(folder)
+        assert decode_image(folder / name).shape == (2, 65_500, 3)
+
+    @pytest.mark.parametrize("name", ["../../etc", "/root", "a/b", "..", "", "x" * 400, "\u4e2d" * 100, "\0"])
     def test_a_class_name_never_leaves_the_folder(self, tmp_path: Path, name: str) -> None:
         odd = replace(FOUND, class_names=(name, "b", name))
         write(CropWriter, tmp_path / "out", result(found=odd))
@@ -444,6 +500,27 @@ class TestFullDisk:
         assert files(tmp_path / writer.product) == []
 
 
+class TestReadOnlyDisk:
+    """Cleaning up fails too there, which must not hide what failed first."""
+
+    @pytest.fixture(autouse=True)
+    def read_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path, *_: object, **__: object) -> None:
+            raise OSError(errno.EROFS, "cleaning up", str(path))
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+
+    def test_whole_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt.part").mkdir()
+        with pytest.raises(IsADirectoryError):
+            write_whole(tmp_path / "a.txt", "text")
+
+    def test_file_of_an_image(self, tmp_path: Path) -> None:
+        (tmp_path / "labels" / ".part").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError):
+            write(WRITERS["yolo"], tmp_path, result())
+
+
 class TestFolder:
     @staticmethod
     def folder(path: Path, overwrite: bool = False, **options: Any) -> OutputFolder:
@@ -454,8 +531,20 @@ class TestFolder:
         folder = self.folder(path)
         folder.check([])
         folder.start()
+        journal = Journal(path, Progress())
+        journal.begin(["a"])
+        journal.close()
         write(WRITERS["yolo"], path, result())
         write(WRITERS["jsonl"], path, result())
+
+    @pytest.mark.parametrize("damage", [b"", b"{}\n"])
+    def test_replacing_leaves_what_is_the_users(self, tmp_path: Path, damage: bytes) -> None:
+        self.fill(tmp_path)
+        path = tmp_path / JOURNAL
+        path.write_bytes(damage + path.read_bytes())
+        (tmp_path / "labels" / "b.txt").touch()
+        self.folder(tmp_path, overwrite=True).start()
+        assert files(tmp_path) == ["labels/b.txt", "run.json"]
 
     def test_new_folder_is_made(self, tmp_path: Path) -> None:
         self.fill(tmp_path / "a" / "b")
@@ -497,7 +586,7 @@ class TestFolder:
 
     def test_resume_keeps_what_counts(self, tmp_path: Path) -> None:
         self.fill(tmp_path)
-        journal = Journal(tmp_path, Progress())
+        journal = Journal(tmp_path, Progress(journal_size=(tmp_path / JOURNAL).stat().st_size))
         journal.commit([DoneImage("a", None, None)], [])
         journal.close()
         before = files(tmp_path)
