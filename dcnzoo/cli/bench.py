@@ -33,6 +33,7 @@ DEFAULT_SIZE = (480, 800)
 """Becomes 800x1333, the largest input of the published preprocessing."""
 
 JPEG_QUALITY = 90
+_CURE = "name another file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,7 +390,7 @@ def _check_files(options: Options) -> None:
     """
     for path in (options.json_file, options.csv_file):
         if path is not None and path != STDOUT:
-            with output_errors(path):
+            with output_errors(path, _CURE):
                 is_new = not path.exists()
                 path.open("ab").close()
                 if is_new:
@@ -426,5 +427,5 @@ def _write(path: Path, text: str) -> None:
     if path == STDOUT:
         click.echo(text, nl=False)
         return
-    with output_errors(path, "name another file"):
+    with output_errors(path, _CURE):
         path.write_text(text, encoding="utf-8")
