@@ -136,7 +136,7 @@ def start(manifest: Path, *names: str, log: Path | None = None) -> subprocess.Po
 
 @pytest.mark.parametrize(
     ("kill", "code", "message"),
-    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, -15, ""), (signal.SIGKILL, -9, "")],
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "interrupted\n"), (signal.SIGKILL, -9, "")],
 )
 def test_killed_download_goes_on_where_it_stopped(
     dcnzoo: Program, manifest: Path, server: Server, home: Path, kill: int, code: int, message: str

@@ -151,7 +151,7 @@ class TestRefused:
         Path("o/detections.jsonl").unlink()
         assert merge("o").code == 0
         assert merge("o").err == (
-            "error: o already holds results (detections.jsonl);"
+            "error: o already holds results (detections.jsonl, progress.jsonl);"
             " copy the shards to another folder or replace them with --overwrite\n"
         )
 
