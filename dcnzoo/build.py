@@ -34,6 +34,7 @@ from dcnzoo.models.resnet import BasicBlock, Bottleneck, ConvFactory, ResNet, co
 from dcnzoo.models.roi_features import DeformRoIPool, RoIAlign
 from dcnzoo.models.roi_heads import CascadeRoIHead, RoIHead, StandardRoIHead
 from dcnzoo.models.rpn import RPNHead
+from dcnzoo.ops import active_backend
 from dcnzoo.ops.deform_conv2d import released
 
 CASCADE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
@@ -116,12 +117,13 @@ def pack_weights(model: RCNN) -> RCNN:
     `deform_conv2d`, which takes no tensors of two devices, as `released` makes it.
     """
     model.rpn_head.pack()
-    freed = 0
+    freed, packed = 0, False
     for module in model.modules():
         if not isinstance(module, PACKED_LAYERS):
             continue
         module.pack()
         if module.packed_weight is not None:
+            packed = True
             weight = module.weight.detach()
             deformable = isinstance(module, DeformConv2d)
             shape = released(weight) if deformable else weight.to("meta")
@@ -130,6 +132,7 @@ def pack_weights(model: RCNN) -> RCNN:
         if freed > _MOST_KEPT:
             return_freed_memory()
             freed = 0
+    model.packed_for = active_backend()[1] if packed else None
     return_freed_memory()
     return model
 

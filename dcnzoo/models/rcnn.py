@@ -5,7 +5,7 @@ Shape letters: N images, H, W image size, D detections.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from dcnzoo.models.fold import FoldedResNet
 from dcnzoo.models.fpn import FPN
 from dcnzoo.models.resnet import ResNet
 from dcnzoo.models.rpn import RPNHead
+from dcnzoo.ops import active_backend
 
 
 class Instances(NamedTuple):
@@ -41,12 +42,32 @@ class RCNN(nn.Module):
         neck: c2–c5 → p2–p6.
         rpn_head: p2–p6 → proposals.
         roi_head: p2–p5 and proposals → instances.
+
+    Attributes:
+        packed_for: kernels, as `dcnzoo.ops.active_backend` names them, that its weights are arranged for.
     """
 
     def __init__(self, backbone: ResNet, neck: FPN, rpn_head: RPNHead, roi_head: nn.Module) -> None:
         super().__init__()
         self.backbone: ResNet | FoldedResNet = backbone
         self.neck, self.rpn_head, self.roi_head = neck, rpn_head, roi_head
+        self.packed_for: str | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickles.
+
+        Raises:
+            RuntimeError: it was packed for other kernels, which read the weights in another order.
+        """
+        super().__setstate__(state)
+        here = active_backend()[1]
+        if self.packed_for not in (None, here):
+            raise RuntimeError(f"the model is packed for {self.packed_for}, not {here}; load its checkpoint here")
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        if self.packed_for is not None:
+            raise RuntimeError("a packed model takes no other weights; see `weights` of `dcnzoo.load`")
+        super()._load_from_state_dict(*arguments)
 
     @property
     def has_masks(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_small_network_detects_the_same_on_the_fast_path(name: str) -> None:
         for expected, got in zip(plain(images, sizes, sizes), fast(images, sizes, sizes), strict=True):
             assert len(expected.scores) == 100
             torch.testing.assert_close(got.scores, expected.scores, rtol=0, atol=1e-3)
+
+
+def test_packed_weights_are_neither_replaced_nor_taken_to_other_kernels() -> None:
+    architecture = Architecture.parse("faster_rcnn_r18w16_fpn16_fc16")
+    checkpoint = random_checkpoint(architecture, num_classes=2)
+    model = pack_weights(load_model(architecture, checkpoint))
+    if model.packed_for is None:
+        pytest.skip("no compiled kernels")
+    with pytest.raises(RuntimeError, match="a packed model takes no other weights"):
+        model.load_state_dict(checkpoint.state_dict, strict=False)
+    assert copy.deepcopy(model).packed_for == model.packed_for
+    model.packed_for = "compiled kernels, of another processor"
+    with pytest.raises(RuntimeError, match="packed for compiled kernels, of another processor, not"):
+        copy.deepcopy(model)
 
 
 def test_basic_block_has_the_names_of_torchvision_and_its_second_convolution_deforms() -> None:
