@@ -59,10 +59,10 @@ class RCNN(nn.Module):
         Raises:
             RuntimeError: it was packed for other kernels, which read the weights in another order.
         """
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         here = active_backend()[1]
         if self.packed_for not in (None, here):
-            raise RuntimeError(f"the model is packed for {self.packed_for}, not {here}; load its checkpoint here")
+            raise RuntimeError(f"the model is packed for {self.packed_for}, not {here}; load its checkpoint")
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         if self.packed_for is not None:
