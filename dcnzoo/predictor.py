@@ -563,18 +563,29 @@ def prepare_precision(precision: str, device: torch.device, *, training: bool = 
 @contextmanager
 def float32_kept(device: torch.device) -> Iterator[None]:
     """Lets float32 be float32 for the block, as `prepare_precision` does, whatever was set before."""
+    if device.type != "cuda":
+        yield
+        return
     cudnn: Any = torch.backends.cudnn
     cublas: Any = torch.backends.cuda.matmul
-    old, new = (cudnn, cublas), (cudnn.conv, cudnn.rnn, cublas)
-    before = [switch.allow_tf32 for switch in old], [switch.fp32_precision for switch in new]
+    new = (cudnn.conv, cudnn.rnn, cublas)
+    before = [switch.fp32_precision for switch in new]
+    old_before = [_legacy_switch(cudnn, before[0]), _legacy_switch(cublas, before[2])]
     prepare_precision("fp32", device)
     try:
         yield
     finally:
-        for switch, value in zip(old, before[0], strict=True):
-            switch.allow_tf32 = value
-        for switch, value in zip(new, before[1], strict=True):
+        cudnn.allow_tf32, cublas.allow_tf32 = old_before
+        for switch, value in zip(new, before, strict=True):
             switch.fp32_precision = value
+
+
+def _legacy_switch(switch: Any, precision: str) -> bool:
+    """Reads `allow_tf32`; where PyTorch refuses, since only new switches were used, what these say."""
+    try:
+        return bool(switch.allow_tf32)
+    except RuntimeError:
+        return precision == "tf32"
 
 
 def with_sides(preprocessing: Preprocessing, short_side: int | None, long_side: int | None) -> Preprocessing:

@@ -587,6 +587,16 @@ def test_float32_for_a_while(precision: str, usual_switches: None) -> None:
     assert before[0] == "tf32"
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_float32_for_a_while_where_only_new_switches_were_used(kind: str, usual_switches: None) -> None:
+    """PyTorch refuses to read the old ones then."""
+    torch.backends.fp32_precision = "tf32"
+    before = torch.backends.cuda.matmul.fp32_precision
+    with float32_kept(torch.device(kind)):
+        assert torch.backends.cuda.matmul.fp32_precision == ("ieee" if kind == "cuda" else before)
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU without the compiled kernels, of which nobody was told yet."""
