@@ -29,12 +29,14 @@ except Stopped as stopped:
 
 BETWEEN = """
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # a signal right before a long sleep would wait for its end
+            time.sleep(0.1)
 """
 CLEARING_UP = """
         try:
             print("ready", flush=True)
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
         finally:
             end = time.monotonic() + 2
             while time.monotonic() < end:
