@@ -193,14 +193,18 @@ def check_image_ids(options: Options, searched: Sequence[Path]) -> set[int]:
     """
     by_path: set[int] = set()
     if options.annotations is not None and STDIN not in options.sources:
-        image_ids, by_name = ImageIds(options.annotations), False
+        image_ids, by_name, name = ImageIds(options.annotations), False, ""
         for image in find_images(options.sources, searched):
             number = image_ids.find_by_path(image)
             if number is not None:
                 by_path.add(number)
             by_name = by_name or image_ids.find_by_name(image) is not None
+            name = name or str(image.name)
         if not (by_path or by_name):
-            raise SourceError(f"{options.annotations} lists none of the images")
+            raise SourceError(
+                f"{options.annotations} lists none of the images by path below the source or by file name:"
+                f" it has {image_ids.example}, the source has {name}"
+            )
     return by_path
 
 

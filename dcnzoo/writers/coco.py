@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dcnzoo.errors import SourceError
 from dcnzoo.sources import ImageSource
@@ -59,14 +60,21 @@ class ImageIds:
         self, annotations: Path | None = None, taken: Iterable[int] = (), by_path: Collection[int] = ()
     ) -> None:
         self._listed = None if annotations is None else _read_ids(annotations)
+        file_names = Counter(PurePath(path).name for path in self._listed or ())
+        self._by_name = {
+            PurePath(path).name: number
+            for path, number in (self._listed or {}).items()
+            if file_names[PurePath(path).name] == 1
+        }
         self._used, self._by_path = set(taken), by_path
         self._numbers = count(1)
 
     def find(self, source: ImageSource) -> int | None:
         """Returns the id of an image, None if there are annotations and they have none for it.
 
-        Listed images are found by their path below the source or, if that is not listed, by file name. Of
-        several images that are found so, one has the id and a warning says that the others have none.
+        Listed images are found by their path below the source or, if that is not listed, by a file name that
+        only one listed image has. Of several that are found so, one has the id and a warning says that the
+        others have none.
         """
         if self._listed is not None:
             return self._find_listed(source)
@@ -81,8 +89,13 @@ class ImageIds:
         return (self._listed or {}).get(str(source.name))
 
     def find_by_name(self, source: ImageSource) -> int | None:
-        """Returns the id that the annotations have for the file name of an image, if any."""
-        return (self._listed or {}).get(source.name.name)
+        """Returns the id of the one annotated image with the file name of an image, if any."""
+        return (self._listed or {}).get(source.name.name, self._by_name.get(source.name.name))
+
+    @property
+    def example(self) -> str:
+        """An annotated path, for messages."""
+        return next(iter(self._listed or ()), "nothing")
 
     def _find_listed(self, source: ImageSource) -> int | None:
         number = self.find_by_path(source)

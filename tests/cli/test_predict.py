@@ -243,7 +243,9 @@ class TestAnnotations:
     def test_that_list_no_image(self, predict: Predict, tmp_path: Path) -> None:
         path = self.annotate(tmp_path, "x.jpg")
         code, _, err = predict("photos", "--format", "coco", "--annotations", path)
-        assert (code, err) == (1, f"error: {path} lists none of the images\n")
+        assert code == 1
+        assert err.startswith(f"error: {path} lists none of the images by path below the source or by")
+        assert err.endswith(" file name: it has x.jpg, the source has 7.png\n")
 
     def test_need_the_coco_format(self, predict: Predict, tmp_path: Path) -> None:
         code, _, err = predict("photos", "--annotations", self.annotate(tmp_path, "7.png"))

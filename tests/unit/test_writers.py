@@ -248,6 +248,14 @@ class TestImageIds:
         names = ("x/a.jpg", "val/b.jpg", "b.jpg", "c.jpg")
         assert self.ids(*names, annotations=self.annotations(tmp_path)) == [5, 6, None, None]
 
+    def test_a_file_name_finds_a_path_that_alone_ends_so(self, tmp_path: Path) -> None:
+        names = ("a.jpg", "x/b.jpg", "c.jpg", "x/c.jpg")
+        listed = ("images/a.jpg", "b.jpg", "y/b.jpg", "x/c.jpg", "y/c.jpg")
+        images = [{"id": number, "file_name": name} for number, name in enumerate(listed)]
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps({"images": images}))
+        assert self.ids(*names, annotations=path) == [0, 1, None, 3]
+
     def test_no_annotated_id_is_given_twice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         found = self.ids("x/a.jpg", "y/a.jpg", annotations=self.annotations(tmp_path))
         assert found == [5, None]
