@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TAIL = 4000
 """Characters of a failed step's output that the report keeps."""
 
-QUICK_SECONDS = 540
+QUICK_SECONDS = 465
 """Of the quick form, all steps together: a machine that is lent may end a command after ten minutes."""
 
 PARTS = (
