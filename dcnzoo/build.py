@@ -117,13 +117,13 @@ def pack_weights(model: RCNN) -> RCNN:
     `deform_conv2d`, which takes no tensors of two devices, as `released` makes it.
     """
     model.rpn_head.pack()
-    freed, packed = 0, False
+    freed = 0
     for module in model.modules():
         if not isinstance(module, PACKED_LAYERS):
             continue
         module.pack()
         if module.packed_weight is not None:
-            packed = True
+            model.packed_for = active_backend()[1]
             weight = module.weight.detach()
             deformable = isinstance(module, DeformConv2d)
             shape = released(weight) if deformable else weight.to("meta")
@@ -132,7 +132,6 @@ def pack_weights(model: RCNN) -> RCNN:
         if freed > _MOST_KEPT:
             return_freed_memory()
             freed = 0
-    model.packed_for = active_backend()[1] if packed else None
     return_freed_memory()
     return model
 

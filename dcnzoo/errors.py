@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class DcnzooError(Exception):
@@ -103,17 +104,25 @@ class CheckpointError(DcnzooError):
         super().__init__("; ".join(part for part in parts if part))
 
 
-class ImageReadError(DcnzooError):
-    """An image cannot be read or decoded.
+class ImageError(DcnzooError):
+    """A single image fails, where others need not.
 
     Attributes:
         source: path of the image, or its address without credentials.
         reason: what went wrong.
     """
 
+    subject: ClassVar[str]
+
     def __init__(self, source: str, reason: str) -> None:
         self.source, self.reason = without_credentials(source), reason
-        super().__init__(f"cannot read image {self.source}: {reason}")
+        super().__init__(f"{self.subject} {self.source}: {reason}")
+
+
+class ImageReadError(ImageError):
+    """An image cannot be read or decoded."""
+
+    subject = "cannot read image"
 
 
 class SourceError(DcnzooError):
@@ -124,17 +133,10 @@ class OutputError(DcnzooError):
     """Results cannot be written where they were asked for."""
 
 
-class ImageWriteError(OutputError):
-    """The results of one image cannot be written, where those of others can.
+class ImageWriteError(ImageError, OutputError):
+    """The results of one image cannot be written."""
 
-    Attributes:
-        source: path of the image, or its address without credentials.
-        reason: what went wrong.
-    """
-
-    def __init__(self, source: str, reason: str) -> None:
-        self.source, self.reason = without_credentials(source), reason
-        super().__init__(f"image {self.source}: {reason}")
+    subject = "image"
 
 
 class EvaluationError(DcnzooError):

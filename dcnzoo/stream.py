@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dcnzoo.errors import ImageReadError, ImageWriteError, OutOfMemoryError
+from dcnzoo.errors import ImageError, ImageReadError, OutOfMemoryError
 from dcnzoo.predictor import MAX_DETECTIONS, SCORE_THRESHOLD, Predictor
 from dcnzoo.processes import Share
 from dcnzoo.reader import ImageReaders, ReadSettings, pixel_limit
@@ -235,7 +235,7 @@ class ImageStream:
         self._listed += 1
         return self._listed - 1
 
-    def _fail(self, error: ImageReadError | ImageWriteError) -> None:
+    def _fail(self, error: ImageError) -> None:
         self.tally.failures += 1
         self.shard.fail(error)
         if self.settings.strict:

@@ -241,18 +241,22 @@ def machine_options(
         command: to add them to.
         needs: what the precisions need.
     """
-    for option in reversed(_MACHINE_OPTIONS):
+    options = (
+        click.option(
+            "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default="fp32",
+            show_default=True,
+            help=f"Numbers to compute with; {needs}.",
+        ),
+        *_MACHINE_OPTIONS,
+    )
+    for option in reversed(options):
         command = option(command)
-    command = click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        show_default=True,
-        help=f"Numbers to compute with; {needs}.",
-    )(command)
-    return click.option(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: the GPU if there is one]"
-    )(command)
+    return command
 
 
 def check_model_name(options: InferenceOptions, manifest: Path | None) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
-from dcnzoo.errors import ImageReadError, ImageWriteError
+from dcnzoo.errors import ImageError
 from dcnzoo.writers.growing import GrowingFile, Layout
 
 
@@ -24,7 +24,7 @@ class ErrorLog:
         self.path = out / self.product
         self._file: GrowingFile | None = None
 
-    def write(self, error: ImageReadError | ImageWriteError) -> None:
+    def write(self, error: ImageError) -> None:
         """Appends one failure."""
         if self._file is None:
             self._file = GrowingFile(self.path.parent, self.layout)

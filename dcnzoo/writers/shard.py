@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dcnzoo.errors import ImageReadError, ImageWriteError
+from dcnzoo.errors import ImageError, ImageWriteError
 from dcnzoo.writers.base import ImageResult, Writer
 from dcnzoo.writers.errors import ErrorLog
 from dcnzoo.writers.folder import output_errors
@@ -102,7 +102,7 @@ class Shard:
         self._pending.append(DoneImage(result.source.shown, result.stem, result.image_id))
         return None
 
-    def fail(self, error: ImageReadError | ImageWriteError) -> None:
+    def fail(self, error: ImageError) -> None:
         """Lists an image that failed.
 
         Raises:
