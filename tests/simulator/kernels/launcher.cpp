@@ -42,6 +42,8 @@ std::string name_of() {
   return name;
 }
 
+uint64_t order = 0;  // added to seeds
+
 // Modules by the names of the files that they were compiled from; their kernels by demangled names.
 class Kernels {
  public:
@@ -71,7 +73,7 @@ class Kernels {
     void* params[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
     char error[4096];
     const auto& [module, name] = found->second;
-    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed, error, sizeof(error)) != 0) {
+    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed + order, error, sizeof(error)) != 0) {
       throw std::runtime_error(kernel + ": " + error);
     }
   }
@@ -179,6 +181,8 @@ const char* take_error() {
 void load_kernels(const char* path) {
   guarded([&] { kernels.add(path); });
 }
+
+void set_order(uint64_t seed) { order = seed; }
 
 void allow_memory(uint64_t address, uint64_t bytes) {
   memory[address] = address + bytes;
