@@ -4,11 +4,8 @@
 #include <cxxabi.h>
 
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <memory>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -42,15 +39,15 @@ std::string name_of() {
   return name;
 }
 
-// Modules by the names of the files that they were compiled from; their kernels by demangled names.
+uint64_t order = 0;  // added to seeds
+
+// By demangled names, without their namespace. Modules stay until the program ends.
 class Kernels {
  public:
-  void add(const std::string& path) {
-    std::ifstream file(path);
-    const std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-    char error[1024] = "no text";
-    PtxModule* module = text.empty() ? nullptr : ptx_load(text.c_str(), error, sizeof(error));
-    if (module == nullptr) throw std::runtime_error(path + ": " + error);
+  void add(const std::string& text) {
+    char error[1024];
+    PtxModule* module = ptx_load(text.c_str(), error, sizeof(error));
+    if (module == nullptr) throw std::runtime_error(error);
     const std::string start = ".entry ";
     for (size_t at = text.find(start); at != std::string::npos; at = text.find(start, at)) {
       at += start.size();
@@ -71,7 +68,7 @@ class Kernels {
     void* params[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
     char error[4096];
     const auto& [module, name] = found->second;
-    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed, error, sizeof(error)) != 0) {
+    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed + order, error, sizeof(error)) != 0) {
       throw std::runtime_error(kernel + ": " + error);
     }
   }
@@ -175,10 +172,13 @@ const char* take_error() {
   return taken.c_str();
 }
 
-// Of PTX, compiled from all files of kernels.
-void load_kernels(const char* path) {
-  guarded([&] { kernels.add(path); });
+// Of PTX; they take the place of those of the same names.
+void load_kernels(const char* text) {
+  guarded([&] { kernels.add(text); });
 }
+
+// Lets all kernels run in another order.
+void set_order(uint64_t seed) { order = seed; }
 
 void allow_memory(uint64_t address, uint64_t bytes) {
   memory[address] = address + bytes;

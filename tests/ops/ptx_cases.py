@@ -1,0 +1,152 @@
+"""Runs the CUDA kernels as nvcc compiles them, on a machine that executes PTX, and compares with the reference.
+
+Run as a program with a target and the folder of the PTX, it prints a line of JSON per run; DCNZOO_EMULATOR names the
+library that takes the place of the emulated GPU's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.ops import cuda_grad_cases, cuda_region_cases, emulated_gpu
+from tests.ops.cuda_deform_conv2d_cases import HALF, RUNS, VIEWS, compare, needs_wgmma, views
+from tests.simulator.machine import KERNEL_SOURCES
+
+TARGETS = "80", "90a"
+ON_HOPPER = (
+    *("dense-float64", "dense-float16", "dense-exact", "resnext_16-torch.bfloat16", "resnext_32-tf32"),
+    *(f"mma_{size}/3-torch.float32" for size in ("64x128", "128x64", "128x128", "128x256")),
+    *("grad-odd_everything-torch.float16", "two-step-groups_of_chunks-torch.bfloat16"),
+    *("pooling-torch.float16-16-deformed", "gradient-torch.float32-64-deformed", "suppression"),
+)
+"""Of the runs that do not need its instructions, those that are run with code for it too: a few of each kernel."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of the PTX of deform_conv2d after which the machine must refuse a run, and what it says then."""
+
+    target: str
+    run: str
+    pattern: str
+    replacement: str
+    message: str
+
+
+_WGMMA = "wgmma_128x128-seed-1"
+_MMA = "mma_128x128-tiles"
+FAULTS = {
+    "not published": Fault("90a", _WGMMA, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"),
+    "published late": Fault(
+        *("90a", _WGMMA, r"(fence\.proxy\.async[^;]*;)([^@]*?bar\.warp\.sync[^;]*;)", r"\2 \1"),
+        "without fence.proxy.async",
+    ),
+    "no wgmma.fence": Fault("90a", _WGMMA, r"wgmma\.fence[^;]*;", "", "without wgmma.fence"),
+    "batch awaited late": Fault(
+        "90a", _WGMMA, r"(wgmma\.wait_group[^;]*) 1;", r"\1 2;", "the write is not ordered after a read by the tensor"
+    ),
+    "sums used early": Fault("90a", _WGMMA, r"wgmma\.wait_group[^;]* 0;", "", "an accumulator is used while"),
+    "full not awaited": Fault(
+        *("90a", _WGMMA, r"(setmaxnreg\.inc.*?)mbarrier\.try_wait[^;]*;", r"\1 setp.eq.u32 p, 0, 0;"),
+        "nothing has written|is not ordered after the write|initializes|asynchronous copy",
+    ),
+    "no arrival": Fault("90a", _WGMMA, r"mbarrier\.arrive[^;]*;", "", "nothing can run any more"),
+    "no registers given": Fault("90a", _WGMMA, r"setmaxnreg\.dec[^;]*;", "", "nothing can run any more"),
+    "warps not together": Fault("90a", _WGMMA, r"bar\.warp\.sync[^;]*;", "", "fence.proxy.async|a race"),
+    "copies not awaited": Fault("80", _MMA, r"cp\.async\.wait_all;", "", "before it is waited for"),
+    "blocks not together": Fault("80", _MMA, r"bar\.sync[^;]*;", "", "a race|nothing has written"),
+    "copies of too much": Fault("80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own"),
+    "copies misplaced": Fault("80", _MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"),
+}
+
+
+def error_of(library: ctypes.CDLL, run: Callable[[], float]) -> dict[str, float | str]:
+    """What a run reports."""
+    library.take_error()
+    error = run()
+    fault = library.take_error().decode()
+    return {"error": error} if not fault else {"fault": fault}
+
+
+def all_runs() -> Iterator[tuple[str, bool, Callable[[], float]]]:
+    """Name of a run, whether it needs wgmma, and what gives its error."""
+    for name, (case, dtype, run) in RUNS.items():
+        yield name, needs_wgmma(run), lambda a=(case, dtype, run): compare(*a, a[0].tensors(a[1]))[0]
+    case, tensors = views()
+    for name, run in VIEWS.items():
+        yield name, needs_wgmma(run), lambda run=run: compare(case, HALF, run, tensors)[0]
+    for name, arguments in cuda_grad_cases.RUNS.items():
+        yield f"grad-{name}", False, partial(cuda_grad_cases.error, *arguments)
+    for name, arguments in cuda_grad_cases.TWO_STEPS.items():
+        yield name, False, partial(cuda_grad_cases.two_step_error, *arguments)
+    for name, call in cuda_region_cases.RUNS.items():
+        yield name, False, call
+
+
+def runs_of(target: str) -> Iterator[tuple[str, Callable[[], float]]]:
+    """Those that are run with code for a target."""
+    for name, only_hopper, run in all_runs():
+        if only_hopper if target == "90a" and name not in ON_HOPPER else not only_hopper:
+            yield name, run
+
+
+def watch_memory(library: ctypes.CDLL) -> None:
+    """Lets kernels touch what tensors hold, and nothing else."""
+
+    class Watched(emulated_gpu.Guarded):
+        def __init__(self, tensor: Tensor) -> None:
+            super().__init__(tensor)
+            address = ctypes.c_uint64(self.address)
+            library.allow_memory(address, ctypes.c_uint64(self._elements * tensor.element_size()))
+            weakref.finalize(self, library.forbid_memory, address)
+
+    emulated_gpu.Guarded = Watched  # type: ignore[misc]
+
+
+def fault_of(library: ctypes.CDLL, fault: Fault, text: str) -> dict[str, float | str]:
+    """What the machine says of changed PTX, in the first order of threads in which it says anything."""
+    changed, changes = re.subn(fault.pattern, fault.replacement, text, flags=re.DOTALL)
+    assert changes > 0
+    library.load_kernels(changed.encode())
+    case, dtype, run = RUNS[fault.run]
+    report: dict[str, float | str] = {}
+    for order in range(4):
+        library.set_order(ctypes.c_uint64(order))
+        report = error_of(library, lambda: compare(case, dtype, run, case.tensors(dtype))[0])
+        if "fault" in report:
+            break
+    return report
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    target, folder = sys.argv[1], Path(sys.argv[2])
+    library = emulated_gpu.library()
+    library.take_error.restype = ctypes.c_char_p
+    watch_memory(library)
+    torch.library.impl("dcnzoo::deform_conv2d_columns", "CPU", emulated_gpu.deform_conv2d_columns)
+    torch.library.impl("dcnzoo::deform_conv2d_scatter_", "CPU", emulated_gpu.deform_conv2d_scatter)
+    texts = [(folder / f"{source.stem}.{target}.ptx").read_text() for source in KERNEL_SOURCES]
+    for text in texts:
+        library.load_kernels(text.encode())
+    assert library.take_error() == b""
+    for name, run in runs_of(target):
+        print(json.dumps({"name": name} | error_of(library, run)), flush=True)
+    for name, fault in FAULTS.items():
+        if fault.target == target:
+            print(json.dumps({"name": name} | fault_of(library, fault, texts[0])), flush=True)
+
+
+if __name__ == "__main__":
+    main()
