@@ -20,8 +20,12 @@ from tests.ops.emulated_gpu import H100, RTX_3090, Choice, Plan, Run, deform_con
 HALF, BFLOAT16, SINGLE, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 TOLERANCE = {HALF: 1e-3, BFLOAT16: 8e-3, DOUBLE: 1e-14}
-SINGLE_TOLERANCE = {False: 2e-6, True: 1e-3}
-"""Largest error, relative to the largest output, by dtype; for float32 without and with TensorFloat-32."""
+SINGLE_TOLERANCE = {False: 1e-5, True: 1e-3}
+"""Largest error, relative to the largest output, by dtype; for float32 without and with TensorFloat-32.
+
+Without, places far from the corner are rounded most (`many_tiles`: 5e-6, as on a CPU), then long sums
+(`channels_in_pieces`: 3e-6).
+"""
 
 
 def forced(kernel: str, splits: int = 1) -> Choice:
