@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -83,7 +83,8 @@ class Predictor:
     ) -> None:
         dtype, device = PRECISIONS[precision], with_index(device)
         lowered = device.type == "cpu" and dtype != torch.float32
-        self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
+        with _told_if_out_of_memory("the model does", device, "use another --device"):
+            self.model = pack_weights(lower_precision(model, dtype) if lowered else model.to(device, dtype))
         self._image_dtype = torch.float32 if lowered else dtype
         self.preprocessing = preprocessing
         self.class_names, self.category_ids = classes.names, classes.category_ids
@@ -266,14 +267,14 @@ class Predictor:
         labels: NDArray[np.int64] | None,
         times: StageTimes,
     ) -> Callable[[], list[Detections]]:
-        with _told_if_out_of_memory(len(prepared), self.device):
+        with _told_if_batch_does_not_fit(len(prepared), self.device):
             with times.measure("preprocess"):
                 batch = gpu.stack(prepared, score_threshold, labels)
             with times.measure("inference"):
                 pending = gpu.begin(batch, max_detections)
 
         def finish() -> list[Detections]:
-            with _told_if_out_of_memory(len(prepared), self.device):
+            with _told_if_batch_does_not_fit(len(prepared), self.device):
                 with times.measure("inference"):
                     found = pending.result()
                 with times.measure("postprocess"):
@@ -291,7 +292,7 @@ class Predictor:
         times: StageTimes,
     ) -> Callable[[], list[Detections]]:
         def finish() -> list[Detections]:
-            with _told_if_out_of_memory(len(prepared), self.device):
+            with _told_if_batch_does_not_fit(len(prepared), self.device):
                 return self._predict_prepared(prepared, score_threshold, max_detections, labels, times)
 
         return finish
@@ -416,6 +417,7 @@ def load(
         ChecksumError: the fetched checkpoint is not the published file.
         CheckpointError: the file is no checkpoint of that architecture.
         DeviceError: the device or precision is not available.
+        OutOfMemoryError: the model does not fit into the memory of the device.
         ValueError: arguments that do not go together, or a side that is no positive whole number.
     """
     if (name is None and weights is None) or (name is not None and arch is not None):
@@ -475,17 +477,19 @@ def identify(
 
 
 @contextmanager
-def _told_if_out_of_memory(images: int, device: torch.device) -> Iterator[None]:
+def _told_if_out_of_memory(what: str, device: torch.device, advice: str) -> Iterator[None]:
     """Turns what PyTorch raises when memory is short into an `OutOfMemoryError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        what = "the image does" if images == 1 else f"{images} images together do"
-        raise OutOfMemoryError(
-            f"{what} not fit into the memory of {device}; use a smaller --batch-size or --short-side"
-        ) from error
+        raise OutOfMemoryError(f"{what} not fit into the memory of {device}; {advice}") from error
+
+
+def _told_if_batch_does_not_fit(images: int, device: torch.device) -> AbstractContextManager[None]:
+    what = "the image does" if images == 1 else f"{images} images together do"
+    return _told_if_out_of_memory(what, device, "use a smaller --batch-size or --short-side")
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

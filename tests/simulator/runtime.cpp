@@ -569,8 +569,11 @@ cudaError_t run_kernel(const Code& code, int device, dim3 grid, dim3 block, size
   for (const auto& argument : arguments) pointers.push_back(const_cast<char*>(argument.data()));
   const uint32_t blocks[] = {grid.x, grid.y, grid.z}, threads[] = {block.x, block.y, block.z};
   char reason[4096] = "";
+  const auto begin = std::chrono::steady_clock::now();
   const int failed = ptx_launch(code.module, code.name.c_str(), blocks, threads, static_cast<uint32_t>(shared),
                                 pointers.data(), state().random(), reason, sizeof(reason));
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  tell("ran %s in %.3f s", code.name.c_str(), seconds.count());
   return failed ? break_down(cudaErrorLaunchFailure, code.name + ": " + reason) : cudaSuccess;
 }
 

@@ -454,6 +454,11 @@ checkpoints:
         with pytest.raises(OutOfMemoryError, match="the image does not fit into the memory of cpu"):
             predictor(PIXELS)
 
+    def test_model_that_does_not_fit(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dcnzoo.predictor.pack_weights", raise_out_of_memory)
+        with pytest.raises(OutOfMemoryError, match="the model does not fit into the memory of cpu"):
+            dcnzoo.load(weights=checkpoint, arch=ARCH, device="cpu", **SIDES)
+
     def test_memory_that_is_not_to_be_had(
         self, predictor: dcnzoo.Predictor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
