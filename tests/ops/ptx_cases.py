@@ -43,6 +43,10 @@ class Fault:
     replacement: str
     message: str
 
+    def matches(self, said: str) -> bool:
+        """Whether the machine has said this."""
+        return re.search(self.message, said) is not None
+
 
 _WGMMA = "wgmma_128x128-seed-1"
 _MMA = "mma_128x128-tiles"
@@ -96,8 +100,8 @@ def all_runs() -> Iterator[tuple[str, bool, Callable[[], float]]]:
 
 def runs_of(target: str) -> Iterator[tuple[str, Callable[[], float]]]:
     """Those that are run with code for a target."""
-    for name, only_hopper, run in all_runs():
-        if only_hopper if target == "90a" and name not in ON_HOPPER else not only_hopper:
+    for name, needs_hopper, run in all_runs():
+        if (needs_hopper or name in ON_HOPPER) if target == "90a" else not needs_hopper:
             yield name, run
 
 

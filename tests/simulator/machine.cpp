@@ -17,7 +17,7 @@ struct PtxModule {
 namespace ptx {
 namespace {
 
-constexpr uint64_t most_instructions = 200'000'000;  // of a warp
+constexpr uint64_t most_instructions = 50'000'000;  // of a warp
 constexpr uint32_t most_shared_bytes = 232448, all_registers = 65536;
 
 std::string describe(const Module& module, int line) {
@@ -358,24 +358,29 @@ class Run {
 
   // A wait may end without the phase, and of the threads of a warp each may end it at another time.
   bool wait_for_phase(Warp& warp, Group& group, const Instruction& in, uint32_t lanes) {
-    const int first = __builtin_ctz(lanes);
-    const uint64_t address = warp.address(in, 0, in.operand[1], first);
-    const uint32_t parity = warp.get<uint32_t>(in.operand[2], first);
-    PhaseBarrier* barrier = nullptr;
-    for_lanes(lanes, [&](int lane) {
-      barrier = &block_.phase_barrier(lane, warp.thread(lane), warp.address(in, 0, in.operand[1], lane));
-      if (warp.address(in, 0, in.operand[1], lane) != address || warp.get<uint32_t>(in.operand[2], lane) != parity) {
-        throw Fault("threads of a warp wait for different phases: not known here", lane);
-      }
-    });
-    if (parity > 1) throw Fault("a parity is 0 or 1", first);
     uint32_t ended = 0;
-    if ((barrier->phase & 1) != parity) {
-      ended = block_.chance(8) ? lanes & static_cast<uint32_t>(block_.random()) : lanes;
-      if (ended != 0) block_.learn(warp.index, ended, barrier->completed);
-    } else if (!block_.chance(4)) {
-      group.wait = Wait::phase, group.barrier = static_cast<uint32_t>(address);
+    bool same = true;
+    uint64_t last = 0;
+    for_lanes(lanes, [&](int lane) {
+      const uint64_t address = warp.address(in, 0, in.operand[1], lane);
+      const uint32_t parity = warp.get<uint32_t>(in.operand[2], lane);
+      if (parity > 1) throw Fault("a parity is 0 or 1", lane);
+      const PhaseBarrier& barrier = block_.phase_barrier(lane, warp.thread(lane), address);
+      if ((barrier.phase & 1) != parity) ended |= 1u << lane;
+      same = same && (last == 0 || last == address);
+      last = address;
+    });
+    if (ended == 0 && !block_.chance(4)) {
+      group.wait = Wait::phase, group.barrier = same ? static_cast<uint32_t>(last) : 0;
       return false;
+    }
+    if (block_.chance(8)) ended &= static_cast<uint32_t>(block_.random());
+    for (uint32_t left = ended; left != 0;) {
+      const uint64_t address = warp.address(in, 0, in.operand[1], __builtin_ctz(left));
+      uint32_t alike = 0;
+      for_lanes(left, [&](int lane) { alike |= static_cast<uint32_t>(warp.address(in, 0, in.operand[1], lane) == address) << lane; });
+      block_.learn(warp.index, alike, block_.phase_barriers.at(static_cast<uint32_t>(address)).completed);
+      left &= ~alike;
     }
     warp.set_predicate(in.operand[0], lanes, ended);
     ++group.pc;
@@ -443,7 +448,7 @@ const Kernel* find(const PtxModule* module, const char* name) {
 void Block::wake(Wait wait, uint32_t barrier) {
   for (Warp& warp : warps) {
     for (Group& group : warp.groups) {
-      if (group.wait == wait && (wait != Wait::phase || group.barrier == barrier)) group.wait = Wait::none;
+      if (group.wait == wait && (wait != Wait::phase || group.barrier == barrier || group.barrier == 0)) group.wait = Wait::none;
     }
   }
 }

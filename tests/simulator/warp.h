@@ -59,7 +59,7 @@ struct Group {
   int pc;
   uint32_t lanes;
   Wait wait = Wait::none;
-  uint32_t barrier = 0, parity = 0;  // what a phase is waited for of
+  uint32_t barrier = 0;  // where phases are waited for; 0 where they are of several
 };
 
 struct Block;
