@@ -31,7 +31,7 @@ from tests.ops.cuda_deform_conv2d_cases import (
 from tests.ops.cuda_grad_cases import relative
 from tests.ops.cuda_region_cases import random_rois
 from tests.ops.deform_conv2d_cases import CASES, Case
-from tests.ops.emulated_gpu import Run
+from tests.ops.emulated_gpu import H100, RTX_3090, Run
 
 DTYPES = HALF, BFLOAT16, SINGLE, DOUBLE
 FAR = 1e4
@@ -41,16 +41,20 @@ STRANGE = torch.tensor([torch.nan, torch.inf, -torch.inf, 6e4, -6e4])
 
 SHAPES = (
     replace(ODD_SIZES, deform_groups=2),
-    Case(1, 64, 136, (7, 9), deform_groups=2, mask=True),
+    Case(1, 64, 203, (7, 9), deform_groups=2, mask=True, bias=True),
     UNALIGNED_OUTPUT,
     Case(2, 64, 144, (6, 7), stride=(2, 1), mask=True, relu=True),
 )
 """One for each type of offsets; the masks of the second are not logits."""
 
+NARROW_TABLE = Case(1, 128, 40, (3, 5), deform_groups=16, mask=True)
+NARROW_SIMT_TABLE = Case(1, 256, 20, (3, 4), deform_groups=256, mask=True)
+"""Of so many deformable groups that the table of samples is filled for some taps, or channels, at a time."""
+
 NARROW_GROUPS = {
     8: Case(1, 64, 64, (6, 7), groups=8, mask=True, bias=True, relu=True),
-    16: Case(1, 64, 96, (6, 7), groups=4, deform_groups=2),
-    32: Case(1, 128, 128, (6, 7), groups=4, mask=True, stride=(1, 2)),
+    16: Case(1, 64, 96, (6, 7), groups=4, deform_groups=2, bias=True),
+    32: Case(1, 128, 128, (6, 7), groups=4, mask=True, stride=(1, 2), bias=True),
 }
 """By width: what `grouped` computes."""
 
@@ -64,11 +68,9 @@ def strange_offsets(offset: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return given.view(offset.shape), meant.view(offset.shape)
 
 
-def mixed(case: Case, dtype: torch.dtype, maps: int) -> tuple[dict[str, Tensor], dict[str, Tensor], bool]:
-    """Tensors whose offsets and masks have types of their own, what they mean in float64, and whether masks are
-    logits.
-    """
-    tensors = {key: value.contiguous() for key, value in case.tensors(dtype).items()}
+def mixed(case: Case, dtype: torch.dtype, maps: int) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Tensors with maps of other types; what they mean in float64; whether masks are logits."""
+    tensors: dict[str, Any] = {key: value.contiguous() for key, value in case.tensors(dtype).items()}
     tensors["offset"], meant = strange_offsets(tensors["offset"], DTYPES[maps])
     if "mask" in tensors:
         tensors["mask"] = tensors["mask"].to(DTYPES[maps - 1])
@@ -79,7 +81,7 @@ def mixed(case: Case, dtype: torch.dtype, maps: int) -> tuple[dict[str, Tensor],
     return tensors, exact, logits
 
 
-def exact_output(case: Case, exact: dict[str, Tensor]) -> Tensor:
+def exact_output(case: Case, exact: dict[str, Any]) -> Tensor:
     geometry: dict[str, Any] = {name: getattr(case, name) for name in ("stride", "padding", "dilation")}
     output = reference.deform_conv2d(**exact, **geometry)
     return output.relu() if case.relu else output
@@ -101,10 +103,9 @@ def narrow(width: int, dtype: torch.dtype, maps: int) -> float:
 
 def two_steps(case: Case, dtype: torch.dtype, maps: int) -> float:
     tensors, exact, logits = mixed(case, dtype, maps)
-    options = case.options()
-    operands = (tensors.get(name) for name in ("input", "weight", "offset", "mask", "bias"))
-    geometry = (options[name] for name in ("stride", "padding", "dilation"))
-    call = Call(*operands, *geometry, logits, case.relu, False)  # type: ignore[arg-type]
+    operands: list[Any] = [tensors.get(name) for name in ("input", "weight", "offset", "mask", "bias")]
+    operands += [case.stride, case.padding, case.dilation, logits, case.relu, False]
+    call = Call._make(operands)
     return relative(gpu_tuning.two_step(call), exact_output(case, exact)) / cuda_grad_cases.TOLERANCE[dtype]
 
 
@@ -113,8 +114,10 @@ def input_grads(case: Case, dtype: torch.dtype, maps: int) -> float:
     tensors, exact, logits = mixed(case, dtype, maps)
     output = exact_output(case, exact)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    operands = [tensors.get(name) for name in ("input", "weight", "offset", "mask")]
-    found = gpu_grad.input_grads(grad, *operands, case.stride, case.padding, case.dilation, logits)  # type: ignore[arg-type]
+    tensors.setdefault("mask", None)
+    operands = {name: tensors[name] for name in ("input", "weight", "offset", "mask")}
+    geometry: dict[str, Any] = {name: getattr(case, name) for name in ("stride", "padding", "dilation")}
+    found = gpu_grad.input_grads(grad, **operands, **geometry, mask_is_logits=logits)
     leaves = {key: value.requires_grad_() for key, value in exact.items()}
     if logits:
         leaves["mask"] = tensors["mask"].double().requires_grad_()
@@ -174,6 +177,12 @@ def _convolutions() -> dict[str, Callable[[], float]]:
                     continue
                 run = Run(forced=forced(kernel), seed=maps, allow_tf32=kernel != "simt")
                 runs[f"{kernel}-{dtype}-of-{kind}"] = partial(convolution, SHAPES[maps], dtype, maps, run)
+                if (maps + DTYPES.index(dtype)) % 2 == 0:
+                    little = kernel in ("simt", "mma_64x128", "mma_128x64")  # is enough for them
+                    small = replace(run, gpu=RTX_3090 if little else H100)
+                    shape = NARROW_SIMT_TABLE if kernel == "simt" else NARROW_TABLE
+                    name = f"{kernel}-narrow-table-{dtype}-of-{kind}"
+                    runs[name] = partial(convolution, shape, dtype, maps, small)
         for width in NARROW_GROUPS:
             for dtype in DTYPES[:3]:
                 runs[f"grouped-{width}-{dtype}-of-{kind}"] = partial(narrow, width, dtype, maps)
@@ -183,16 +192,20 @@ def _convolutions() -> dict[str, Callable[[], float]]:
 CONVOLUTIONS = _convolutions()
 """Name, which begins with that of the kernel → a run's error; at most 1 is right."""
 
-OTHERS: dict[str, Callable[[], float]] = {
-    f"{name}-{channels}-{dtype}-of-{kind}": partial(run, dtype, channels, maps)
-    for maps, kind in enumerate(DTYPES)
-    for dtype in DTYPES
-    for name, run, channels in (("pooling", pooling, 48), ("pooling", pooling, 35), ("pooling-grads", pooling_grads, 140))
-} | {
-    f"{name}-{shape}-{dtype}-of-{kind}": partial(run, case, dtype, maps)
-    for maps, kind in enumerate(DTYPES)
-    for dtype in DTYPES
-    for name, run in (("two-steps", two_steps), ("input-grads", input_grads))
-    for shape, case in (("wide", SHAPES[maps]), ("odd", CASES["odd_everything"]))
-}
+
+def _others() -> dict[str, Callable[[], float]]:
+    runs: dict[str, Callable[[], float]] = {}
+    for maps, kind in enumerate(DTYPES):
+        for dtype in DTYPES:
+            types = f"{dtype}-of-{kind}"
+            for channels in (48, 35):
+                runs[f"pooling-{channels}-{types}"] = partial(pooling, dtype, channels, maps)
+            runs[f"pooling-grads-{types}"] = partial(pooling_grads, dtype, 140, maps)
+            for shape, case in (("wide", SHAPES[maps]), ("odd", CASES["odd_everything"])):
+                runs[f"two-steps-{shape}-{types}"] = partial(two_steps, case, dtype, maps)
+                runs[f"input-grads-{shape}-{types}"] = partial(input_grads, case, dtype, maps)
+    return runs
+
+
+OTHERS = _others()
 """The same of the other kernels."""

@@ -70,14 +70,11 @@ def run(
     shared_bytes: int = 0,
     seed: int = 0,
 ) -> list[int]:
-    """What threads have stored, 64 bits each at %d1, by code that finds its index in %r0 and inputs at %d3."""
+    """What threads have stored, 64 bits each at %d1, by code with its index in %r0 and inputs at %d3."""
     results = torch.zeros(threads, dtype=torch.int64)
-    addresses = [
-        ctypes.c_uint64(0 if tensor is None else tensor.data_ptr()) for tensor in (results, inputs)
-    ]
+    addresses = [ctypes.c_uint64(0 if tensor is None else tensor.data_ptr()) for tensor in (results, inputs)]
     module = machine.load(f"{HEAD}{KERNEL}{body}\nret;\n}}\n")
-    settings = {"threads": threads, "blocks": blocks, "shared_bytes": shared_bytes, "seed": seed}
-    module.launch("kernel", *addresses, **settings)
+    module.launch("kernel", *addresses, threads=threads, blocks=blocks, shared_bytes=shared_bytes, seed=seed)
     return results.tolist()
 
 
@@ -279,13 +276,13 @@ PROGRAMS: dict[str, tuple[str, int, Callable[[int], int]]] = {
     "vote": (
         "and.b32 %r2, %r0, 1; setp.ne.s32 %p1, %r2, 0; vote.sync.ballot.b32 %r1, %p1, -1;",
         64,
-        lambda thread: 0xAAAAAAAA,
+        lambda _: 0xAAAAAAAA,
     ),
     "vote after branches": (
         """mov.u32 %r2, 1; setp.lt.u32 %p1, %r0, 3; @%p1 bra NEXT; mov.u32 %r2, 0;
         NEXT: setp.ne.s32 %p2, %r2, 0; vote.sync.ballot.b32 %r1, %p2, -1;""",
         32,
-        lambda thread: 7,
+        lambda _: 7,
     ),
     "barrier": (
         """shl.b32 %r2, %r0, 2; mov.u32 %r3, memory; add.s32 %r4, %r3, %r2; st.shared.u32 [%r4], %r0;
@@ -359,14 +356,16 @@ def test_copies(machine: Machine) -> None:
 def test_atomic_additions(machine: Machine) -> None:
     sums = torch.zeros(2, dtype=torch.float32)
     sums[1] = 1e-45
-    code = f"""atom.global.add.f32 %f1, [%d3], {single(2)}; atom.global.add.f32 %f2, [%d3+4], {single(-0.0)};"""
+    code = f"""atom.global.add.f32 %f1, [%d3], {single(2)};
+    atom.global.add.f32 %f2, [%d3+4], {single(-0.0)};"""
     run(machine, code, sums, threads=64, blocks=3)
     assert sums.tolist() == [2 * 64 * 3, 0]
 
 
 def test_blocks_know_where_they_are(machine: Machine) -> None:
-    code = """mov.u32 %r2, %ctaid.x; mov.u32 %r3, %nctaid.x; mov.u32 %r4, %ntid.x; mad.lo.s32 %r5, %r2, %r4, %r0;
-    mul.wide.u32 %d4, %r5, 4; add.s64 %d4, %d3, %d4; mad.lo.s32 %r6, %r3, 1000, %r5; st.global.u32 [%d4], %r6;"""
+    code = """mov.u32 %r2, %ctaid.x; mov.u32 %r3, %nctaid.x; mov.u32 %r4, %ntid.x;
+    mad.lo.s32 %r5, %r2, %r4, %r0; mul.wide.u32 %d4, %r5, 4; add.s64 %d4, %d3, %d4;
+    mad.lo.s32 %r6, %r3, 1000, %r5; st.global.u32 [%d4], %r6;"""
     places = torch.zeros(5 * 64, dtype=torch.int32)
     run(machine, code, places, threads=64, blocks=5)
     assert places.tolist() == list(range(5000, 5000 + 5 * 64))
@@ -407,29 +406,31 @@ def test_products_of_a_warp(dtype: torch.dtype, depth: int, machine: Machine) ->
             right.append(b[member * per_register + part + register * depth // 2, group])
         registers[lane, :4] = torch.stack(left).to(dtype).view(torch.int32)
         registers[lane, 4:6] = torch.stack(right).to(dtype).view(torch.int32)
-        registers[lane, 6:10] = c[[group, group, group + 8, group + 8], [2 * member, 2 * member + 1] * 2].view(
-            torch.int32
-        )
+        sums = c[[group, group, group + 8, group + 8], [2 * member, 2 * member + 1] * 2]
+        registers[lane, 6:10] = sums.view(torch.int32)
     kind = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "tf32"}[dtype]
     words = [*(f"%r{i}" for i in range(10, 16)), *(f"%f{i}" for i in range(16, 20))]
-    loads = " ".join(f"ld.global.{'u' if word[1] == 'r' else 'f'}32 {word}, [%d4+{4 * i}];" for i, word in enumerate(words))
+    loads = " ".join(
+        f"ld.global.{'u' if word[1] == 'r' else 'f'}32 {word}, [%d4+{4 * i}];" for i, word in enumerate(words)
+    )
     stores = " ".join(f"st.global.f32 [%d4+{4 * i + 40}], %f{i + 16};" for i in range(4))
-    sums = ", ".join(words[6:])
+    results = ", ".join(words[6:])
     code = f"""mul.wide.u32 %d4, %r0, 56; add.s64 %d4, %d3, %d4; {loads}
     mma.sync.aligned.m16n8k{depth}.row.col.f32.{kind}.{kind}.f32
-    {{{sums}}}, {{{", ".join(words[:4])}}}, {{{", ".join(words[4:6])}}}, {{{sums}}}; {stores}"""
+    {{{results}}}, {{{", ".join(words[:4])}}}, {{{", ".join(words[4:6])}}}, {{{results}}}; {stores}"""
     run(machine, code, registers)
     found = torch.empty(16, 8)
     for lane in range(32):
         for i in range(4):
-            found[lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2] = registers[lane, 10 + i].view(torch.float32)
+            result = registers[lane, 10 + i].view(torch.float32)
+            found[lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2] = result
     assert torch.equal(found, a @ b + c)
 
 
 ACCUMULATORS = [f"%f{i}" for i in range(10, 74)]
 SUMS = f"{{{', '.join(ACCUMULATORS)}}}"
-FILL = """mul.wide.u32 %d4, %r0, 192; add.s64 %d4, %d3, %d4; mov.u32 %r2, memory; mad.lo.s32 %r3, %r0, 192, %r2;
-mov.u32 %r4, 0;
+FILL = """mul.wide.u32 %d4, %r0, 192; add.s64 %d4, %d3, %d4; mov.u32 %r2, memory;
+mad.lo.s32 %r3, %r0, 192, %r2; mov.u32 %r4, 0;
 FILL: ld.global.nc.v4.u32 {%r5, %r6, %r7, %r8}, [%d4]; st.shared.v4.u32 [%r3], {%r5, %r6, %r7, %r8};
 add.s64 %d4, %d4, 16; add.s32 %r3, %r3, 16; add.s32 %r4, %r4, 1; setp.lt.s32 %p1, %r4, 12; @%p1 bra FILL;
 """
@@ -493,7 +494,10 @@ OVERWRITE_OTHERS = "xor.b32 %r4, %r4, 128; st.shared.u32 [%r4], %r0;"
 OTHER_MATRIX = "setp.lt.u32 %p1, %r0, 32; @%p1 add.s64 %d5, %d5, 2;"
 
 WRONG_PRODUCTS = {
-    "not published": (FILL + "bar.sync 0;" + DESCRIBE + ZERO + FENCE + multiply(), "without fence.proxy.async"),
+    "not published": (
+        FILL + "bar.sync 0;" + DESCRIBE + ZERO + FENCE + multiply(),
+        "without fence.proxy.async",
+    ),
     "published by the reader": (
         FILL + "bar.sync 0; fence.proxy.async.shared::cta;" + DESCRIBE + ZERO + FENCE + multiply(),
         "without fence.proxy.async",
@@ -515,7 +519,10 @@ WRONG_PRODUCTS = {
         FILL + PUBLISH + DESCRIBE + ZERO + FENCE + multiply() + AWAIT + KEEP,
         "an accumulator is used while",
     ),
-    "ends before": (FILL + PUBLISH + DESCRIBE + ZERO + FENCE + multiply() + COMMIT, "ends before its products"),
+    "ends before": (
+        FILL + PUBLISH + DESCRIBE + ZERO + FENCE + multiply() + COMMIT,
+        "ends before its products",
+    ),
     "overwritten": (
         FILL + PUBLISH + DESCRIBE + ZERO + FENCE + multiply() + COMMIT + OWN + "st.shared.u32 [%r4], %r0;",
         "not ordered after a read by the tensor cores",
@@ -609,7 +616,11 @@ REFUSED: dict[str, tuple[str, int, str]] = {
         64,
         "a race|nothing has written",
     ),
-    "barrier that not all reach": ("setp.lt.u32 %p1, %r0, 32; @%p1 barrier.sync 1, 64;", 64, "nothing can run"),
+    "barrier that not all reach": (
+        "setp.lt.u32 %p1, %r0, 32; @%p1 barrier.sync 1, 64;",
+        64,
+        "nothing can run",
+    ),
     "barrier in one branch": (
         "setp.lt.u32 %p1, %r0, 16; @%p1 bra NEXT; bar.sync 0; NEXT: bar.sync 1;",
         32,
@@ -699,9 +710,13 @@ def test_names_may_have_other_hashes(machine: Machine) -> None:
     assert module.find("_ZN6dcnzoo4cuda3fooE") is None
 
 
+Reports = dict[str, dict[str, dict[str, float | str]]]
+"""What runs report, by target and name."""
+
+
 @pytest.fixture(scope="session")
-def reports(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, float | str]]]:
-    """Reports of the compiled kernels by target and name of run."""
+def reports(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Of the compiled kernels."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
     folder = tmp_path_factory.mktemp("ptx")
@@ -724,19 +739,17 @@ def reports(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         return dict(zip(TARGETS, pool.map(report, TARGETS), strict=True))
 
 
-@pytest.mark.parametrize(("target", "name"), [(target, name) for target in TARGETS for name, _ in runs_of(target)])
-def test_compiled_kernels_agree_with_the_reference(
-    target: str, name: str, reports: dict[str, dict[str, dict[str, float | str]]]
-) -> None:
+@pytest.mark.parametrize(
+    ("target", "name"), [(target, name) for target in TARGETS for name in runs_of(target)]
+)
+def test_compiled_kernels_agree_with_the_reference(target: str, name: str, reports: Reports) -> None:
     found = reports[target][name]
     assert "fault" not in found, found["fault"]
     assert float(found["error"]) <= 1
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_in_compiled_kernels_are_found(
-    name: str, reports: dict[str, dict[str, dict[str, float | str]]]
-) -> None:
+def test_faults_in_compiled_kernels_are_found(name: str, reports: Reports) -> None:
     found = reports[FAULTS[name].target][name]
     assert "fault" in found, found
     assert FAULTS[name].matches(str(found["fault"])), found["fault"]
