@@ -74,7 +74,9 @@ FAULTS = {
     "warps not together": Fault("90a", _WGMMA, r"bar\.warp\.sync[^;]*;", "", "fence.proxy.async|a race"),
     "copies not awaited": Fault("80", _MMA, r"cp\.async\.wait_all;", "", "before it is waited for"),
     "blocks not together": Fault("80", _MMA, r"bar\.sync[^;]*;", "", "a race|nothing has written"),
-    "copies of too much": Fault("80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own"),
+    "copies of too much": Fault(
+        "80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own|another block writes"
+    ),
     "copies misplaced": Fault(
         "80", _MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"
     ),

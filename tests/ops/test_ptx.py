@@ -597,6 +597,12 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "beyond shared memory": (OWN + "st.shared.u32 [%r4+1020], %r0;", 32, "beyond shared memory"),
     "below shared memory": (OWN + "st.shared.u32 [%r4+-4], %r0;", 32, "beyond shared memory.* thread 0"),
     "misaligned shared access": (OWN + "st.shared.v2.u32 [%r4], {%r0, %r0};", 32, "misaligned.* thread 1"),
+    "race for global memory": (
+        "xor.b32 %r2, %r0, 1; mul.wide.u32 %d2, %r2, 8; add.s64 %d2, %d0, %d2; st.global.u32 [%d1], %r0;"
+        "ld.global.u32 %r1, [%d2];",
+        32,
+        "a race: the read is not ordered after a write by thread",
+    ),
     "misaligned global access": ("ld.global.u32 %r1, [%d1+2];", 32, "misaligned access to global memory"),
     "no memory": ("mov.u64 %d2, 64; ld.global.u32 %r1, [%d2];", 32, "global memory that is not its own"),
     "copy read early": (
@@ -676,6 +682,30 @@ def test_what_a_gpu_leaves_undefined_is_refused(name: str, machine: Machine) -> 
     code, threads, message = REFUSED[name]
     with pytest.raises(PtxError, match=message):
         run(machine, code, torch.zeros(4, dtype=torch.int32), threads=threads, shared_bytes=1024)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("st.global.u32 [%d3], %r0;", "a race: another block writes there too"),
+        (
+            "atom.global.add.f32 %f1, [%d3], %f2; ld.global.u32 %r1, [%d3];",
+            "a race: another block writes what is read",
+        ),
+        (
+            "st.global.u32 [%d1], %r0; ld.global.nc.u32 %r1, [%d1];",
+            "ld.global.nc reads what the kernel writes",
+        ),
+    ],
+)
+def test_races_of_blocks_are_refused(code: str, message: str, machine: Machine) -> None:
+    with pytest.raises(PtxError, match=message):
+        run(machine, code, torch.zeros(4, dtype=torch.int32), threads=1, blocks=2)
+
+
+def test_threads_may_hand_on_global_memory(machine: Machine) -> None:
+    code = "st.global.u32 [%d1], %r0; bar.sync 0; ld.global.u32 %r1, [%d0+504]; bar.sync 0;"
+    assert run(machine, code + "st.global.u32 [%d1], %r1;", threads=64) == [63] * 64
 
 
 @pytest.mark.parametrize(

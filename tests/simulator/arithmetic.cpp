@@ -109,7 +109,8 @@ uint32_t round_tf32(float value) {
 template <class T>
 T divide(T a, T b) {
   if (b == 0) return static_cast<T>(-1);
-  if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a));
+  using U = std::make_unsigned_t<T>;
+  if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - static_cast<U>(a));
   return a / b;
 }
 template <class T>
@@ -232,7 +233,8 @@ void add_integer(Table& table, const std::string& type) {
   add(table, "mad.lo" + type, DCNZOO_TERNARY(U, a * b + c),
       sizeof(T) == 8 ? "dddd" : "wwww");
   // Amounts beyond the bits that there are shift all of them out.
-  add(table, "shr" + type, DCNZOO_BINARY_TO(T, T, uint32_t, b < sizeof(T) * 8 ? a >> b : a < T{0} ? -1 : 0), sizeof(T) == 8 ? "ddw" : "www");
+  add(table, "shr" + type, DCNZOO_BINARY_TO(T, T, uint32_t, b < sizeof(T) * 8 ? a >> b : a < T{0} ? -1 : 0),
+      sizeof(T) == 8 ? "ddw" : "www");
   if (std::is_signed_v<T>) {
     add(table, "neg" + type, DCNZOO_UNARY(U, 0 - a), two<T>());
     add(table, "abs" + type, DCNZOO_UNARY(T, a < 0 ? static_cast<T>(0 - static_cast<U>(a)) : a), two<T>());
@@ -327,8 +329,10 @@ void add_conversions(Table& table) {
   add(table, "cvt.f32.bf16", DCNZOO_CONVERT(float, uint16_t, bfloat16_to_float(a)), "wh");
   add(table, "cvt.rn.bf16.f32", DCNZOO_CONVERT(uint16_t, float, float_to_bfloat16(a)), "hw");
   // The first source is the upper half.
-  add(table, "cvt.rn.f16x2.f32", DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_half(a)} << 16 | float_to_half(b)), "www");
-  add(table, "cvt.rn.bf16x2.f32", DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_bfloat16(a)} << 16 | float_to_bfloat16(b)), "www");
+  add(table, "cvt.rn.f16x2.f32",
+      DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_half(a)} << 16 | float_to_half(b)), "www");
+  add(table, "cvt.rn.bf16x2.f32",
+      DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_bfloat16(a)} << 16 | float_to_bfloat16(b)), "www");
 }
 
 void add_memory(Table& table) {
@@ -345,8 +349,8 @@ void add_memory(Table& table) {
   add(table, "bar.warp.sync", nothing, "w", Kind::warp_barrier);
   add(table, "shfl.sync.bfly.b32", shuffle_bfly, "wpwwww", Kind::together);
   add(table, "vote.sync.ballot.b32", vote_ballot, "wpw", Kind::together);
-  add(table, "setmaxnreg.inc.sync.aligned.u32", nothing, "i", Kind::change_registers);
-  add(table, "setmaxnreg.dec.sync.aligned.u32", nothing, "i", Kind::change_registers);
+  add(table, "setmaxnreg.inc.sync.aligned.u32", nothing, "i", Kind::take_registers);
+  add(table, "setmaxnreg.dec.sync.aligned.u32", nothing, "i", Kind::give_registers);
   const char* fragments = "wwwwwwwwwwwwww";
   add(table, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", multiply_m16n8k16_f16, fragments, Kind::together);
   add(table, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", multiply_m16n8k16_bf16, fragments, Kind::together);

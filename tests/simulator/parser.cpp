@@ -34,15 +34,15 @@ std::vector<Token> tokenize(const std::string& text) {
     } else if (text.compare(i, 2, "/*") == 0) {
       const size_t end = text.find("*/", i);
       if (end == std::string::npos) throw Fault("a comment does not end");
-      line += static_cast<int>(std::count(text.begin() + static_cast<long>(i), text.begin() + static_cast<long>(end), '\n'));
-      i = end + 2;
+      for (; i < end + 2; ++i) line += text[i] == '\n';
     } else {
       size_t end = i + 1;
       if (c == '"') {
         while (end < text.size() && text[end] != '"') ++end;
         ++end;
       } else if (is_word(c)) {
-        while (end < text.size() && (is_word(text[end]) || (text.compare(end, 2, "::") == 0 && end + 2 < text.size() && is_word(text[end + 2])))) {
+        const auto is_in_word = [&](size_t at) { return at < text.size() && is_word(text[at]); };
+        while (is_in_word(end) || (text.compare(end, 2, "::") == 0 && is_in_word(end + 2))) {
           end += text[end] == ':' ? 2 : 1;
         }
       }
@@ -112,9 +112,7 @@ class Parser {
 
   [[noreturn]] void fail(const std::string& why) const {
     const int line = tokens_[std::min(start_, tokens_.size() - 1)].line;
-    std::string text = line <= static_cast<int>(module_.lines.size()) ? module_.lines[static_cast<size_t>(line) - 1] : "";
-    text.erase(0, text.find_first_not_of(" \t"));
-    throw Fault("line " + std::to_string(line) + ": " + why + ": " + text);
+    throw Fault("line " + std::to_string(line) + ": " + why + ": " + module_.line(line));
   }
 
   void split_lines() {
@@ -290,7 +288,8 @@ class Parser {
     if (tokens_[position_ + 1].text == ":") {
       const std::string label(next());
       expect(":");
-      if (!scopes_[static_cast<size_t>(scope_)].labels.emplace(label, kernel_.code.size()).second) throw Fault("the label is there twice");
+      auto& labels = scopes_[static_cast<size_t>(scope_)].labels;
+      if (!labels.emplace(label, kernel_.code.size()).second) throw Fault("the label is there twice");
       return;
     }
     instruction();
@@ -322,10 +321,11 @@ class Parser {
         if (found != scope.registers.end()) return &found->second;
       }
       for (Scope::Numbered& numbered : scope.numbered) {
-        if (name.size() <= numbered.prefix.size() || name.substr(0, numbered.prefix.size()) != numbered.prefix) continue;
+        const size_t length = numbered.prefix.size();
+        if (name.size() <= length || name.substr(0, length) != numbered.prefix) continue;
         size_t index = 0;
         bool digits = true;
-        for (const char c : name.substr(numbered.prefix.size())) {
+        for (const char c : name.substr(length)) {
           digits = digits && c >= '0' && c <= '9';
           index = index * 10 + static_cast<size_t>(c - '0');
         }
@@ -512,8 +512,9 @@ class Parser {
 
   void general(Instruction& found, const std::string& opcode, std::vector<Operand>& operands, bool pair) {
     // A conversion takes the low bits of a register that is wider than its type.
-    const bool wide = opcode.compare(0, 4, "cvt.") == 0 && opcode.size() > 2 && opcode.compare(opcode.size() - 2, 2, "32") == 0 &&
-                      operands.size() == 2 && operands[1].type == Operand::Type::reg && operands[1].reg->bits == 64;
+    const bool from_32_bits = opcode.compare(0, 4, "cvt.") == 0 && opcode.compare(opcode.size() - 2, 2, "32") == 0;
+    const bool wide = from_32_bits && operands.size() == 2 && operands[1].type == Operand::Type::reg &&
+                      operands[1].reg->bits == 64;
     const Operation* operation = find_operation(opcode + (wide ? " of 64" : ""));
     if (operation == nullptr) throw Fault("unknown instruction");
     found.compute = operation->compute, found.kind = operation->kind;
@@ -527,7 +528,8 @@ class Parser {
     if (found.kind == Kind::warp_barrier) found.mask_operand = 0;
     const size_t most = std::strlen(operation->operands);
     const bool variable = opcode == "bar.sync" || opcode == "barrier.sync";
-    if (operands.size() > most || (operands.size() < most && !(variable && !operands.empty()))) throw Fault("unknown number of operands");
+    const size_t least = variable ? 1 : most;
+    if (operands.size() > most || operands.size() < least) throw Fault("unknown number of operands");
     found.count = static_cast<uint8_t>(operands.size());
     int addresses = 0;
     for (size_t i = 0; i < operands.size(); ++i) {
@@ -566,7 +568,10 @@ class Parser {
     else if (i < parts.size() && parts[i] == ".param" && is_load) space = Space::param;
     else throw Fault("unknown instruction");
     ++i;
-    if (i < parts.size() && parts[i] == ".nc" && is_load && space == Space::global) ++i;
+    if (i < parts.size() && parts[i] == ".nc" && is_load && space == Space::global) {
+      space = Space::read_only;
+      ++i;
+    }
     size_t count = 1;
     if (i < parts.size() && (parts[i] == ".v2" || parts[i] == ".v4")) count = static_cast<size_t>(parts[i++][2] - '0');
     const int bits = i + 1 == parts.size() ? type_bits(parts[i]) : 0;
@@ -577,8 +582,9 @@ class Parser {
     int register_bytes = 0;
     for (size_t k = 0; k < count; ++k) {
       const Operand& value = operands[is_load ? k : k + 1];
-      const int wanted = value.type == Operand::Type::reg ? value.reg->bits : std::max(bits, 16);
-      if (wanted < bits || wanted == 1 || (is_load && value.type != Operand::Type::reg)) throw Fault("a register has the wrong size");
+      const bool is_register = value.type == Operand::Type::reg;
+      const int wanted = is_register ? value.reg->bits : std::max(bits, 16);
+      if (wanted < bits || wanted == 1 || (is_load && !is_register)) throw Fault("a register has the wrong size");
       const int bytes = wanted == 64 ? 8 : 4;
       if (register_bytes != 0 && register_bytes != bytes) throw Fault("registers of different sizes");
       register_bytes = bytes;
@@ -589,11 +595,13 @@ class Parser {
     address(found, where, 0, found.operand[0]);
     found.count = static_cast<uint8_t>(count);
     found.stores = !is_load;
-    found.compute = is_load ? find_load(space, bits / 8, parts[i][1] == 's', register_bytes) : find_store(space, bits / 8, register_bytes);
+    found.compute = is_load ? find_load(space, bits / 8, parts[i][1] == 's', register_bytes)
+                            : find_store(space, bits / 8, register_bytes);
   }
 
   // Between a register and the parts that it is made of.
-  void reshape(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands, const std::vector<size_t>& vectors) {
+  void reshape(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands,
+               const std::vector<size_t>& vectors) {
     const int bits = type_bits(std::string_view(opcode).substr(3));
     const bool unpack = vectors[0] != 0;
     const size_t parts = vectors[0] + vectors[1];
@@ -608,7 +616,8 @@ class Parser {
     }
   }
 
-  void wgmma(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands, const std::vector<size_t>& vectors) {
+  void wgmma(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands,
+             const std::vector<size_t>& vectors) {
     const Operation* operation = find_operation(opcode);
     if (operation == nullptr) throw Fault("unknown instruction");
     found.compute = operation->compute, found.kind = operation->kind;
@@ -622,7 +631,8 @@ class Parser {
     found.operand[2] = place_of(operands[66], 1);  // whether to add to what is there
     for (size_t i = 67; i < 71; ++i) {
       const uint64_t wanted = i < 69 ? 1 : 0;  // factors of the operands, and whether they are transposed
-      if (operands[i].type != Operand::Type::number || operands[i].value != wanted) throw Fault("unknown operand of wgmma");
+      const bool known = operands[i].type == Operand::Type::number && operands[i].value == wanted;
+      if (!known) throw Fault("unknown operand of wgmma");
     }
     found.immediate = static_cast<int64_t>(kernel_.accumulators.size());
     kernel_.accumulators.push_back(places);
@@ -687,7 +697,9 @@ std::string without_hashes(const std::string& name) {
     };
     size_t end = erase(at) + 1;
     size_t length = 0;
-    while (end < clean.size() && std::isdigit(static_cast<unsigned char>(clean[end]))) length = length * 10 + static_cast<size_t>(clean[end++] - '0');
+    for (; end < clean.size() && std::isdigit(static_cast<unsigned char>(clean[end])); ++end) {
+      length = length * 10 + static_cast<size_t>(clean[end] - '0');
+    }
     end += 1 + length;
     if (length > 0 && end < clean.size() && clean[end] == '_') erase(end + 1);
   }

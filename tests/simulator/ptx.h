@@ -34,7 +34,8 @@ enum class Kind : uint8_t {
   warp_barrier,    // bar.warp.sync
   phase_wait,      // mbarrier.try_wait
   together,        // for all lanes of a mask at once: shfl, vote, mma, wgmma
-  change_registers  // setmaxnreg
+  take_registers,  // setmaxnreg.inc
+  give_registers   // setmaxnreg.dec
 };
 
 // What wgmma's rules about accumulators say of an instruction that is none of its own.
@@ -62,7 +63,13 @@ struct Constant {
   uint64_t value;
 };
 
-enum class Special : uint8_t { tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid };
+enum class Special : uint8_t {
+  tid_x, tid_y, tid_z,
+  ntid_x, ntid_y, ntid_z,
+  ctaid_x, ctaid_y, ctaid_z,
+  nctaid_x, nctaid_y, nctaid_z,
+  laneid
+};
 
 struct Param {
   std::string name;
@@ -86,6 +93,14 @@ struct Module {
   std::map<std::string, Kernel> kernels;  // by name without hashes
   std::vector<std::string> lines;
   uint32_t static_shared_bytes = 0;
+
+  // Without what it is indented by.
+  std::string line(int number) const {
+    if (number < 1 || static_cast<size_t>(number) > lines.size()) return "";
+    const std::string& text = lines[static_cast<size_t>(number) - 1];
+    const size_t begin = text.find_first_not_of(" \t");
+    return begin == std::string::npos ? "" : text.substr(begin);
+  }
 };
 
 // Something that a GPU leaves undefined, or that this machine does not know.
@@ -112,7 +127,7 @@ struct Operation {
 const Operation* find_operation(const std::string& opcode);
 
 // Loads and stores: of elements of some bytes from registers of 4 or 8.
-enum class Space : uint8_t { global, shared, param };
+enum class Space : uint8_t { global, read_only, shared, param };  // read_only is what a kernel does not write
 Compute find_load(Space space, int bytes, bool is_signed, int register_bytes);
 Compute find_store(Space space, int bytes, int register_bytes);
 
