@@ -511,6 +511,10 @@ WRONG_PRODUCTS = {
         FILL + PUBLISH + DESCRIBE + FENCE + ZERO + multiply(),
         "without wgmma.fence",
     ),
+    "loaded after the fence": (
+        FILL + PUBLISH + DESCRIBE + ZERO + FENCE + "ld.global.f32 %f73, [%d3];" + multiply(),
+        "without wgmma.fence",
+    ),
     "not awaited": (
         FILL + PUBLISH + DESCRIBE + ZERO + FENCE + multiply() + COMMIT + KEEP,
         "an accumulator is used while",
@@ -715,6 +719,9 @@ def test_threads_may_hand_on_global_memory(machine: Machine) -> None:
         "ld.shared.u8 %h1, [%r2];",
         "add.rz.f32 %f1, %f2, %f3;",
         "add.s32 %r1, %r2;",
+        "add.s32 1, %r1, %r2;",
+        "add.s32 %tid.x, %r1, %r2;",
+        "add.s32 %r1, _, %r2;",
         "add.s32 %r1, %r2, %d2;",
         "add.s32 %r1, %r2, %unknown;",
         "mov.u32 %r1, %clock;",

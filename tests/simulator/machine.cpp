@@ -40,7 +40,6 @@ class Run {
       if (grid[i] == 0) throw Fault("a grid without blocks");
       block_.grid[i] = grid[i], block_.size[i] = size[i];
     }
-    block_.kernel = &kernel;
     block_.threads = static_cast<int>(threads);
     block_.warp_count = (block_.threads + warp_lanes - 1) / warp_lanes;
     block_.shared_bytes = static_cast<uint32_t>(shared_bytes);
@@ -229,7 +228,7 @@ class Run {
       uint32_t lanes = group.lanes;
       if (in.guarded) lanes &= in.guard_negated ? ~warp.predicate(in.guard) : warp.predicate(in.guard);
       if (in.kind == Kind::compute) {
-        if (in.accumulator_use != 0) check_accumulators(warp, in);
+        if (in.uses_accumulators) check_accumulators(warp, in);
         if (lanes != 0) in.compute(warp, in, lanes);
         ++group.pc;
       } else if (in.kind == Kind::branch) {
@@ -303,7 +302,7 @@ class Run {
         break;
       }
       default:
-        if (in.accumulator_use != 0) check_accumulators(warp, in);
+        if (in.uses_accumulators) check_accumulators(warp, in);
         in.compute(warp, in, lanes);
     }
     ++group.pc;
@@ -420,9 +419,9 @@ class Run {
     return true;
   }
 
+  // Those of a product under way are nobody else's, and a fence comes between a write to them and a product.
   void check_accumulators(Warp& warp, const Instruction& in) {
     for (const uint32_t place : in.operand) {
-      if (place == 0) continue;
       for (const Product& product : warp.products) {
         const auto& used = *product.accumulators;
         if (std::find(used.begin(), used.end(), place) != used.end()) {
@@ -430,10 +429,10 @@ class Run {
                       std::to_string(product.instruction->line) + " is under way");
         }
       }
-      if ((in.accumulator_use & writes_accumulator) != 0 &&
-          std::find(warp.unfenced.begin(), warp.unfenced.end(), place) == warp.unfenced.end()) {
-        warp.unfenced.push_back(place);
-      }
+    }
+    for (int i = in.first_result; i < in.first_result + in.results; ++i) {
+      const auto begin = warp.unfenced.begin(), end = warp.unfenced.end();
+      if (std::find(begin, end, in.operand[i]) == end) warp.unfenced.push_back(in.operand[i]);
     }
   }
 

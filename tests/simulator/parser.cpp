@@ -61,6 +61,7 @@ struct Register {
 struct Operand {
   enum class Type { none, reg, number, symbol, address, sink } type = Type::none;
   Register* reg = nullptr;
+  bool is_special = false;
   uint64_t value = 0;  // bits of a number, or where a symbol lies
   int number_bits = 0;  // 32 or 64 for a floating point number
   int64_t displacement = 0;
@@ -235,6 +236,7 @@ class Parser {
     int depth = 1;
     while (depth > 0) {
       start_ = position_;
+      if (at_end()) throw Fault("the text ends early");
       if (accept("{")) {
         ++depth;
         scopes_.emplace_back();
@@ -406,7 +408,10 @@ class Parser {
       return found;
     }
     found.reg = find_register(word);
-    if (found.reg == nullptr) found.reg = special(word);
+    if (found.reg == nullptr) {
+      found.reg = special(word);
+      found.is_special = found.reg != nullptr;
+    }
     if (found.reg != nullptr) {
       found.type = Operand::Type::reg;
       return found;
@@ -447,6 +452,13 @@ class Parser {
         return constant(bits, operand.value);
       default: throw Fault("an operand is of the wrong kind");
     }
+  }
+
+  // Of a register to write to.
+  uint32_t result(const Operand& operand, int bits) {
+    if (operand.type == Operand::Type::sink) return 0;
+    if (operand.type != Operand::Type::reg || operand.is_special) throw Fault("a result is not a register");
+    return place_of(operand, bits);
   }
 
   void address(Instruction& found, const Operand& operand, int index, uint32_t& place) {
@@ -517,7 +529,7 @@ class Parser {
                       operands[1].reg->bits == 64;
     const Operation* operation = find_operation(opcode + (wide ? " of 64" : ""));
     if (operation == nullptr) throw Fault("unknown instruction");
-    found.compute = operation->compute, found.kind = operation->kind;
+    found.compute = operation->compute, found.kind = operation->kind, found.results = operation->results;
     if (opcode.compare(0, 5, "shfl.") == 0 && !pair) {
       Operand sink;
       sink.type = Operand::Type::sink;
@@ -544,8 +556,8 @@ class Parser {
         found.immediate = static_cast<int64_t>(given.value);
       } else if (letter == '_') {
         if (given.type != Operand::Type::sink) throw Fault("a result is not known");
-      } else if (given.type == Operand::Type::sink) {
-        target = 0;
+      } else if (i < operation->results) {
+        target = result(given, letter == 'p' ? 1 : letter == 'h' ? 16 : letter == 'w' ? 32 : 64);
       } else {
         target = place_of(given, letter == 'p' ? 1 : letter == 'h' ? 16 : letter == 'w' ? 32 : 64);
       }
@@ -584,17 +596,17 @@ class Parser {
       const Operand& value = operands[is_load ? k : k + 1];
       const bool is_register = value.type == Operand::Type::reg;
       const int wanted = is_register ? value.reg->bits : std::max(bits, 16);
-      if (wanted < bits || wanted == 1 || (is_load && !is_register)) throw Fault("a register has the wrong size");
+      if (wanted < bits || wanted == 1) throw Fault("a register has the wrong size");
       const int bytes = wanted == 64 ? 8 : 4;
       if (register_bytes != 0 && register_bytes != bytes) throw Fault("registers of different sizes");
       register_bytes = bytes;
-      found.operand[1 + k] = place_of(value, wanted);
+      found.operand[1 + k] = is_load ? result(value, wanted) : place_of(value, wanted);
       // A 16-bit register keeps no more than its bits.
       if (wanted == 16 && parts[i][1] == 's' && bits < 16) throw Fault("unknown instruction");
     }
     address(found, where, 0, found.operand[0]);
     found.count = static_cast<uint8_t>(count);
-    found.stores = !is_load;
+    found.first_result = 1, found.results = is_load ? found.count : 0;
     found.compute = is_load ? find_load(space, bits / 8, parts[i][1] == 's', register_bytes)
                             : find_store(space, bits / 8, register_bytes);
   }
@@ -608,11 +620,10 @@ class Parser {
     if (vectors[0] != 0 && vectors[1] != 0) throw Fault("unknown instruction");
     if ((bits != 32 && bits != 64) || parts != 2) throw Fault("unknown instruction");
     const Operation* operation = find_operation(std::string(unpack ? "unpack." : "pack.") + std::to_string(bits));
-    found.compute = operation->compute;
+    found.compute = operation->compute, found.results = operation->results;
     for (size_t i = 0; i < 3; ++i) {
-      const bool whole = i == (unpack ? 2 : 0);
-      if (operands[i].type == Operand::Type::sink) continue;
-      found.operand[i] = place_of(operands[i], whole ? bits : bits / 2);
+      const int size = i == (unpack ? 2 : 0) ? bits : bits / 2;
+      found.operand[i] = i < found.results ? result(operands[i], size) : place_of(operands[i], size);
     }
   }
 
@@ -620,12 +631,12 @@ class Parser {
              const std::vector<size_t>& vectors) {
     const Operation* operation = find_operation(opcode);
     if (operation == nullptr) throw Fault("unknown instruction");
-    found.compute = operation->compute, found.kind = operation->kind;
+    found.compute = operation->compute, found.kind = operation->kind, found.results = operation->results;
     if (vectors.empty() || vectors[0] != 64 || operands.size() != 71) throw Fault("unknown number of operands");
     std::vector<uint32_t> places;
     for (size_t i = 0; i < 64; ++i) {
       if (operands[i].type != Operand::Type::reg) throw Fault("an accumulator is not a register");
-      places.push_back(place_of(operands[i], 32));
+      places.push_back(result(operands[i], 32));
     }
     for (size_t i = 0; i < 2; ++i) found.operand[i] = place_of(operands[64 + i], 64);
     found.operand[2] = place_of(operands[66], 1);  // whether to add to what is there
@@ -657,14 +668,8 @@ class Parser {
     std::sort(all.begin(), all.end());
     const auto is_one = [&](uint32_t place) { return std::binary_search(all.begin(), all.end(), place); };
     for (Instruction& instruction : kernel_.code) {
-      for (const uint32_t place : instruction.operand) {
-        if (place == 0 || !is_one(place)) continue;
-        instruction.accumulator_use |= reads_accumulator;
-        // Where it is not the only result it may be another: of loads the first operand is the address.
-        if (!instruction.stores && (place == instruction.operand[0] || instruction.count > 1)) {
-          instruction.accumulator_use |= writes_accumulator;
-        }
-      }
+      const auto used = std::any_of(std::begin(instruction.operand), std::end(instruction.operand), is_one);
+      instruction.uses_accumulators = used;
     }
   }
 

@@ -38,20 +38,17 @@ enum class Kind : uint8_t {
   give_registers   // setmaxnreg.dec
 };
 
-// What wgmma's rules about accumulators say of an instruction that is none of its own.
-enum AccumulatorUse : uint8_t { reads_accumulator = 1, writes_accumulator = 2 };
-
 struct Instruction {
   Compute compute = nullptr;
   Kind kind = Kind::compute;
   bool guarded = false, guard_negated = false;
-  uint8_t accumulator_use = 0;
+  bool uses_accumulators = false;  // of wgmma, as another instruction
   uint8_t count = 1;         // of elements of a vector, or operands that are there
   int8_t mask_operand = -1;  // that says which lanes of a warp act together; all where there is none
-  bool stores = false;
+  uint8_t first_result = 0, results = 1;  // among the operands
   uint32_t guard = 0;
-  bool wide_address[2] = {};
-  uint32_t operand[14] = {};  // offsets of registers in bytes
+  uint32_t operand[14] = {};  // offsets of registers in bytes; at 0 is one for what is not wanted
+  bool wide_address[2] = {};  // whether addresses among them have 64 bits
   int64_t displacement[2] = {};  // of the addresses among the operands
   int64_t immediate = 0;         // target of a branch, or an operand that must be a number
   int line = 0;
@@ -115,11 +112,11 @@ std::string without_hashes(const std::string& name);
 Module parse(const std::string& text);
 
 // What an opcode does, and the operands that it takes: a letter each, `p` for a predicate, `h`, `w` and `d` for 16, 32
-// and 64 bits, `a` for an address, `i` for a number, `_` for a result that is not wanted. An instruction may have no
-// more than the first of them.
+// and 64 bits, `a` for an address, `i` for a number, `_` for a result that is not wanted. The results come first.
 struct Operation {
   Compute compute;
   const char* operands;
+  uint8_t results;
   Kind kind;
 };
 

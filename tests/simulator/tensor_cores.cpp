@@ -193,6 +193,7 @@ void issue(Warp& warp, const Instruction& in) {
   }
 
   product.time = ++warp.tensor_time;
+  if (product.time >= 1u << time_bits) throw Fault("the clock of the tensor cores overflows");
   check_operand(warp, Matrix(product.a), product_rows);
   check_operand(warp, Matrix(product.b), product_columns);
   warp.products.push_back(product);

@@ -87,11 +87,11 @@ struct Warp {
 
   // wgmma
   std::vector<Product> products;
-  std::vector<size_t> batches;          // of products: how many of them were there at each commit that is not awaited
-  std::vector<uint32_t> unfenced;       // accumulators in use by other instructions since the last fence
-  bool fenced = false;                  // ever
+  std::vector<size_t> batches;     // of products: how many of them were there at each commit that is not awaited
+  std::vector<uint32_t> unfenced;  // accumulators that other instructions have written since the last fence
+  bool fenced = false;             // ever
   uint32_t tensor_time = 0;
-  size_t issued = 0, changes = 0;       // instructions of its group of four warps
+  size_t issued = 0, changes = 0;  // instructions that its group of four warps takes together
   uint32_t register_count = 0;
 
   int line = 0;  // of the instruction that is executed
@@ -151,13 +151,11 @@ struct WarpGroup {
 };
 
 struct Barrier {
-  uint32_t expected = 0;  // threads; 0 while nobody waits
-  uint32_t warps = 0;     // a bit each
-  uint32_t threads = 0;
+  uint32_t expected = 0;  // threads; 0 for all
+  uint32_t warps = 0;     // that have arrived, a bit each
 };
 
 struct Block {
-  const Kernel* kernel;
   uint32_t index[3], grid[3], size[3];
   int threads, warp_count;
   uint32_t shared_bytes;
