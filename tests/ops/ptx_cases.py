@@ -1,7 +1,7 @@
-"""Runs the CUDA kernels as nvcc compiles them, on a machine that executes PTX, and compares with the reference.
+"""Runs the CUDA kernels as nvcc compiles them on a machine for PTX, and compares with the reference.
 
-Run as a program with a target and the folder of the PTX, it prints a line of JSON per run; DCNZOO_EMULATOR names the
-library that takes the place of the emulated GPU's.
+Run as a program with a target and the folder of the PTX, it prints a line of JSON per run; DCNZOO_EMULATOR
+names the library that takes the place of the emulated GPU's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 from tests.ops import cuda_grad_cases, cuda_region_cases, emulated_gpu
-from tests.ops.cuda_deform_conv2d_cases import HALF, RUNS, VIEWS, compare, needs_wgmma, views
+from tests.ops.cuda_deform_conv2d_cases import HALF, RUNS, VIEWS, WGMMA, compare, needs_wgmma, views
+from tests.ops.deform_conv2d_cases import Case
+from tests.ops.emulated_gpu import Run
+from tests.ops.ptx_variants import CONVOLUTIONS, OTHERS
 from tests.simulator.machine import KERNEL_SOURCES
 
 TARGETS = "80", "90a"
@@ -30,18 +33,22 @@ ON_HOPPER = (
     *("grad-odd_everything-torch.float16", "two-step-groups_of_chunks-torch.bfloat16"),
     *("pooling-torch.float16-16-deformed", "gradient-torch.float32-64-deformed", "suppression"),
 )
-"""Of the runs that do not need its instructions, those that are run with code for it too: a few of each kernel."""
+"""Runs without its instructions that code for it is run with too: a few of each kernel."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A change of the PTX of deform_conv2d after which the machine must refuse a run, and what it says then."""
+    """A change of the PTX of deform_conv2d, and what the machine must then say of a run."""
 
     target: str
     run: str
     pattern: str
     replacement: str
     message: str
+
+    def matches(self, said: str) -> bool:
+        """Whether the machine has said this."""
+        return re.search(self.message, said) is not None
 
 
 _WGMMA = "wgmma_128x128-seed-1"
@@ -54,7 +61,8 @@ FAULTS = {
     ),
     "no wgmma.fence": Fault("90a", _WGMMA, r"wgmma\.fence[^;]*;", "", "without wgmma.fence"),
     "batch awaited late": Fault(
-        "90a", _WGMMA, r"(wgmma\.wait_group[^;]*) 1;", r"\1 2;", "the write is not ordered after a read by the tensor"
+        *("90a", _WGMMA, r"(wgmma\.wait_group[^;]*) 1;", r"\1 2;"),
+        "the write is not ordered after a read by the tensor cores",
     ),
     "sums used early": Fault("90a", _WGMMA, r"wgmma\.wait_group[^;]* 0;", "", "an accumulator is used while"),
     "full not awaited": Fault(
@@ -66,8 +74,12 @@ FAULTS = {
     "warps not together": Fault("90a", _WGMMA, r"bar\.warp\.sync[^;]*;", "", "fence.proxy.async|a race"),
     "copies not awaited": Fault("80", _MMA, r"cp\.async\.wait_all;", "", "before it is waited for"),
     "blocks not together": Fault("80", _MMA, r"bar\.sync[^;]*;", "", "a race|nothing has written"),
-    "copies of too much": Fault("80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own"),
-    "copies misplaced": Fault("80", _MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"),
+    "copies of too much": Fault(
+        "80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own|another block writes"
+    ),
+    "copies misplaced": Fault(
+        "80", _MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"
+    ),
 }
 
 
@@ -79,26 +91,40 @@ def error_of(library: ctypes.CDLL, run: Callable[[], float]) -> dict[str, float 
     return {"error": error} if not fault else {"fault": fault}
 
 
-def all_runs() -> Iterator[tuple[str, bool, Callable[[], float]]]:
-    """Name of a run, whether it needs wgmma, and what gives its error."""
-    for name, (case, dtype, run) in RUNS.items():
-        yield name, needs_wgmma(run), lambda a=(case, dtype, run): compare(*a, a[0].tensors(a[1]))[0]
+def all_runs() -> dict[str, tuple[bool, Callable[[], float]]]:
+    """By the name of a run whether it needs wgmma, and what gives its error."""
+    runs: dict[str, tuple[bool, Callable[[], float]]] = {}
+    for name, arguments in RUNS.items():
+        runs[name] = needs_wgmma(arguments[2]), partial(convolution, *arguments)
     case, tensors = views()
     for name, run in VIEWS.items():
-        yield name, needs_wgmma(run), lambda run=run: compare(case, HALF, run, tensors)[0]
-    for name, arguments in cuda_grad_cases.RUNS.items():
-        yield f"grad-{name}", False, partial(cuda_grad_cases.error, *arguments)
-    for name, arguments in cuda_grad_cases.TWO_STEPS.items():
-        yield name, False, partial(cuda_grad_cases.two_step_error, *arguments)
+        runs[name] = needs_wgmma(run), partial(view, case, run, tensors)
+    for name, of_grads in cuda_grad_cases.RUNS.items():
+        runs[f"grad-{name}"] = False, partial(cuda_grad_cases.error, *of_grads)
+    for name, of_steps in cuda_grad_cases.TWO_STEPS.items():
+        runs[name] = False, partial(cuda_grad_cases.two_step_error, *of_steps)
     for name, call in cuda_region_cases.RUNS.items():
-        yield name, False, call
+        runs[name] = False, call
+    for name, call in (CONVOLUTIONS | OTHERS).items():
+        runs[f"{name}-types"] = name.startswith(WGMMA), call
+    return runs
 
 
-def runs_of(target: str) -> Iterator[tuple[str, Callable[[], float]]]:
+def convolution(case: Case, dtype: torch.dtype, run: Run) -> float:
+    return compare(case, dtype, run, case.tensors(dtype))[0]
+
+
+def view(case: Case, run: Run, tensors: dict[str, Tensor]) -> float:
+    return compare(case, HALF, run, tensors)[0]
+
+
+def runs_of(target: str) -> dict[str, Callable[[], float]]:
     """Those that are run with code for a target."""
-    for name, only_hopper, run in all_runs():
-        if only_hopper if target == "90a" and name not in ON_HOPPER else not only_hopper:
-            yield name, run
+    return {
+        name: run
+        for name, (needs_hopper, run) in all_runs().items()
+        if (needs_hopper or name in ON_HOPPER if target == "90a" else not needs_hopper)
+    }
 
 
 def watch_memory(library: ctypes.CDLL) -> None:
@@ -119,11 +145,10 @@ def fault_of(library: ctypes.CDLL, fault: Fault, text: str) -> dict[str, float |
     changed, changes = re.subn(fault.pattern, fault.replacement, text, flags=re.DOTALL)
     assert changes > 0
     library.load_kernels(changed.encode())
-    case, dtype, run = RUNS[fault.run]
     report: dict[str, float | str] = {}
     for order in range(4):
         library.set_order(ctypes.c_uint64(order))
-        report = error_of(library, lambda: compare(case, dtype, run, case.tensors(dtype))[0])
+        report = error_of(library, partial(convolution, *RUNS[fault.run]))
         if "fault" in report:
             break
     return report
@@ -141,7 +166,7 @@ def main() -> None:
     for text in texts:
         library.load_kernels(text.encode())
     assert library.take_error() == b""
-    for name, run in runs_of(target):
+    for name, run in runs_of(target).items():
         print(json.dumps({"name": name} | error_of(library, run)), flush=True)
     for name, fault in FAULTS.items():
         if fault.target == target:

@@ -109,7 +109,8 @@ uint32_t round_tf32(float value) {
 template <class T>
 T divide(T a, T b) {
   if (b == 0) return static_cast<T>(-1);
-  if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a));
+  using U = std::make_unsigned_t<T>;
+  if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - static_cast<U>(a));
   return a / b;
 }
 template <class T>
@@ -180,8 +181,9 @@ void nothing(Warp&, const Instruction&, uint32_t) {}
 
 using Table = std::unordered_map<std::string, Operation>;
 
-void add(Table& table, const std::string& name, Compute compute, const char* operands, Kind kind = Kind::compute) {
-  table[name] = {compute, operands, kind};
+void add(Table& table, const std::string& name, Compute compute, const char* operands, Kind kind = Kind::compute,
+         uint8_t results = 1) {
+  table[name] = {compute, operands, results, kind};
 }
 
 template <class T>
@@ -232,7 +234,8 @@ void add_integer(Table& table, const std::string& type) {
   add(table, "mad.lo" + type, DCNZOO_TERNARY(U, a * b + c),
       sizeof(T) == 8 ? "dddd" : "wwww");
   // Amounts beyond the bits that there are shift all of them out.
-  add(table, "shr" + type, DCNZOO_BINARY_TO(T, T, uint32_t, b < sizeof(T) * 8 ? a >> b : a < T{0} ? -1 : 0), sizeof(T) == 8 ? "ddw" : "www");
+  add(table, "shr" + type, DCNZOO_BINARY_TO(T, T, uint32_t, b < sizeof(T) * 8 ? a >> b : a < T{0} ? -1 : 0),
+      sizeof(T) == 8 ? "ddw" : "www");
   if (std::is_signed_v<T>) {
     add(table, "neg" + type, DCNZOO_UNARY(U, 0 - a), two<T>());
     add(table, "abs" + type, DCNZOO_UNARY(T, a < 0 ? static_cast<T>(0 - static_cast<U>(a)) : a), two<T>());
@@ -293,9 +296,6 @@ void add_floating(Table& table, const std::string& type) {
   add(table, "rcp.rn" + type, DCNZOO_UNARY(T, 1 / a), two<T>());
   add(table, "fma.rn" + type, DCNZOO_TERNARY(T, std::fma(a, b, c)),
       sizeof(T) == 8 ? "dddd" : "wwww");
-  // Of a number and what is none, the number.
-  add(table, "min" + type, DCNZOO_BINARY(T, std::fmin(a, b)), three<T>());
-  add(table, "max" + type, DCNZOO_BINARY(T, std::fmax(a, b)), three<T>());
   add(table, "neg" + type, DCNZOO_UNARY(T, -a), two<T>());
   add(table, "abs" + type, DCNZOO_UNARY(T, std::fabs(a)), two<T>());
 }
@@ -327,35 +327,40 @@ void add_conversions(Table& table) {
   add(table, "cvt.f32.bf16", DCNZOO_CONVERT(float, uint16_t, bfloat16_to_float(a)), "wh");
   add(table, "cvt.rn.bf16.f32", DCNZOO_CONVERT(uint16_t, float, float_to_bfloat16(a)), "hw");
   // The first source is the upper half.
-  add(table, "cvt.rn.f16x2.f32", DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_half(a)} << 16 | float_to_half(b)), "www");
-  add(table, "cvt.rn.bf16x2.f32", DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_bfloat16(a)} << 16 | float_to_bfloat16(b)), "www");
+  add(table, "cvt.rn.f16x2.f32",
+      DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_half(a)} << 16 | float_to_half(b)), "www");
+  add(table, "cvt.rn.bf16x2.f32",
+      DCNZOO_BINARY_TO(uint32_t, float, float, uint32_t{float_to_bfloat16(a)} << 16 | float_to_bfloat16(b)), "www");
 }
 
 void add_memory(Table& table) {
-  add(table, "cp.async.cg.shared.global", copy_async, "aaiw");
-  add(table, "cp.async.wait_all", wait_for_copies, "");
+  add(table, "cp.async.cg.shared.global", copy_async, "aaiw", Kind::compute, 0);
+  add(table, "cp.async.wait_all", wait_for_copies, "", Kind::compute, 0);
   add(table, "atom.global.add.f32", add_atomically_f32, "waw");
   add(table, "atom.global.add.f64", add_atomically_f64, "dad");
-  add(table, "mbarrier.init.shared::cta.b64", init_mbarrier, "aw");
+  add(table, "mbarrier.init.shared::cta.b64", init_mbarrier, "aw", Kind::compute, 0);
   add(table, "mbarrier.arrive.shared::cta.b64", arrive_mbarrier, "_a");
   add(table, "mbarrier.try_wait.parity.shared::cta.b64", nothing, "paw", Kind::phase_wait);
-  add(table, "fence.proxy.async.shared::cta", fence_proxy_async, "");
-  add(table, "bar.sync", nothing, "ww", Kind::block_barrier);
-  add(table, "barrier.sync", nothing, "ww", Kind::block_barrier);
-  add(table, "bar.warp.sync", nothing, "w", Kind::warp_barrier);
-  add(table, "shfl.sync.bfly.b32", shuffle_bfly, "wpwwww", Kind::together);
+  add(table, "fence.proxy.async.shared::cta", fence_proxy_async, "", Kind::compute, 0);
+  add(table, "bar.sync", nothing, "ww", Kind::block_barrier, 0);
+  add(table, "barrier.sync", nothing, "ww", Kind::block_barrier, 0);
+  add(table, "bar.warp.sync", nothing, "w", Kind::warp_barrier, 0);
+  add(table, "shfl.sync.bfly.b32", shuffle_bfly, "wpwwww", Kind::together, 2);
   add(table, "vote.sync.ballot.b32", vote_ballot, "wpw", Kind::together);
-  add(table, "setmaxnreg.inc.sync.aligned.u32", nothing, "i", Kind::change_registers);
-  add(table, "setmaxnreg.dec.sync.aligned.u32", nothing, "i", Kind::change_registers);
+  add(table, "setmaxnreg.inc.sync.aligned.u32", nothing, "i", Kind::take_registers, 0);
+  add(table, "setmaxnreg.dec.sync.aligned.u32", nothing, "i", Kind::give_registers, 0);
   const char* fragments = "wwwwwwwwwwwwww";
-  add(table, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", multiply_m16n8k16_f16, fragments, Kind::together);
-  add(table, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", multiply_m16n8k16_bf16, fragments, Kind::together);
-  add(table, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", multiply_m16n8k8_tf32, fragments, Kind::together);
-  add(table, "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", wgmma_f16, "", Kind::together);
-  add(table, "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", wgmma_bf16, "", Kind::together);
-  add(table, "wgmma.fence.sync.aligned", wgmma_fence, "", Kind::together);
-  add(table, "wgmma.commit_group.sync.aligned", wgmma_commit, "", Kind::together);
-  add(table, "wgmma.wait_group.sync.aligned", wgmma_wait, "i", Kind::together);
+  add(table, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", multiply_m16n8k16_f16, fragments,
+      Kind::together, 4);
+  add(table, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", multiply_m16n8k16_bf16, fragments,
+      Kind::together, 4);
+  add(table, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", multiply_m16n8k8_tf32, fragments,
+      Kind::together, 4);
+  add(table, "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16", wgmma_f16, "", Kind::together, 0);
+  add(table, "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", wgmma_bf16, "", Kind::together, 0);
+  add(table, "wgmma.fence.sync.aligned", wgmma_fence, "", Kind::together, 0);
+  add(table, "wgmma.commit_group.sync.aligned", wgmma_commit, "", Kind::together, 0);
+  add(table, "wgmma.wait_group.sync.aligned", wgmma_wait, "i", Kind::together, 0);
 }
 
 Table make_table() {
@@ -392,10 +397,11 @@ Table make_table() {
   add(table, "and.pred", DCNZOO_LOGIC(a & b), "ppp");
   add(table, "or.pred", DCNZOO_LOGIC(a | b), "ppp");
   add(table, "xor.pred", DCNZOO_LOGIC(a ^ b), "ppp");
+  // What the parser makes of moves between a register and its parts.
   add(table, "pack.32", pack<uint32_t, uint16_t>, "");
   add(table, "pack.64", pack<uint64_t, uint32_t>, "");
-  add(table, "unpack.32", unpack<uint32_t, uint16_t>, "");
-  add(table, "unpack.64", unpack<uint64_t, uint32_t>, "");
+  add(table, "unpack.32", unpack<uint32_t, uint16_t>, "", Kind::compute, 2);
+  add(table, "unpack.64", unpack<uint64_t, uint32_t>, "", Kind::compute, 2);
   add(table, "cvta.to.global.u64", DCNZOO_UNARY(uint64_t, a), "dd");
   add_floating<float>(table, ".f32");
   add_floating<double>(table, ".f64");
@@ -403,9 +409,9 @@ Table make_table() {
   add(table, "ex2.approx.ftz.f32", DCNZOO_CONVERT(float, float, exp2_ftz(a)), "ww");
   add_conversions(table);
   add_memory(table);
-  add(table, "ret", nothing, "", Kind::finish);
-  add(table, "exit", nothing, "", Kind::finish);
-  add(table, "trap", nothing, "", Kind::trap);
+  add(table, "ret", nothing, "", Kind::finish, 0);
+  add(table, "exit", nothing, "", Kind::finish, 0);
+  add(table, "trap", nothing, "", Kind::trap, 0);
   return table;
 }
 

@@ -17,23 +17,22 @@ struct PtxModule {
 namespace ptx {
 namespace {
 
-constexpr uint64_t most_instructions = 200'000'000;  // of a warp
+constexpr uint64_t most_instructions = 50'000'000;  // of a warp
 constexpr uint32_t most_shared_bytes = 232448, all_registers = 65536;
 
 std::string describe(const Module& module, int line) {
-  std::string text = line >= 1 && line <= static_cast<int>(module.lines.size()) ? module.lines[static_cast<size_t>(line) - 1] : "";
-  text.erase(0, std::min(text.find_first_not_of(" \t"), text.size()));
-  return "line " + std::to_string(line) + ", " + text.substr(0, 160);
+  return "line " + std::to_string(line) + ", " + module.line(line).substr(0, 160);
 }
 
 class Run {
  public:
-  Run(const Module& module, const Kernel& kernel, const uint32_t grid[3], const uint32_t size[3], uint32_t dynamic_bytes,
-      void* const* params, uint64_t seed)
+  Run(const Module& module, const Kernel& kernel, const uint32_t grid[3], const uint32_t size[3],
+      uint32_t dynamic_bytes, void* const* params, uint64_t seed)
       : module_(module), kernel_(kernel), random_(seed) {
     const uint64_t threads = uint64_t{size[0]} * size[1] * size[2];
     if (threads == 0 || threads > kernel.max_threads) {
-      throw Fault("a block of " + std::to_string(threads) + " threads, where the kernel allows " + std::to_string(kernel.max_threads));
+      throw Fault("a block of " + std::to_string(threads) + " threads, where the kernel allows " +
+                  std::to_string(kernel.max_threads));
     }
     const uint64_t shared_bytes = uint64_t{module.static_shared_bytes} + dynamic_bytes;
     if (shared_bytes > most_shared_bytes) throw Fault("more shared memory than a block can have");
@@ -41,7 +40,6 @@ class Run {
       if (grid[i] == 0) throw Fault("a grid without blocks");
       block_.grid[i] = grid[i], block_.size[i] = size[i];
     }
-    block_.kernel = &kernel;
     block_.threads = static_cast<int>(threads);
     block_.warp_count = (block_.threads + warp_lanes - 1) / warp_lanes;
     block_.shared_bytes = static_cast<uint32_t>(shared_bytes);
@@ -68,36 +66,30 @@ class Run {
 
   [[noreturn]] void fail(const Warp& warp, const Fault& fault) const {
     std::string where = "block " + std::to_string(block_.index[0]);
-    if (block_.grid[1] > 1 || block_.grid[2] > 1) where += "," + std::to_string(block_.index[1]) + "," + std::to_string(block_.index[2]);
-    where += fault.lane >= 0 ? ", thread " + std::to_string(warp.thread(fault.lane)) : ", warp " + std::to_string(warp.index);
+    for (int i = 1; i < 3; ++i) {
+      if (block_.grid[1] > 1 || block_.grid[2] > 1) where += "," + std::to_string(block_.index[i]);
+    }
+    where += fault.lane >= 0 ? ", thread " + std::to_string(warp.thread(fault.lane))
+                             : ", warp " + std::to_string(warp.index);
     throw Fault(std::string(fault.what()) + " (" + describe(module_, warp.line) + ", " + where + ")");
   }
 
-  // What nothing has written is filled with what is not a number and no place in memory.
+  // Those of a warp before it starts. What nothing has written is not a number and no place in memory.
   void make_registers() {
-    const size_t stride = (kernel_.register_bytes + 4095) / 4096 * 4096 + 64;
-    memory_.assign(stride * static_cast<size_t>(block_.warp_count) + 64, 0);
-    char* first = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64;
-    for (int i = 0; i < block_.warp_count; ++i) {
-      Warp warp{};
-      warp.block = &block_, warp.kernel = &kernel_, warp.index = i;
-      warp.registers = first + static_cast<size_t>(i) * stride;
-      for (uint32_t offset = 0; offset + 4 <= kernel_.register_bytes; offset += 4) {
-        const uint32_t junk = 0xffc0bad0;
-        std::memcpy(warp.registers + offset, &junk, 4);
+    constexpr uint32_t junk = 0xffc0bad0;
+    const size_t stride = (kernel_.register_bytes + 63) / 64 * 64 + 64;  // not all warps in the same part of the cache
+    fresh_.resize(stride);
+    for (size_t i = 0; i < stride; i += 4) std::memcpy(fresh_.data() + i, &junk, 4);
+    Warp warp{};
+    warp.registers = fresh_.data();
+    for (const Constant& constant : kernel_.constants) {
+      if (constant.bits == 1) warp.set_predicate(constant.offset, all_lanes, static_cast<uint32_t>(constant.value));
+      for (int lane = 0; lane < warp_lanes && constant.bits != 1; ++lane) {
+        constant.bits == 64 ? warp.set<uint64_t>(constant.offset, lane, constant.value)
+                            : warp.set<uint32_t>(constant.offset, lane, static_cast<uint32_t>(constant.value));
       }
-      for (const Constant& constant : kernel_.constants) {
-        if (constant.bits == 1) {
-          warp.set_predicate(constant.offset, all_lanes, static_cast<uint32_t>(constant.value));
-          continue;
-        }
-        for (int lane = 0; lane < warp_lanes; ++lane) {
-          constant.bits == 64 ? warp.set<uint64_t>(constant.offset, lane, constant.value)
-                              : warp.set<uint32_t>(constant.offset, lane, static_cast<uint32_t>(constant.value));
-        }
-      }
-      templates_.push_back(warp);
     }
+    registers_.resize(stride * static_cast<size_t>(block_.warp_count) + 64);
   }
 
   void set_specials(Warp& warp) {
@@ -127,6 +119,7 @@ class Run {
   }
 
   void run_block(uint64_t index) {
+    block_.number = static_cast<uint32_t>(index);
     block_.index[0] = static_cast<uint32_t>(index % block_.grid[0]);
     block_.index[1] = static_cast<uint32_t>(index / block_.grid[0] % block_.grid[1]);
     block_.index[2] = static_cast<uint32_t>(index / block_.grid[0] / block_.grid[1]);
@@ -139,11 +132,17 @@ class Run {
     block_.time.assign(clocks, 1);
     block_.known.assign(clocks, std::make_shared<const Clock>(clocks, 0));
     block_.fences.assign(clocks, {});
-    block_.warps = templates_;
+    block_.warps.assign(static_cast<size_t>(block_.warp_count), Warp{});
     block_.warp_groups.assign(static_cast<size_t>(block_.warp_count + 3) / 4, WarpGroup());
-    const uint32_t registers = std::min<uint32_t>(all_registers / static_cast<uint32_t>(block_.warp_count * warp_lanes), 255) & ~7u;
+    const uint32_t threads = static_cast<uint32_t>(block_.warp_count * warp_lanes);
+    const uint32_t registers = std::min<uint32_t>(all_registers / threads, 255) & ~7u;
     block_.free_registers = 0;  // a block gets no more than it starts with
-    for (Warp& warp : block_.warps) {
+    char* registers_place = registers_.data() + (64 - reinterpret_cast<uintptr_t>(registers_.data()) % 64) % 64;
+    for (int i = 0; i < block_.warp_count; ++i) {
+      Warp& warp = block_.warps[static_cast<size_t>(i)];
+      warp.block = &block_, warp.kernel = &kernel_, warp.index = i;
+      warp.registers = registers_place + static_cast<size_t>(i) * fresh_.size();
+      std::memcpy(warp.registers, fresh_.data(), fresh_.size());
       const int lanes = std::min(warp_lanes, block_.threads - warp.index * warp_lanes);
       warp.live = lanes == warp_lanes ? all_lanes : (1u << lanes) - 1;
       warp.groups = {Group{0, warp.live}};
@@ -229,7 +228,7 @@ class Run {
       uint32_t lanes = group.lanes;
       if (in.guarded) lanes &= in.guard_negated ? ~warp.predicate(in.guard) : warp.predicate(in.guard);
       if (in.kind == Kind::compute) {
-        if (in.accumulator_use != 0) check_accumulators(warp, in);
+        if (in.uses_accumulators) check_accumulators(warp, in);
         if (lanes != 0) in.compute(warp, in, lanes);
         ++group.pc;
       } else if (in.kind == Kind::branch) {
@@ -284,8 +283,9 @@ class Run {
         if ((wanted >> lane & 1) == 0) throw Fault("a thread is not among those that it names", lane);
       });
     }
-    if ((wanted & ~warp.live) != 0) {
-      throw Fault("threads that have ended are missing from what a warp does together", __builtin_ctz(wanted & ~warp.live));
+    const uint32_t missing = wanted & ~warp.live;
+    if (missing != 0) {
+      throw Fault("threads that have ended are missing from what a warp does together", __builtin_ctz(missing));
     }
     if ((wanted & ~lanes) != 0) {
       group.wait = Wait::lanes;
@@ -293,7 +293,8 @@ class Run {
     }
     switch (in.kind) {
       case Kind::block_barrier: return arrive(warp, group, in);
-      case Kind::change_registers: return change_registers(warp, group, in);
+      case Kind::take_registers:
+      case Kind::give_registers: return change_registers(warp, group, in);
       case Kind::warp_barrier: {
         std::vector<int> threads;
         for_lanes(lanes, [&](int lane) { threads.push_back(warp.thread(lane)); });
@@ -301,7 +302,7 @@ class Run {
         break;
       }
       default:
-        if (in.accumulator_use != 0) check_accumulators(warp, in);
+        if (in.uses_accumulators) check_accumulators(warp, in);
         in.compute(warp, in, lanes);
     }
     ++group.pc;
@@ -311,17 +312,22 @@ class Run {
   // Whole warps arrive.
   bool arrive(Warp& warp, Group& group, const Instruction& in) {
     const int lane = __builtin_ctz(group.lanes);
+    const bool counts = in.count > 1;
     const uint32_t number = warp.get<uint32_t>(in.operand[0], lane);
-    const uint32_t expected = in.count > 1 ? warp.get<uint32_t>(in.operand[1], lane) : 0;
+    const uint32_t expected = counts ? warp.get<uint32_t>(in.operand[1], lane) : 0;
     for_lanes(group.lanes, [&](int other) {
-      if (warp.get<uint32_t>(in.operand[0], other) != number || (in.count > 1 && warp.get<uint32_t>(in.operand[1], other) != expected)) {
-        throw Fault("threads of a warp are at different barriers", other);
-      }
+      const bool same = warp.get<uint32_t>(in.operand[0], other) == number &&
+                        (!counts || warp.get<uint32_t>(in.operand[1], other) == expected);
+      if (!same) throw Fault("threads of a warp are at different barriers", other);
     });
     if (number >= 16) throw Fault("there is no such barrier", lane);
-    if (in.count > 1 && (expected == 0 || expected % warp_lanes != 0)) throw Fault("a barrier of a number of threads that is no multiple of 32", lane);
+    if (counts && (expected == 0 || expected % warp_lanes != 0)) {
+      throw Fault("a barrier of a number of threads that is no multiple of 32", lane);
+    }
     Barrier& barrier = block_.barriers[number];
-    if (barrier.warps != 0 && barrier.expected != expected) throw Fault("a barrier of two different numbers of threads", lane);
+    if (barrier.warps != 0 && barrier.expected != expected) {
+      throw Fault("a barrier of two different numbers of threads", lane);
+    }
     barrier.expected = expected;
     barrier.warps |= 1u << warp.index;
     group.wait = Wait::barrier;
@@ -358,24 +364,31 @@ class Run {
 
   // A wait may end without the phase, and of the threads of a warp each may end it at another time.
   bool wait_for_phase(Warp& warp, Group& group, const Instruction& in, uint32_t lanes) {
-    const int first = __builtin_ctz(lanes);
-    const uint64_t address = warp.address(in, 0, in.operand[1], first);
-    const uint32_t parity = warp.get<uint32_t>(in.operand[2], first);
-    PhaseBarrier* barrier = nullptr;
-    for_lanes(lanes, [&](int lane) {
-      barrier = &block_.phase_barrier(lane, warp.thread(lane), warp.address(in, 0, in.operand[1], lane));
-      if (warp.address(in, 0, in.operand[1], lane) != address || warp.get<uint32_t>(in.operand[2], lane) != parity) {
-        throw Fault("threads of a warp wait for different phases: not known here", lane);
-      }
-    });
-    if (parity > 1) throw Fault("a parity is 0 or 1", first);
     uint32_t ended = 0;
-    if ((barrier->phase & 1) != parity) {
-      ended = block_.chance(8) ? lanes & static_cast<uint32_t>(block_.random()) : lanes;
-      if (ended != 0) block_.learn(warp.index, ended, barrier->completed);
-    } else if (!block_.chance(4)) {
-      group.wait = Wait::phase, group.barrier = static_cast<uint32_t>(address);
+    bool same = true;
+    uint64_t last = 0;
+    for_lanes(lanes, [&](int lane) {
+      const uint64_t address = warp.address(in, 0, in.operand[1], lane);
+      const uint32_t parity = warp.get<uint32_t>(in.operand[2], lane);
+      if (parity > 1) throw Fault("a parity is 0 or 1", lane);
+      const PhaseBarrier& barrier = block_.phase_barrier(lane, warp.thread(lane), address);
+      if ((barrier.phase & 1) != parity) ended |= 1u << lane;
+      same = same && (last == 0 || last == address);
+      last = address;
+    });
+    if (ended == 0 && !block_.chance(4)) {
+      group.wait = Wait::phase, group.barrier = same ? static_cast<uint32_t>(last) : 0;
       return false;
+    }
+    if (block_.chance(8)) ended &= static_cast<uint32_t>(block_.random());
+    for (uint32_t left = ended; left != 0;) {
+      const uint64_t address = warp.address(in, 0, in.operand[1], __builtin_ctz(left));
+      uint32_t alike = 0;
+      for_lanes(left, [&](int lane) {
+        if (warp.address(in, 0, in.operand[1], lane) == address) alike |= 1u << lane;
+      });
+      block_.learn(warp.index, alike, block_.phase_barriers.at(static_cast<uint32_t>(address)).completed);
+      left &= ~alike;
     }
     warp.set_predicate(in.operand[0], lanes, ended);
     ++group.pc;
@@ -385,9 +398,10 @@ class Run {
   bool change_registers(Warp& warp, Group& group, const Instruction& in) {
     const uint32_t wanted = static_cast<uint32_t>(in.immediate);
     if (wanted < 24 || wanted > 256 || wanted % 8 != 0) throw Fault("setmaxnreg takes a multiple of 8 from 24 to 256");
-    const bool more = module_.lines[static_cast<size_t>(in.line) - 1].find(".inc") != std::string::npos;
+    const bool more = in.kind == Kind::take_registers;
     if (more ? wanted < warp.register_count : wanted > warp.register_count) {
-      throw Fault("setmaxnreg changes registers in the other direction: there are " + std::to_string(warp.register_count));
+      throw Fault("setmaxnreg changes registers in the other direction: there are " +
+                  std::to_string(warp.register_count));
     }
     const size_t index = static_cast<size_t>(warp.index) / 4;
     if ((index + 1) * 4 > block_.warps.size()) throw Fault("setmaxnreg needs four warps");
@@ -405,27 +419,27 @@ class Run {
     return true;
   }
 
+  // Those of a product under way are nobody else's, and a fence comes between a write to them and a product.
   void check_accumulators(Warp& warp, const Instruction& in) {
     for (const uint32_t place : in.operand) {
-      if (place == 0) continue;
       for (const Product& product : warp.products) {
         const auto& used = *product.accumulators;
         if (std::find(used.begin(), used.end(), place) != used.end()) {
-          throw Fault("an accumulator is used while the product of line " + std::to_string(product.instruction->line) + " is under way");
+          throw Fault("an accumulator is used while the product of line " +
+                      std::to_string(product.instruction->line) + " is under way");
         }
       }
-      if ((in.accumulator_use & writes_accumulator) != 0 &&
-          std::find(warp.unfenced.begin(), warp.unfenced.end(), place) == warp.unfenced.end()) {
-        warp.unfenced.push_back(place);
-      }
+    }
+    for (int i = in.first_result; i < in.first_result + in.results; ++i) {
+      const auto begin = warp.unfenced.begin(), end = warp.unfenced.end();
+      if (std::find(begin, end, in.operand[i]) == end) warp.unfenced.push_back(in.operand[i]);
     }
   }
 
   const Module& module_;
   const Kernel& kernel_;
   std::mt19937_64 random_;
-  std::vector<char> params_, memory_;
-  std::vector<Warp> templates_;
+  std::vector<char> params_, fresh_, registers_;
   Block block_;
 };
 
@@ -443,7 +457,8 @@ const Kernel* find(const PtxModule* module, const char* name) {
 void Block::wake(Wait wait, uint32_t barrier) {
   for (Warp& warp : warps) {
     for (Group& group : warp.groups) {
-      if (group.wait == wait && (wait != Wait::phase || group.barrier == barrier)) group.wait = Wait::none;
+      const bool other = wait == Wait::phase && group.barrier != barrier && group.barrier != 0;
+      if (group.wait == wait && !other) group.wait = Wait::none;
     }
   }
 }
@@ -466,7 +481,8 @@ void ptx_unload(PtxModule* module) { delete module; }
 int ptx_find(const PtxModule* module, const char* name, PtxKernel* kernel) {
   const ptx::Kernel* found = ptx::find(module, name);
   if (found == nullptr) return -1;
-  *kernel = {found->max_threads, module->module.static_shared_bytes, static_cast<uint32_t>(found->params.size()), found->is_stub};
+  *kernel = {found->max_threads, module->module.static_shared_bytes, static_cast<uint32_t>(found->params.size()),
+             found->is_stub};
   return 0;
 }
 

@@ -29,7 +29,8 @@ class PtxError(RuntimeError):
 
 def build(target: Path, sources: Sequence[Path] = SOURCES) -> Path:
     """Compiles the machine as a library, with every warning an error; two files at a time."""
-    flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fPIC"]
+    flags += ["-Wall", "-Wextra", "-Werror"]
     flags += [f"-I{ROOT / 'csrc' / 'cuda'}", f"-I{ROOT / 'tests' / 'ops' / 'emulator'}"]
     compiler = os.environ.get("CXX", "g++")
 
@@ -55,7 +56,9 @@ def compile_ptx(source: Path, target: str, folder: Path) -> Path:
 class KernelInfo(ctypes.Structure):
     """PtxKernel."""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in ("max_threads", "static_shared_bytes", "num_params", "is_stub")]
+    _fields_ = [
+        (name, ctypes.c_uint32) for name in ("max_threads", "static_shared_bytes", "num_params", "is_stub")
+    ]
 
 
 class Machine:

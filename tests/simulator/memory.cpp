@@ -2,7 +2,8 @@
 //
 // Of shared memory every two bytes have a cell that remembers the last write and the last reads since. An access that
 // the vector clocks do not order after these is a race. Not seen are races of a write with a read that a later read by
-// the same or an 8th other warp has replaced, and all races for global memory.
+// the same or an 8th other warp has replaced. Of global memory the last write to each byte is remembered, with its
+// block: blocks know nothing of each other. Writes after reads of others are not seen there.
 #include <algorithm>
 #include <cmath>
 
@@ -26,8 +27,8 @@ void load(Warp& warp, const Instruction& in, uint32_t lanes) {
   for_lanes(lanes, [&](int lane) {
     const uint64_t address = warp.address(in, 0, in.operand[0], lane);
     const char* source = nullptr;
-    if constexpr (space == Space::global) {
-      check_global(lane, address, bytes, bytes, false);
+    if constexpr (space == Space::global || space == Space::read_only) {
+      warp.block->check_global_read(warp, lane, address, bytes, bytes, space == Space::read_only);
       source = reinterpret_cast<const char*>(address);
     } else if constexpr (space == Space::shared) {
       warp.block->check_shared(lane, address, bytes, bytes);
@@ -57,7 +58,7 @@ void store(Warp& warp, const Instruction& in, uint32_t lanes) {
     const uint64_t address = warp.address(in, 0, in.operand[0], lane);
     char* target;
     if constexpr (space == Space::global) {
-      check_global(lane, address, bytes, bytes, true);
+      warp.block->check_global_write(warp, lane, address, bytes, false);
       target = reinterpret_cast<char*>(address);
     } else {
       warp.block->check_shared(lane, address, bytes, bytes);
@@ -106,13 +107,23 @@ template <class T, class Bits, class Sum>
 void add_atomically(Warp& warp, const Instruction& in, uint32_t lanes, Sum sum) {
   for_lanes(lanes, [&](int lane) {
     const uint64_t address = warp.address(in, 0, in.operand[1], lane);
-    check_global(lane, address, sizeof(T), sizeof(T), true);
+    warp.block->check_global_write(warp, lane, address, sizeof(T), true);
     T old;
     std::memcpy(&old, reinterpret_cast<const char*>(address), sizeof(T));
     const T now = sum(old, warp.get<T>(in.operand[2], lane));
     std::memcpy(reinterpret_cast<char*>(address), &now, sizeof(T));
     warp.set<T>(in.operand[0], lane, old);
   });
+}
+
+void check_global(int lane, uint64_t address, size_t bytes, size_t align, bool is_write) {
+  if (address % align != 0) throw Fault("a misaligned access to global memory at " + hex(address), lane);
+  const bool allowed = memory_check != nullptr ? memory_check(address, bytes, is_write) != 0 : address >= 4096;
+  if (!allowed) {
+    throw Fault(std::string(is_write ? "a write to" : "a read of") + " global memory that is not its own, " +
+                    std::to_string(bytes) + " bytes at " + hex(address),
+                lane);
+  }
 }
 
 float flush(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
@@ -126,6 +137,7 @@ void join(Clock& clock, const Clock& other) {
 Compute find_load(Space space, int bytes, bool is_signed, int register_bytes) {
   switch (space) {
     case Space::global: return load_from<Space::global>(bytes, is_signed, register_bytes);
+    case Space::read_only: return load_from<Space::read_only>(bytes, is_signed, register_bytes);
     case Space::shared: return load_from<Space::shared>(bytes, is_signed, register_bytes);
     default: return load_from<Space::param>(bytes, is_signed, register_bytes);
   }
@@ -145,13 +157,43 @@ void add_atomically_f64(Warp& warp, const Instruction& in, uint32_t lanes) {
   add_atomically<double, uint64_t>(warp, in, lanes, [](double a, double b) { return a + b; });
 }
 
-void check_global(int lane, uint64_t address, size_t bytes, size_t align, bool is_write) {
-  if (address % align != 0) throw Fault("a misaligned access to global memory at " + hex(address), lane);
-  const bool allowed = memory_check != nullptr ? memory_check(address, bytes, is_write) != 0 : address >= 4096;
-  if (!allowed) {
-    throw Fault(std::string(is_write ? "a write to" : "a read of") + " global memory that is not its own, " +
-                    std::to_string(bytes) + " bytes at " + hex(address),
-                lane);
+void Block::check_global_read(const Warp& warp, int lane, uint64_t address, uint32_t bytes, uint32_t align,
+                              bool read_only) {
+  check_global(lane, address, bytes, align, false);
+  const uint64_t first = address / Page::bytes;
+  if (first == clean_page) return;
+  const auto page = pages.find(first);  // no access reaches into the next
+  if (page == pages.end()) {
+    clean_page = first;
+    return;
+  }
+  for (uint32_t i = 0; i < bytes; ++i) {
+    const Page::Byte& byte = page->second.written[address % Page::bytes + i];
+    if (byte.block == 0) continue;
+    if (read_only) throw Fault("ld.global.nc reads what the kernel writes", lane);
+    if (byte.block != number + 1) throw Fault("a race: another block writes what is read", lane);
+    if (!happened_before(byte.write, warp.thread(lane))) {
+      throw Fault("a race: the read is not ordered after a write by " + name_of(thread_of(byte.write)), lane);
+    }
+  }
+}
+
+void Block::check_global_write(const Warp& warp, int lane, uint64_t address, uint32_t bytes, bool is_atomic) {
+  check_global(lane, address, bytes, bytes, true);
+  const uint64_t first = address / Page::bytes;
+  if (first == clean_page) clean_page = UINT64_MAX;
+  Page& page = pages[first];
+  for (uint32_t i = 0; i < bytes; ++i) {
+    Page::Byte& byte = page.written[address % Page::bytes + i];
+    if (byte.block != 0 && !(is_atomic && byte.is_atomic)) {
+      if (byte.block != number + 1) throw Fault("a race: another block writes there too", lane);
+      if (!happened_before(byte.write, warp.thread(lane))) {
+        throw Fault("a race: the write is not ordered after that by " + name_of(thread_of(byte.write)), lane);
+      }
+    }
+    byte.block = byte.block == 0 || byte.block == number + 1 ? number + 1 : Page::several;
+    byte.write = now(warp.thread(lane)) & 0x7fffffff;
+    byte.is_atomic = is_atomic;
   }
 }
 
@@ -164,7 +206,8 @@ void Block::check_shared(int lane, uint64_t address, uint32_t bytes, uint32_t al
 
 std::string Block::name_of(int thread) const {
   const int first = warp_count * warp_lanes;
-  return thread < first ? "thread " + std::to_string(thread) : "the tensor cores of warp " + std::to_string(thread - first);
+  return thread < first ? "thread " + std::to_string(thread)
+                        : "the tensor cores of warp " + std::to_string(thread - first);
 }
 
 void Block::check_read(const Warp& warp, int lane, int thread, uint64_t address, uint32_t bytes, bool by_tensor_cores) {
@@ -293,7 +336,9 @@ void init_mbarrier(Warp& warp, const Instruction& in, uint32_t lanes) {
     block.check_write(warp, lane, address, 8);
     PhaseBarrier barrier;
     barrier.expected = barrier.pending = warp.get<uint32_t>(in.operand[1], lane);
-    if (barrier.expected == 0 || barrier.expected >= 1u << 20) throw Fault("a phase barrier of no possible count", lane);
+    if (barrier.expected == 0 || barrier.expected >= 1u << 20) {
+      throw Fault("a phase barrier of no possible count", lane);
+    }
     barrier.arrived.assign(block.time.size(), 0);
     barrier.completed = barrier.arrived;
     block.phase_barriers[static_cast<uint32_t>(address)] = barrier;
@@ -335,8 +380,8 @@ void copy_async(Warp& warp, const Instruction& in, uint32_t lanes) {
     const uint32_t bytes = warp.get<uint32_t>(in.operand[3], lane);
     if (bytes > whole) throw Fault("cp.async copies more bytes than it has room for", lane);
     block.check_shared(lane, target, whole, whole);
-    if (bytes != 0) check_global(lane, source, bytes, 1, false);
     if (source % whole != 0) throw Fault("a misaligned access to global memory at " + hex(source), lane);
+    if (bytes != 0) block.check_global_read(warp, lane, source, bytes, 1, false);
     block.check_write(warp, lane, target, whole);
     for (uint32_t i = 0; i < whole / 2; ++i) {
       block.cells[(target - shared_base) / 2 + i].copying = 1 + static_cast<uint32_t>(warp.thread(lane));

@@ -34,15 +34,15 @@ std::vector<Token> tokenize(const std::string& text) {
     } else if (text.compare(i, 2, "/*") == 0) {
       const size_t end = text.find("*/", i);
       if (end == std::string::npos) throw Fault("a comment does not end");
-      line += static_cast<int>(std::count(text.begin() + static_cast<long>(i), text.begin() + static_cast<long>(end), '\n'));
-      i = end + 2;
+      for (; i < end + 2; ++i) line += text[i] == '\n';
     } else {
       size_t end = i + 1;
       if (c == '"') {
         while (end < text.size() && text[end] != '"') ++end;
         ++end;
       } else if (is_word(c)) {
-        while (end < text.size() && (is_word(text[end]) || (text.compare(end, 2, "::") == 0 && end + 2 < text.size() && is_word(text[end + 2])))) {
+        const auto is_in_word = [&](size_t at) { return at < text.size() && is_word(text[at]); };
+        while (is_in_word(end) || (text.compare(end, 2, "::") == 0 && is_in_word(end + 2))) {
           end += text[end] == ':' ? 2 : 1;
         }
       }
@@ -61,6 +61,7 @@ struct Register {
 struct Operand {
   enum class Type { none, reg, number, symbol, address, sink } type = Type::none;
   Register* reg = nullptr;
+  bool is_special = false;
   uint64_t value = 0;  // bits of a number, or where a symbol lies
   int number_bits = 0;  // 32 or 64 for a floating point number
   int64_t displacement = 0;
@@ -112,9 +113,7 @@ class Parser {
 
   [[noreturn]] void fail(const std::string& why) const {
     const int line = tokens_[std::min(start_, tokens_.size() - 1)].line;
-    std::string text = line <= static_cast<int>(module_.lines.size()) ? module_.lines[static_cast<size_t>(line) - 1] : "";
-    text.erase(0, text.find_first_not_of(" \t"));
-    throw Fault("line " + std::to_string(line) + ": " + why + ": " + text);
+    throw Fault("line " + std::to_string(line) + ": " + why + ": " + module_.line(line));
   }
 
   void split_lines() {
@@ -237,6 +236,7 @@ class Parser {
     int depth = 1;
     while (depth > 0) {
       start_ = position_;
+      if (at_end()) throw Fault("the text ends early");
       if (accept("{")) {
         ++depth;
         scopes_.emplace_back();
@@ -290,7 +290,8 @@ class Parser {
     if (tokens_[position_ + 1].text == ":") {
       const std::string label(next());
       expect(":");
-      if (!scopes_[static_cast<size_t>(scope_)].labels.emplace(label, kernel_.code.size()).second) throw Fault("the label is there twice");
+      auto& labels = scopes_[static_cast<size_t>(scope_)].labels;
+      if (!labels.emplace(label, kernel_.code.size()).second) throw Fault("the label is there twice");
       return;
     }
     instruction();
@@ -322,10 +323,11 @@ class Parser {
         if (found != scope.registers.end()) return &found->second;
       }
       for (Scope::Numbered& numbered : scope.numbered) {
-        if (name.size() <= numbered.prefix.size() || name.substr(0, numbered.prefix.size()) != numbered.prefix) continue;
+        const size_t length = numbered.prefix.size();
+        if (name.size() <= length || name.substr(0, length) != numbered.prefix) continue;
         size_t index = 0;
         bool digits = true;
-        for (const char c : name.substr(numbered.prefix.size())) {
+        for (const char c : name.substr(length)) {
           digits = digits && c >= '0' && c <= '9';
           index = index * 10 + static_cast<size_t>(c - '0');
         }
@@ -406,7 +408,10 @@ class Parser {
       return found;
     }
     found.reg = find_register(word);
-    if (found.reg == nullptr) found.reg = special(word);
+    if (found.reg == nullptr) {
+      found.reg = special(word);
+      found.is_special = found.reg != nullptr;
+    }
     if (found.reg != nullptr) {
       found.type = Operand::Type::reg;
       return found;
@@ -447,6 +452,13 @@ class Parser {
         return constant(bits, operand.value);
       default: throw Fault("an operand is of the wrong kind");
     }
+  }
+
+  // Of a register to write to.
+  uint32_t result(const Operand& operand, int bits) {
+    if (operand.type == Operand::Type::sink) return 0;
+    if (operand.type != Operand::Type::reg || operand.is_special) throw Fault("a result is not a register");
+    return place_of(operand, bits);
   }
 
   void address(Instruction& found, const Operand& operand, int index, uint32_t& place) {
@@ -512,11 +524,12 @@ class Parser {
 
   void general(Instruction& found, const std::string& opcode, std::vector<Operand>& operands, bool pair) {
     // A conversion takes the low bits of a register that is wider than its type.
-    const bool wide = opcode.compare(0, 4, "cvt.") == 0 && opcode.size() > 2 && opcode.compare(opcode.size() - 2, 2, "32") == 0 &&
-                      operands.size() == 2 && operands[1].type == Operand::Type::reg && operands[1].reg->bits == 64;
+    const bool from_32_bits = opcode.compare(0, 4, "cvt.") == 0 && opcode.compare(opcode.size() - 2, 2, "32") == 0;
+    const bool wide = from_32_bits && operands.size() == 2 && operands[1].type == Operand::Type::reg &&
+                      operands[1].reg->bits == 64;
     const Operation* operation = find_operation(opcode + (wide ? " of 64" : ""));
     if (operation == nullptr) throw Fault("unknown instruction");
-    found.compute = operation->compute, found.kind = operation->kind;
+    found.compute = operation->compute, found.kind = operation->kind, found.results = operation->results;
     if (opcode.compare(0, 5, "shfl.") == 0 && !pair) {
       Operand sink;
       sink.type = Operand::Type::sink;
@@ -527,7 +540,8 @@ class Parser {
     if (found.kind == Kind::warp_barrier) found.mask_operand = 0;
     const size_t most = std::strlen(operation->operands);
     const bool variable = opcode == "bar.sync" || opcode == "barrier.sync";
-    if (operands.size() > most || (operands.size() < most && !(variable && !operands.empty()))) throw Fault("unknown number of operands");
+    const size_t least = variable ? 1 : most;
+    if (operands.size() > most || operands.size() < least) throw Fault("unknown number of operands");
     found.count = static_cast<uint8_t>(operands.size());
     int addresses = 0;
     for (size_t i = 0; i < operands.size(); ++i) {
@@ -542,8 +556,8 @@ class Parser {
         found.immediate = static_cast<int64_t>(given.value);
       } else if (letter == '_') {
         if (given.type != Operand::Type::sink) throw Fault("a result is not known");
-      } else if (given.type == Operand::Type::sink) {
-        target = 0;
+      } else if (i < operation->results) {
+        target = result(given, letter == 'p' ? 1 : letter == 'h' ? 16 : letter == 'w' ? 32 : 64);
       } else {
         target = place_of(given, letter == 'p' ? 1 : letter == 'h' ? 16 : letter == 'w' ? 32 : 64);
       }
@@ -566,7 +580,10 @@ class Parser {
     else if (i < parts.size() && parts[i] == ".param" && is_load) space = Space::param;
     else throw Fault("unknown instruction");
     ++i;
-    if (i < parts.size() && parts[i] == ".nc" && is_load && space == Space::global) ++i;
+    if (i < parts.size() && parts[i] == ".nc" && is_load && space == Space::global) {
+      space = Space::read_only;
+      ++i;
+    }
     size_t count = 1;
     if (i < parts.size() && (parts[i] == ".v2" || parts[i] == ".v4")) count = static_cast<size_t>(parts[i++][2] - '0');
     const int bits = i + 1 == parts.size() ? type_bits(parts[i]) : 0;
@@ -577,52 +594,56 @@ class Parser {
     int register_bytes = 0;
     for (size_t k = 0; k < count; ++k) {
       const Operand& value = operands[is_load ? k : k + 1];
-      const int wanted = value.type == Operand::Type::reg ? value.reg->bits : std::max(bits, 16);
-      if (wanted < bits || wanted == 1 || (is_load && value.type != Operand::Type::reg)) throw Fault("a register has the wrong size");
+      const bool is_register = value.type == Operand::Type::reg;
+      const int wanted = is_register ? value.reg->bits : std::max(bits, 16);
+      if (wanted < bits || wanted == 1) throw Fault("a register has the wrong size");
       const int bytes = wanted == 64 ? 8 : 4;
       if (register_bytes != 0 && register_bytes != bytes) throw Fault("registers of different sizes");
       register_bytes = bytes;
-      found.operand[1 + k] = place_of(value, wanted);
+      found.operand[1 + k] = is_load ? result(value, wanted) : place_of(value, wanted);
       // A 16-bit register keeps no more than its bits.
       if (wanted == 16 && parts[i][1] == 's' && bits < 16) throw Fault("unknown instruction");
     }
     address(found, where, 0, found.operand[0]);
     found.count = static_cast<uint8_t>(count);
-    found.stores = !is_load;
-    found.compute = is_load ? find_load(space, bits / 8, parts[i][1] == 's', register_bytes) : find_store(space, bits / 8, register_bytes);
+    found.first_result = 1, found.results = is_load ? found.count : 0;
+    found.compute = is_load ? find_load(space, bits / 8, parts[i][1] == 's', register_bytes)
+                            : find_store(space, bits / 8, register_bytes);
   }
 
   // Between a register and the parts that it is made of.
-  void reshape(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands, const std::vector<size_t>& vectors) {
+  void reshape(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands,
+               const std::vector<size_t>& vectors) {
     const int bits = type_bits(std::string_view(opcode).substr(3));
     const bool unpack = vectors[0] != 0;
     const size_t parts = vectors[0] + vectors[1];
     if (vectors[0] != 0 && vectors[1] != 0) throw Fault("unknown instruction");
     if ((bits != 32 && bits != 64) || parts != 2) throw Fault("unknown instruction");
     const Operation* operation = find_operation(std::string(unpack ? "unpack." : "pack.") + std::to_string(bits));
-    found.compute = operation->compute;
+    found.compute = operation->compute, found.results = operation->results;
     for (size_t i = 0; i < 3; ++i) {
-      const bool whole = i == (unpack ? 2 : 0);
-      if (operands[i].type == Operand::Type::sink) continue;
-      found.operand[i] = place_of(operands[i], whole ? bits : bits / 2);
+      const int size = i == (unpack ? 2 : 0) ? bits : bits / 2;
+      found.operand[i] = i < found.results ? result(operands[i], size) : place_of(operands[i], size);
     }
   }
 
-  void wgmma(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands, const std::vector<size_t>& vectors) {
+  void wgmma(Instruction& found, const std::string& opcode, const std::vector<Operand>& operands,
+             const std::vector<size_t>& vectors) {
     const Operation* operation = find_operation(opcode);
     if (operation == nullptr) throw Fault("unknown instruction");
-    found.compute = operation->compute, found.kind = operation->kind;
+    found.compute = operation->compute, found.kind = operation->kind, found.results = operation->results;
     if (vectors.empty() || vectors[0] != 64 || operands.size() != 71) throw Fault("unknown number of operands");
     std::vector<uint32_t> places;
     for (size_t i = 0; i < 64; ++i) {
       if (operands[i].type != Operand::Type::reg) throw Fault("an accumulator is not a register");
-      places.push_back(place_of(operands[i], 32));
+      places.push_back(result(operands[i], 32));
     }
     for (size_t i = 0; i < 2; ++i) found.operand[i] = place_of(operands[64 + i], 64);
     found.operand[2] = place_of(operands[66], 1);  // whether to add to what is there
     for (size_t i = 67; i < 71; ++i) {
       const uint64_t wanted = i < 69 ? 1 : 0;  // factors of the operands, and whether they are transposed
-      if (operands[i].type != Operand::Type::number || operands[i].value != wanted) throw Fault("unknown operand of wgmma");
+      const bool known = operands[i].type == Operand::Type::number && operands[i].value == wanted;
+      if (!known) throw Fault("unknown operand of wgmma");
     }
     found.immediate = static_cast<int64_t>(kernel_.accumulators.size());
     kernel_.accumulators.push_back(places);
@@ -647,14 +668,8 @@ class Parser {
     std::sort(all.begin(), all.end());
     const auto is_one = [&](uint32_t place) { return std::binary_search(all.begin(), all.end(), place); };
     for (Instruction& instruction : kernel_.code) {
-      for (const uint32_t place : instruction.operand) {
-        if (place == 0 || !is_one(place)) continue;
-        instruction.accumulator_use |= reads_accumulator;
-        // Where it is not the only result it may be another: of loads the first operand is the address.
-        if (!instruction.stores && (place == instruction.operand[0] || instruction.count > 1)) {
-          instruction.accumulator_use |= writes_accumulator;
-        }
-      }
+      const auto used = std::any_of(std::begin(instruction.operand), std::end(instruction.operand), is_one);
+      instruction.uses_accumulators = used;
     }
   }
 
@@ -687,7 +702,9 @@ std::string without_hashes(const std::string& name) {
     };
     size_t end = erase(at) + 1;
     size_t length = 0;
-    while (end < clean.size() && std::isdigit(static_cast<unsigned char>(clean[end]))) length = length * 10 + static_cast<size_t>(clean[end++] - '0');
+    for (; end < clean.size() && std::isdigit(static_cast<unsigned char>(clean[end])); ++end) {
+      length = length * 10 + static_cast<size_t>(clean[end] - '0');
+    }
     end += 1 + length;
     if (length > 0 && end < clean.size() && clean[end] == '_') erase(end + 1);
   }

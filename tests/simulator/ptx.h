@@ -34,23 +34,21 @@ enum class Kind : uint8_t {
   warp_barrier,    // bar.warp.sync
   phase_wait,      // mbarrier.try_wait
   together,        // for all lanes of a mask at once: shfl, vote, mma, wgmma
-  change_registers  // setmaxnreg
+  take_registers,  // setmaxnreg.inc
+  give_registers   // setmaxnreg.dec
 };
-
-// What wgmma's rules about accumulators say of an instruction that is none of its own.
-enum AccumulatorUse : uint8_t { reads_accumulator = 1, writes_accumulator = 2 };
 
 struct Instruction {
   Compute compute = nullptr;
   Kind kind = Kind::compute;
   bool guarded = false, guard_negated = false;
-  uint8_t accumulator_use = 0;
+  bool uses_accumulators = false;  // of wgmma, as another instruction
   uint8_t count = 1;         // of elements of a vector, or operands that are there
   int8_t mask_operand = -1;  // that says which lanes of a warp act together; all where there is none
-  bool stores = false;
+  uint8_t first_result = 0, results = 1;  // among the operands
   uint32_t guard = 0;
-  bool wide_address[2] = {};
-  uint32_t operand[14] = {};  // offsets of registers in bytes
+  uint32_t operand[14] = {};  // offsets of registers in bytes; at 0 is one for what is not wanted
+  bool wide_address[2] = {};  // whether addresses among them have 64 bits
   int64_t displacement[2] = {};  // of the addresses among the operands
   int64_t immediate = 0;         // target of a branch, or an operand that must be a number
   int line = 0;
@@ -62,7 +60,13 @@ struct Constant {
   uint64_t value;
 };
 
-enum class Special : uint8_t { tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid };
+enum class Special : uint8_t {
+  tid_x, tid_y, tid_z,
+  ntid_x, ntid_y, ntid_z,
+  ctaid_x, ctaid_y, ctaid_z,
+  nctaid_x, nctaid_y, nctaid_z,
+  laneid
+};
 
 struct Param {
   std::string name;
@@ -86,6 +90,14 @@ struct Module {
   std::map<std::string, Kernel> kernels;  // by name without hashes
   std::vector<std::string> lines;
   uint32_t static_shared_bytes = 0;
+
+  // Without what it is indented by.
+  std::string line(int number) const {
+    if (number < 1 || static_cast<size_t>(number) > lines.size()) return "";
+    const std::string& text = lines[static_cast<size_t>(number) - 1];
+    const size_t begin = text.find_first_not_of(" \t");
+    return begin == std::string::npos ? "" : text.substr(begin);
+  }
 };
 
 // Something that a GPU leaves undefined, or that this machine does not know.
@@ -100,11 +112,11 @@ std::string without_hashes(const std::string& name);
 Module parse(const std::string& text);
 
 // What an opcode does, and the operands that it takes: a letter each, `p` for a predicate, `h`, `w` and `d` for 16, 32
-// and 64 bits, `a` for an address, `i` for a number, `_` for a result that is not wanted. An instruction may have no
-// more than the first of them.
+// and 64 bits, `a` for an address, `i` for a number, `_` for a result that is not wanted. The results come first.
 struct Operation {
   Compute compute;
   const char* operands;
+  uint8_t results;
   Kind kind;
 };
 
@@ -112,7 +124,7 @@ struct Operation {
 const Operation* find_operation(const std::string& opcode);
 
 // Loads and stores: of elements of some bytes from registers of 4 or 8.
-enum class Space : uint8_t { global, shared, param };
+enum class Space : uint8_t { global, read_only, shared, param };  // read_only is what a kernel does not write
 Compute find_load(Space space, int bytes, bool is_signed, int register_bytes);
 Compute find_store(Space space, int bytes, int register_bytes);
 

@@ -38,8 +38,9 @@ struct Tf32 {
 };
 
 // 16 × 8 results. A thread is number `lane / 4` of the rows of the left and of the columns of the right operand, and
-// number `lane % 4` of the groups of elements along the reduction axis, of which each register has one. The registers of
-// the left operand are rows 0-7 and 8-15 of the axis' first half, then of its second; those of the right its two halves.
+// number `lane % 4` of the groups of elements along the reduction axis, of which each register has one. The registers
+// of the left operand are rows 0-7 and 8-15 of the axis' first half, then of its second; those of the right are its
+// two halves.
 template <class Element>
 void multiply(Warp& warp, const Instruction& in, uint32_t) {
   constexpr int depth = 8 * Element::elements, half = 4 * Element::elements;
@@ -80,13 +81,16 @@ class Matrix {
   explicit Matrix(uint64_t descriptor)
       : start_((descriptor & 0x3fff) << 4), group_bytes_((descriptor >> 32 & 0x3fff) << 4) {
     constexpr uint64_t known = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
-    if ((descriptor & ~known) != 0 || descriptor >> 62 != 1) throw Fault("a matrix descriptor of another kind than known here");
+    if ((descriptor & ~known) != 0 || descriptor >> 62 != 1) {
+      throw Fault("a matrix descriptor of another kind than known here");
+    }
     if (start_ >> 7 & 7) throw Fault("a matrix does not begin where its swizzle does");
   }
 
   // Where chunk 0 or 1 of a row lies.
   uint64_t chunk(int row, int index) const {
-    const uint64_t address = start_ + static_cast<uint64_t>(row / 8) * group_bytes_ + static_cast<uint64_t>(row % 8 * 128 + index * chunk_bytes);
+    const int in_group = row % 8 * 128 + index * chunk_bytes;
+    const uint64_t address = start_ + static_cast<uint64_t>(row / 8) * group_bytes_ + static_cast<uint64_t>(in_group);
     return address ^ (address >> 7 & 7) << 4;
   }
 
@@ -136,7 +140,8 @@ void execute_first(Warp& warp, size_t count) {
 uint64_t same_of_all(const Warp& warp, uint32_t place) {
   const uint64_t first = warp.get<uint64_t>(place, 0);
   for (int lane = 1; lane < warp_lanes; ++lane) {
-    if (warp.get<uint64_t>(place, lane) != first) throw Fault("threads of a warp have different matrix descriptors", lane);
+    if (warp.get<uint64_t>(place, lane) == first) continue;
+    throw Fault("threads of a warp have different matrix descriptors", lane);
   }
   return first;
 }
@@ -181,14 +186,14 @@ void issue(Warp& warp, const Instruction& in) {
     throw Fault("the four warps of a group multiply different matrices");
   }
 
-  const auto is_unfenced = [&](uint32_t place) {
-    return std::find(warp.unfenced.begin(), warp.unfenced.end(), place) != warp.unfenced.end();
-  };
-  if (!warp.fenced || (!warp.unfenced.empty() && std::any_of(product.accumulators->begin(), product.accumulators->end(), is_unfenced))) {
+  const std::vector<uint32_t>& sums = *product.accumulators;
+  const auto is_sum = [&](uint32_t place) { return std::find(sums.begin(), sums.end(), place) != sums.end(); };
+  if (!warp.fenced || std::any_of(warp.unfenced.begin(), warp.unfenced.end(), is_sum)) {
     throw Fault("accumulators are used without wgmma.fence since they were written");
   }
 
   product.time = ++warp.tensor_time;
+  if (product.time >= 1u << time_bits) throw Fault("the clock of the tensor cores overflows");
   check_operand(warp, Matrix(product.a), product_rows);
   check_operand(warp, Matrix(product.b), product_columns);
   warp.products.push_back(product);

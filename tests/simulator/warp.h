@@ -12,8 +12,9 @@
 
 namespace ptx {
 
-// What happens before what, as vector clocks. A thread's time advances whenever it lets others know what it has done; an
-// event is known by its thread and time. Beside the threads each warp's tensor cores have a clock: they work on their own.
+// What happens before what, as vector clocks. A thread's time advances whenever it lets others know what it has done;
+// an event is known by its thread and time. Beside the threads each warp's tensor cores have a clock: they work on
+// their own.
 using Clock = std::vector<uint32_t>;  // by thread: the last time that is known
 
 constexpr int time_bits = 21;
@@ -35,6 +36,17 @@ struct Cell {
 struct PhaseBarrier {
   uint32_t expected = 0, pending = 0, phase = 0;
   Clock arrived, completed;
+};
+
+// What a kernel has written to 4096 bytes of global memory.
+struct Page {
+  struct Byte {
+    uint32_t block = 0;  // 1 + the one that wrote, 0 if none did
+    uint32_t write : 31, is_atomic : 1;
+  };
+  static constexpr uint64_t bytes = 4096;
+  static constexpr uint32_t several = UINT32_MAX;  // blocks have added atomically
+  std::vector<Byte> written = std::vector<Byte>(bytes, Byte{0, 0, 0});
 };
 
 struct Copy {
@@ -59,7 +71,7 @@ struct Group {
   int pc;
   uint32_t lanes;
   Wait wait = Wait::none;
-  uint32_t barrier = 0, parity = 0;  // what a phase is waited for of
+  uint32_t barrier = 0;  // where phases are waited for; 0 where they are of several
 };
 
 struct Block;
@@ -75,11 +87,11 @@ struct Warp {
 
   // wgmma
   std::vector<Product> products;
-  std::vector<size_t> batches;          // of products: how many of them were there at each commit that is not awaited
-  std::vector<uint32_t> unfenced;       // accumulators in use by other instructions since the last fence
-  bool fenced = false;                  // ever
+  std::vector<size_t> batches;     // of products: how many of them were there at each commit that is not awaited
+  std::vector<uint32_t> unfenced;  // accumulators that other instructions have written since the last fence
+  bool fenced = false;             // ever
   uint32_t tensor_time = 0;
-  size_t issued = 0, changes = 0;       // instructions of its group of four warps
+  size_t issued = 0, changes = 0;  // instructions that its group of four warps takes together
   uint32_t register_count = 0;
 
   int line = 0;  // of the instruction that is executed
@@ -139,18 +151,19 @@ struct WarpGroup {
 };
 
 struct Barrier {
-  uint32_t expected = 0;  // threads; 0 while nobody waits
-  uint32_t warps = 0;     // a bit each
-  uint32_t threads = 0;
+  uint32_t expected = 0;  // threads; 0 for all
+  uint32_t warps = 0;     // that have arrived, a bit each
 };
 
 struct Block {
-  const Kernel* kernel;
   uint32_t index[3], grid[3], size[3];
   int threads, warp_count;
   uint32_t shared_bytes;
+  uint32_t number;  // among the blocks
   std::vector<char> shared;
   std::vector<Cell> cells;
+  std::unordered_map<uint64_t, Page> pages;  // of global memory, by address / Page::bytes
+  uint64_t clean_page = UINT64_MAX;          // one that nothing has been written to
   std::unordered_map<uint32_t, PhaseBarrier> phase_barriers;
   uint32_t first_barrier = UINT32_MAX, last_barrier = 0;  // addresses
   Barrier barriers[16];
@@ -189,10 +202,12 @@ struct Block {
   PhaseBarrier& phase_barrier(int lane, int thread, uint64_t address);
   std::string name_of(int thread) const;
 
+  // Accesses of a thread to global memory.
+  void check_global_read(const Warp& warp, int lane, uint64_t address, uint32_t bytes, uint32_t align, bool read_only);
+  void check_global_write(const Warp& warp, int lane, uint64_t address, uint32_t bytes, bool is_atomic);
+
   // Those that wait for something like this look again.
   void wake(Wait wait, uint32_t barrier);
 };
-
-void check_global(int lane, uint64_t address, size_t bytes, size_t align, bool is_write);
 
 }  // namespace ptx

@@ -26,16 +26,17 @@ std::string demangle(const char* name) {
   return found ? found.get() : name;
 }
 
+const std::string half = "dcnzoo::cuda::Half", bfloat16 = "dcnzoo::cuda::Bfloat16";
+
 // A template argument as nvcc knows it: CUDA has types of its own for 16 bits.
 template <class T>
 std::string name_of() {
   std::string name = demangle(typeid(T).name());
-  for (const auto& [ours, theirs] : {std::pair{"dcnzoo::cuda::Half>", "__half>"}, {"dcnzoo::cuda::Half,", "__half,"},
-                                     {"dcnzoo::cuda::Bfloat16>", "__nv_bfloat16>"}, {"dcnzoo::cuda::Bfloat16,", "__nv_bfloat16,"}}) {
-    for (size_t at = name.find(ours); at != std::string::npos; at = name.find(ours)) name.replace(at, std::string(ours).size(), theirs);
+  for (const auto& [ours, theirs] : {std::pair{half, "__half"}, std::pair{bfloat16, "__nv_bfloat16"}}) {
+    const size_t at = name.find(ours), end = at + ours.size();
+    const bool is_longer = end < name.size() && name[end] != '>' && name[end] != ',';  // HalfFactors
+    if (at != std::string::npos && !is_longer) name.replace(at, ours.size(), theirs);
   }
-  if (name == "dcnzoo::cuda::Half") return "__half";
-  if (name == "dcnzoo::cuda::Bfloat16") return "__nv_bfloat16";
   return name;
 }
 
@@ -61,14 +62,16 @@ class Kernels {
   }
 
   template <class... Arguments>
-  void launch(const std::string& kernel, int64_t blocks, int threads, int shared_bytes, uint64_t seed, const Arguments&... arguments) {
+  void launch(const std::string& kernel, int64_t blocks, int threads, int shared_bytes, uint64_t seed,
+              const Arguments&... arguments) {
     const auto found = kernels_.find(kernel);
     if (found == kernels_.end()) throw std::runtime_error("there is no kernel " + kernel);
     const uint32_t grid[3] = {static_cast<uint32_t>(blocks), 1, 1}, block[3] = {static_cast<uint32_t>(threads), 1, 1};
     void* params[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
     char error[4096];
     const auto& [module, name] = found->second;
-    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed + order, error, sizeof(error)) != 0) {
+    if (ptx_launch(module, name.c_str(), grid, block, static_cast<uint32_t>(shared_bytes), params, seed + order, error,
+                   sizeof(error)) != 0) {
       throw std::runtime_error(kernel + ": " + error);
     }
   }
@@ -97,7 +100,8 @@ void guarded(Function function) {
 
 template <class Tile>
 void launch_tile(const char* kernel, const DeformConv2d& call, const Plan& plan, unsigned seed) {
-  kernels.launch(std::string(kernel) + "<" + name_of<Tile>() + " >", plan.blocks, plan.threads, plan.shared_bytes, seed, call, plan.tiling);
+  kernels.launch(std::string(kernel) + "<" + name_of<Tile>() + " >", plan.blocks, plan.threads, plan.shared_bytes,
+                 seed, call, plan.tiling);
 }
 
 template <class Factors>
@@ -141,7 +145,8 @@ template <class Factors>
 void columns(const DeformConv2dColumns& work, bool is_scatter, unsigned seed) {
   using T = typename Factors::Storage;
   if (is_scatter) return scatter<T>(work, seed);
-  has_whole_chunks<Factors>(work.call.shape) ? sample<ChunkAccess<Factors>>(work, seed) : sample<ScalarAccess<T>>(work, seed);
+  has_whole_chunks<Factors>(work.call.shape) ? sample<ChunkAccess<Factors>>(work, seed)
+                                             : sample<ScalarAccess<T>>(work, seed);
 }
 
 template <class Call>
@@ -186,7 +191,8 @@ void allow_memory(uint64_t address, uint64_t bytes) {
 }
 void forbid_memory(uint64_t address) { memory.erase(address); }
 
-void plan_deform_conv2d(const ConvShape* shape, int element, int allow_tf32, const Gpu* gpu, const Choice* forced, Plan* plan) {
+void plan_deform_conv2d(const ConvShape* shape, int element, int allow_tf32, const Gpu* gpu, const Choice* forced,
+                        Plan* plan) {
   *plan = Planner(*shape, static_cast<Element>(element), allow_tf32 != 0, *gpu).choose(forced);
 }
 
