@@ -38,7 +38,7 @@ def happened(*names: str) -> dict[str, int]:
 @pytest.fixture(scope="module", params=[False, True], ids=["eager", "graphs"])
 def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dcnzoo.Predictor:
     path = write_random_checkpoint(tmp_path_factory.mktemp("weights") / "random.pth")
-    sides = {"short_side": 64, "long_side": 96}
+    sides = {"short_side": 32, "long_side": 48}
     found = dcnzoo.load(weights=path, arch=ARCH, device="cuda", cuda_graphs=request.param, **sides)
     for _ in range(3):  # memory is taken, and a graph captured
         found.predict_prepared([found.prepare(noise(60, 80))])

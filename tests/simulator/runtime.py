@@ -22,11 +22,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from tests.simulator import machine
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KERNELS = ROOT / "csrc" / "cuda"
 TARGETS = {"h100": "90a", "a100": "80"}
-NAMES = {"runtime": "libcudart.so.13", "driver": "libcuda.so.1", "operators": "liboperators.so"}
+LIBRARIES = {"runtime": "libcudart.so.13", "driver": "libcuda.so.1", "operators": "liboperators.so"}
 WARNINGS = ("-Xcompiler=-fPIC,-Wall,-Wextra,-Werror",)
 SHARED = ("-shared", "-cudart", "none")
 UNUSED = """\
@@ -44,9 +45,11 @@ def obstacle() -> str | None:
         return "this PyTorch is built without CUDA"
     if not (torch_folder() / "lib" / "libtorch_cuda.so").exists():
         return "PyTorch has its parts for CUDA elsewhere"
-    for program in ("nvcc", "c++", "nm"):
+    for program in ("nvcc", "g++", "nm"):
         if shutil.which(program) is None:
             return f"there is no {program}"
+    if torch.version.cuda.partition(".")[0] not in _run("nvcc", "--version").partition("release ")[2][:3]:
+        return "nvcc and PyTorch are of different versions of CUDA"
     if not list((ROOT / "dcnzoo").glob("_C_cuda*.so")):
         return "the CUDA kernels are not compiled"
     return None
@@ -56,24 +59,29 @@ def torch_folder() -> Path:
     return Path(torch.__file__).parent
 
 
-def built(folder: Path) -> dict[str, str]:
-    """Builds everything that is not in the folder yet; the environment of a process that shall have a GPU."""
+def built(folder: Path, gpu: str = "h100") -> dict[str, str]:
+    """Builds what is not in the folder yet.
+
+    Returns:
+        Environment of a process that shall have such a GPU, out of `TARGETS`.
+    """
+    ptx = folder / gpu
     steps: list[Callable[[], object]] = []
-    made = folder / "made"
-    if not made.exists():
-        (folder / "ptx").mkdir(parents=True, exist_ok=True)
+    if not (folder / LIBRARIES["runtime"]).exists():
+        folder.mkdir(parents=True, exist_ok=True)
         steps += [partial(_operators, folder), partial(_runtime, folder), partial(_driver, folder)]
-        for source in sorted(KERNELS.glob("*.cu"), key=lambda path: -path.stat().st_size):
-            steps += [partial(_ptx, source, target, folder / "ptx") for target in TARGETS.values()]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done in [pool.submit(step) for step in steps]:
-                done.result()
-        made.touch()
-    preloaded = [str(folder / NAMES[name]) for name in ("runtime", "driver")]
+    if not ptx.exists():
+        ptx.mkdir(parents=True)
+        steps += [partial(machine.compile_ptx, source, TARGETS[gpu], ptx) for source in machine.KERNEL_SOURCES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [pool.submit(step) for step in steps]:
+            done.result()
+    preloaded = [str(folder / LIBRARIES[name]) for name in ("runtime", "driver")]
     return {
         "LD_PRELOAD": ":".join(filter(None, [*preloaded, os.environ.get("LD_PRELOAD")])),
-        "SIMULATOR_OPERATORS": str(folder / NAMES["operators"]),
-        "SIMULATOR_PTX": str(folder / "ptx"),
+        "SIMULATOR_GPU": gpu,
+        "SIMULATOR_OPERATORS": str(folder / LIBRARIES["operators"]),
+        "SIMULATOR_PTX": str(ptx),
     }
 
 
@@ -84,25 +92,20 @@ def _run(*command: object) -> str:
     return run.stdout
 
 
-def _ptx(source: Path, target: str, folder: Path) -> None:
-    compiled = folder / f"{source.stem}.{target}.ptx"
-    _run("nvcc", "-std=c++17", "-O3", "-ptx", f"-arch=compute_{target}", source, "-o", compiled)
-
-
 def _runtime(folder: Path) -> None:
-    sources = [path for path in HERE.glob("*.cpp") if path.stem not in ("driver", "operators")]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    for source, compiled in zip(sources, objects, strict=True):
-        _run("nvcc", "-std=c++17", "-O3", *WARNINGS, f"-I{HERE}", "-c", source, "-o", compiled)
+    compiled, executor = folder / "runtime.o", folder / "libmachine.so"
+    machine.build(executor)
+    _run("nvcc", "-std=c++17", "-O2", *WARNINGS, f"-I{HERE}", "-c", HERE / "runtime.cpp", "-o", compiled)
     wanted = _imported("lib*torch*.so", of="libcudart") | _imported("libc10_cuda.so", of="libcudart")
-    shown = _run("nm", "--defined-only", folder / "runtime.o")
+    shown = _run("nm", "--defined-only", compiled)
     unused = _unused(wanted - {line.split()[-1] for line in shown.splitlines()}, folder / "unused_runtime.cpp")
-    linked = f"-Xlinker=-soname,{NAMES['runtime']},--version-script={HERE / 'runtime.map'}"
-    _run("nvcc", *SHARED, *WARNINGS, linked, *objects, unused, "-o", folder / NAMES["runtime"])
+    names = f"-Xlinker=-soname,{LIBRARIES['runtime']},--version-script={HERE / 'runtime.map'},-rpath,{folder}"
+    linked = [f"-L{folder}", "-lmachine", "-o", folder / LIBRARIES["runtime"]]
+    _run("nvcc", *SHARED, *WARNINGS, names, compiled, unused, *linked)
 
 
 def _driver(folder: Path) -> None:
-    target, linked = folder / NAMES["driver"], f"-Xlinker=-soname,{NAMES['driver']}"
+    target, linked = folder / LIBRARIES["driver"], f"-Xlinker=-soname,{LIBRARIES['driver']}"
     wanted = {name for name in _imported("libcaffe2_nvrtc.so") if re.match("cu[A-Z]", name)}
     unused = _unused(wanted - {"cuDevicePrimaryCtxGetState"}, folder / "unused_driver.cpp")
     _run("nvcc", "-std=c++17", *SHARED, *WARNINGS, linked, HERE / "driver.cpp", unused, "-o", target)
@@ -112,7 +115,7 @@ def _operators(folder: Path) -> None:
     torch = torch_folder()
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-lc10_cuda", "-ltorch_cuda"]
     includes = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include"]
-    source, target = HERE / "operators.cpp", folder / NAMES["operators"]
+    source, target = HERE / "operators.cpp", folder / LIBRARIES["operators"]
     _run("nvcc", "-std=c++20", "-O1", *SHARED, *WARNINGS, *includes, source, *libraries, "-o", target)
 
 
