@@ -1,7 +1,7 @@
-"""What is marked `cuda`, on a simulated GPU: the binding, streams, graphs and memory of the real runtime's interface.
+"""What is marked `cuda`, on a simulated GPU: the binding, streams, graphs, memory.
 
-See `tests/simulator/runtime.py`. Each run is a pytest of its own, two at a time. They take a few of the parameters of
-each test; DCNZOO_SIMULATE_ALL=1 makes it all of them, which takes half an hour.
+See `tests/simulator/runtime.py`. Each run is a pytest of its own, two at a time. They take a few of the
+parameters of each test; DCNZOO_SIMULATE_ALL=1 makes it all of them, which takes half an hour.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 from tests.simulator import runtime
 
 ROOT = Path(__file__).parents[2]
+CONVOLUTION, REGIONS = "tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py"
 CHECKS = "tests/simulator/checks.py"
 EXACT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor has memory of its own, beyond which no kernel may read."""
@@ -37,14 +38,16 @@ class Run:
 
 
 RUNS = {
-    "convolution": Run(("tests/ops/test_gpu_deform_conv2d.py",), 40),
-    "pooling and suppression": Run(("tests/ops/test_gpu_regions.py",), 15),
+    "convolution": Run((CONVOLUTION,), 40),
+    "pooling and suppression": Run((REGIONS,), 15),
     "no memory to spare": Run(
-        ("tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py", "-k", "agree and not way"), 15, EXACT
+        ("tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py", "-k", "agree and not way"),
+        15,
+        EXACT,
     ),
     "streams that run late": Run((CHECKS,), 8),
     "streams that run ahead": Run((CHECKS,), 6, {"SIMULATOR_ORDER": "ahead"}),
-    "predictor": Run(("tests/unit/test_predictor.py", "tests/cli/test_doctor.py"), 5),
+    "predictor": Run(("tests/unit/test_predictor.py", "tests/cli/test_doctor.py"), 4),
 }
 
 
@@ -52,9 +55,8 @@ def run(arguments: tuple[str, ...], environment: dict[str, str]) -> str:
     """What pytest says."""
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "tests.simulator.plugin", "-q", *arguments]
     required = {"DCNZOO_REQUIRE_CUDA": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | required | environment, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | required | environment
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
 

@@ -2,9 +2,10 @@
 
     python -m tests.simulator.runtime dcnzoo predict --device cuda …
 
-runs a command with such a GPU. Libraries that take the place of the CUDA runtime and the driver are loaded before
-PyTorch is (runtime.cpp, driver.cpp); its own kernels are replaced by its operators for CPUs (operators.cpp), and
-the project's kernels run as PTX (machine.h). DCNZOO_SIMULATOR names a folder that keeps what is built.
+runs a command with such a GPU. Libraries that take the place of the CUDA runtime and the driver are loaded
+before PyTorch is (runtime.cpp, driver.cpp); its own kernels are replaced by its operators for CPUs
+(operators.cpp), and the project's kernels run as PTX (machine.h). DCNZOO_SIMULATOR names a folder that keeps
+what is built; runtime.cpp says what else the environment sets.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def built(folder: Path, gpu: str = "h100") -> dict[str, str]:
         steps += [partial(_operators, folder), partial(_runtime, folder), partial(_driver, folder)]
     if not ptx.exists():
         ptx.mkdir(parents=True)
-        steps += [partial(machine.compile_ptx, source, TARGETS[gpu], ptx) for source in machine.KERNEL_SOURCES]
+        steps += [
+            partial(machine.compile_ptx, source, TARGETS[gpu], ptx) for source in machine.KERNEL_SOURCES
+        ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done in [pool.submit(step) for step in steps]:
             done.result()
@@ -98,17 +101,19 @@ def _runtime(folder: Path) -> None:
     _run("nvcc", "-std=c++17", "-O2", *WARNINGS, f"-I{HERE}", "-c", HERE / "runtime.cpp", "-o", compiled)
     wanted = _imported("lib*torch*.so", of="libcudart") | _imported("libc10_cuda.so", of="libcudart")
     shown = _run("nm", "--defined-only", compiled)
-    unused = _unused(wanted - {line.split()[-1] for line in shown.splitlines()}, folder / "unused_runtime.cpp")
+    unused = _unused(
+        wanted - {line.split()[-1] for line in shown.splitlines()}, folder / "unused_runtime.cpp"
+    )
     names = f"-Xlinker=-soname,{LIBRARIES['runtime']},--version-script={HERE / 'runtime.map'},-rpath,{folder}"
     linked = [f"-L{folder}", "-lmachine", "-o", folder / LIBRARIES["runtime"]]
-    _run("nvcc", *SHARED, *WARNINGS, names, compiled, unused, *linked)
+    _run("nvcc", *SHARED, *WARNINGS, names, compiled, stubs, *linked)
 
 
 def _driver(folder: Path) -> None:
     target, linked = folder / LIBRARIES["driver"], f"-Xlinker=-soname,{LIBRARIES['driver']}"
     wanted = {name for name in _imported("libcaffe2_nvrtc.so") if re.match("cu[A-Z]", name)}
-    unused = _unused(wanted - {"cuDevicePrimaryCtxGetState"}, folder / "unused_driver.cpp")
-    _run("nvcc", "-std=c++17", *SHARED, *WARNINGS, linked, HERE / "driver.cpp", unused, "-o", target)
+    stubs = _stubs(wanted - {"cuDevicePrimaryCtxGetState"}, folder / "unused_driver.cpp")
+    _run("nvcc", "-std=c++17", *SHARED, *WARNINGS, linked, HERE / "driver.cpp", stubs, "-o", target)
 
 
 def _operators(folder: Path) -> None:
@@ -127,7 +132,7 @@ def _imported(libraries: str, of: str = "") -> set[str]:
     return {name for name, _, version in names if of in version}
 
 
-def _unused(names: Iterable[str], path: Path) -> Path:
+def _stubs(names: Iterable[str], path: Path) -> Path:
     path.write_text(UNUSED + "".join(f"UNUSED({name})\n" for name in sorted(names)), encoding="ascii")
     return path
 
