@@ -73,9 +73,8 @@ def built(folder: Path, gpu: str = "h100") -> dict[str, str]:
         steps += [partial(_operators, folder), partial(_runtime, folder), partial(_driver, folder)]
     if not ptx.exists():
         ptx.mkdir(parents=True)
-        steps += [
-            partial(machine.compile_ptx, source, TARGETS[gpu], ptx) for source in machine.KERNEL_SOURCES
-        ]
+        for source in machine.KERNEL_SOURCES:
+            steps.append(partial(machine.compile_ptx, source, TARGETS[gpu], ptx))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done in [pool.submit(step) for step in steps]:
             done.result()
@@ -101,9 +100,8 @@ def _runtime(folder: Path) -> None:
     _run("nvcc", "-std=c++17", "-O2", *WARNINGS, f"-I{HERE}", "-c", HERE / "runtime.cpp", "-o", compiled)
     wanted = _imported("lib*torch*.so", of="libcudart") | _imported("libc10_cuda.so", of="libcudart")
     shown = _run("nm", "--defined-only", compiled)
-    unused = _unused(
-        wanted - {line.split()[-1] for line in shown.splitlines()}, folder / "unused_runtime.cpp"
-    )
+    unused = wanted - {line.split()[-1] for line in shown.splitlines()}
+    stubs = _stubs(unused, folder / "unused_runtime.cpp")
     names = f"-Xlinker=-soname,{LIBRARIES['runtime']},--version-script={HERE / 'runtime.map'},-rpath,{folder}"
     linked = [f"-L{folder}", "-lmachine", "-o", folder / LIBRARIES["runtime"]]
     _run("nvcc", *SHARED, *WARNINGS, names, compiled, stubs, *linked)
@@ -142,7 +140,8 @@ def main(command: Sequence[str]) -> int:
     if problem is not None:
         raise SystemExit(problem)
     with TemporaryDirectory() as folder:
-        environment = built(Path(os.environ.get("DCNZOO_SIMULATOR", folder)))
+        kept = Path(os.environ.get("DCNZOO_SIMULATOR", folder))
+        environment = built(kept, os.environ.get("SIMULATOR_GPU", "h100"))
         return subprocess.run(command, env=os.environ | environment, check=False).returncode
 
 
