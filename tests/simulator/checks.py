@@ -40,6 +40,7 @@ def predictor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     path = write_random_checkpoint(tmp_path_factory.mktemp("weights") / "random.pth")
     sides = {"short_side": 32, "long_side": 48}
     found = dcnzoo.load(weights=path, arch=ARCH, device="cuda", cuda_graphs=request.param, **sides)
+    found.model.rpn_head.num_proposals = 50  # pooling takes most of the time
     for _ in range(3):  # memory is taken, and a graph captured
         found.predict_prepared([found.prepare(noise(60, 80))])
     return found
