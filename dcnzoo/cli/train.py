@@ -316,10 +316,10 @@ def train(settings: Settings, /, **options: Any) -> None:
 
 def run(options: Options, manifest: Path | None) -> None:
     """Trains as the options say; everything that can be checked without the model is checked before it."""
-    from dcnzoo.predictor import find_device, prepare_precision
+    from dcnzoo.predictor import find_device, prepare_precision, with_index
     from dcnzoo.processes import environment_share, find_processes
 
-    device = find_device(own_device(options.device, environment_share()))
+    device = with_index(find_device(own_device(options.device, environment_share())))
     prepare_precision(options.precision, device, training=True)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with find_processes(backend) as processes, exclusive(options.out, processes.is_first):

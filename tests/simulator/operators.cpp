@@ -13,6 +13,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <set>
@@ -43,11 +44,16 @@ const std::set<std::string> kept = {
     "aten::_local_scalar_dense",  // a copy to the host
 };
 
+// Here, below.
+const std::set<std::string> own = {
+    "aten::empty.memory_format", "aten::empty_strided", "aten::cudnn_batch_norm", "aten::cudnn_batch_norm_backward",
+};
+
 // What they return depends on numbers, so that the host waits for them.
 const std::set<std::string> synchronous = {
     "aten::nonzero",        "aten::nonzero.out",       "aten::masked_select",      "aten::masked_select.out",
     "aten::_unique",        "aten::_unique2",          "aten::unique_dim",         "aten::unique_consecutive",
-    "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor", "aten::equal", "aten::bincount",
+    "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor", "aten::equal", "aten::bincount", "torchvision::nms",
 };
 
 // Take indices from the CPU.
@@ -366,8 +372,11 @@ IValue new_result(const c10::Argument& description, const std::vector<Layout>& l
   return c10::List<Tensor>(found);
 }
 
+void look_for_torchvision();
+
 // The operator for CUDA.
 void carry(const c10::OperatorHandle& op, Stack* stack) {
+  look_for_torchvision();
   const auto& schema = op.schema();
   const std::string name = name_of(op);
   const size_t number = schema.arguments().size();
@@ -452,8 +461,23 @@ Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional
   return poison(at::detail::empty_strided_cuda(size, stride, type, layout, device, pinned));
 }
 
-Tensor& native_copy(Tensor& target, const Tensor& source, bool non_blocking) {
-  return at::native::copy_(target, source, non_blocking);
+// Batch norm that is trained is cuDNN's where it can be.
+std::tuple<Tensor, Tensor, Tensor, Tensor> cudnn_batch_norm(const Tensor& input, const Tensor& weight,
+                                                            const std::optional<Tensor>& bias,
+                                                            const std::optional<Tensor>& mean,
+                                                            const std::optional<Tensor>& variance, bool training,
+                                                            double momentum, double epsilon) {
+  auto [output, saved_mean, saved_variance] =
+      at::native_batch_norm(input, weight, bias, mean, variance, training, momentum, epsilon);
+  return {output, saved_mean, saved_variance, at::empty({0}, input.options().dtype(at::kByte))};
+}
+
+std::tuple<Tensor, Tensor, Tensor> cudnn_batch_norm_backward(
+    const Tensor& input, const Tensor& grad, const Tensor& weight, const std::optional<Tensor>& mean,
+    const std::optional<Tensor>& variance, const std::optional<Tensor>& saved_mean,
+    const std::optional<Tensor>& saved_variance, double epsilon, const Tensor&) {
+  return at::native_batch_norm_backward(grad, input, weight, mean, variance, saved_mean, saved_variance, true, epsilon,
+                                        {true, true, true});
 }
 
 // PyTorch's own between devices, which calls the runtime; the CPU's within the GPU.
@@ -462,7 +486,7 @@ void copy(const c10::OperatorHandle& op, Stack* stack) {
   Tensor target = given[0].toTensor();
   const Tensor source = given[1].toTensor();
   if (target.device() == source.device()) return carry(op, stack);
-  native_copy(target, source, given[2].toBool());
+  at::native::copy_(target, source, given[2].toBool());
   torch::jit::drop(*stack, 3);
   stack->push_back(target);
 }
@@ -488,25 +512,51 @@ torch::Library library(const char* space) {
   return torch::Library(torch::Library::IMPL, space, c10::DispatchKey::CUDA, __FILE__, __LINE__);
 }
 
-const bool installed = [] {
+// Takes over what a library has for CUDA.
+void take_over(const std::string& space) {
   Quiet quiet;
   const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
-  torch::Library aten = library("aten"), vision = library("torchvision");
-  for (const c10::OperatorName& found : c10::Dispatcher::singleton().getRegistrationsForDispatchKey(c10::DispatchKey::CUDA)) {
-    const auto op = c10::Dispatcher::singleton().findSchema(found);
-    const std::string name = found.overload_name.empty() ? found.name : found.name + "." + found.overload_name;
-    if (!op || kept.count(name) || is_view(op->schema())) continue;
-    const bool of_aten = name.rfind("aten::", 0) == 0, of_vision = name.rfind("torchvision::", 0) == 0;
-    if (name == "aten::empty.memory_format" || name == "aten::empty_strided" || !(of_aten || of_vision)) continue;
-    (of_aten ? aten : vision).impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&carry>());
+  torch::Library all = library(space.c_str());
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const c10::OperatorName& found : dispatcher.getRegistrationsForDispatchKey(c10::DispatchKey::CUDA)) {
+    const auto op = dispatcher.findSchema(found);
+    const bool of_space = found.name.rfind(space + "::", 0) == 0;
+    if (!op || !of_space || kept.count(name_of(*op)) || own.count(name_of(*op)) || is_view(op->schema())) continue;
+    all.impl(name_of(*op).c_str(), torch::CppFunction::makeFromBoxedFunction<&carry>());
   }
+  libraries().push_back(std::move(all));
+}
+
+// torchvision may be loaded later than this.
+void look_for_torchvision() {
+  static std::atomic<bool> found{false};
+  if (found || !c10::Dispatcher::singleton().findSchema({"torchvision::nms", ""})) return;
+  if (!found.exchange(true)) take_over("torchvision");
+}
+
+// The first thing that is called where torchvision is loaded for it.
+void first_of_torchvision(const c10::OperatorHandle& op, Stack* stack) {
+  look_for_torchvision();
+  const at::AutoDispatchBelowAutograd below;
+  op.callBoxed(stack);
+}
+
+const bool installed = [] {
+  take_over("aten");
+  Quiet quiet;
+  const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
+  torch::Library aten = library("aten");
   aten.impl("empty.memory_format", TORCH_FN(empty));
   aten.impl("empty_strided", TORCH_FN(empty_strided));
+  aten.impl("cudnn_batch_norm", TORCH_FN(cudnn_batch_norm));
+  aten.impl("cudnn_batch_norm_backward", TORCH_FN(cudnn_batch_norm_backward));
   aten.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&copy>());
   for (const char* name : {"convolution", "convolution_backward"}) {  // which choose a kernel themselves
     aten.impl(name, torch::CppFunction::makeFromBoxedFunction<&carry>());
   }
   libraries().push_back(std::move(aten));
+  torch::Library vision(torch::Library::IMPL, "torchvision", c10::DispatchKey::AutogradCUDA, __FILE__, __LINE__);
+  vision.impl("nms", torch::CppFunction::makeFromBoxedFunction<&first_of_torchvision>());
   libraries().push_back(std::move(vision));
   return true;
 }();
