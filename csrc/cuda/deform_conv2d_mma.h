@@ -13,7 +13,6 @@
 
 namespace dcnzoo::cuda {
 
-constexpr int chunk_bytes = sizeof(Chunk);
 constexpr int step_chunks = 8, step_bytes = step_chunks * chunk_bytes;
 
 // Bytes of one row of a warp's part of the output on its way through shared memory: the padding makes the

@@ -71,6 +71,12 @@ DCNZOO_DEVICE T load_scalar(const T* address) {
   return __ldg(address);
 }
 
+// Memory that no other thread writes while the kernel runs.
+DCNZOO_DEVICE Chunk load_own(const void* address) {
+  const uint4 value = *static_cast<const uint4*>(address);
+  return {{value.x, value.y, value.z, value.w}};
+}
+
 DCNZOO_DEVICE void store_global(void* address, const Chunk& value) {
   *static_cast<uint4*>(address) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
 }

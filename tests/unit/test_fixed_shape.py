@@ -139,7 +139,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("deform_conv2d", "roi_align", "nms"):
+    for module in ("deform_conv2d", "dense", "roi_align", "nms"):
         monkeypatch.setattr(import_module(f"dcnzoo.ops.{module}"), "gpu_problem", lambda _: None)
 
 

@@ -128,6 +128,8 @@ T load_scalar(const T* address) {
 
 inline Chunk load_global(const void* address) { return load_scalar(static_cast<const Chunk*>(address)); }
 
+inline Chunk load_own(const void* address) { return load_global(address); }
+
 inline void store_global(void* address, const Chunk& value) {
   emulated::check_aligned(address, sizeof(Chunk));
   *static_cast<Chunk*>(address) = value;

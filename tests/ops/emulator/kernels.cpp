@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on an emulated GPU, for ctypes.
 #include <algorithm>
 
+#include "bias_relu.h"
 #include "deform_conv2d_columns.h"
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
@@ -137,6 +138,15 @@ void run_roi_pool_grad(const RoiPoolGrad* call) {
 void run_suppression(const Suppression* call, unsigned seed) {
   emulated::launch(call->problems, nms_threads, NmsBlock::shared_bytes(call->num_boxes), seed,
                    [&](char* shared) { NmsBlock(*call, shared).run(); });
+}
+
+void run_bias_relu(const BiasRelu* call, int64_t blocks) {
+  const auto launch = [&](auto function) { emulated::launch(blocks, bias_relu_threads, 0, 0, function); };
+  switch (call->element) {
+    case Element::float16: return launch([&](char*) { add_bias_relu<HalfFactors>(*call); });
+    case Element::bfloat16: return launch([&](char*) { add_bias_relu<Bfloat16Factors>(*call); });
+    default: return launch([&](char*) { add_bias_relu<FloatWords>(*call); });
+  }
 }
 
 // The entry of the table for a point of the input: its weights, and the pixel y0x0 with its steps.
