@@ -145,7 +145,7 @@ def test_everything_is_measured(bench: ModuleType, monkeypatch: pytest.MonkeyPat
     assert first["error"] < 0.02
     assert found["ways"]["two_step"] == [999.0, None]
     assert found["ways"]["mma_64x128/2"][1] == 7000.0
-    assert len({extra["what"] for extra in report["extras"]}) == 4
+    assert len({extra["what"] for extra in report["extras"]}) == 6
     assert {extra["precision"] for extra in report["extras"]} == {"bf16"}
     assert len(bench.tables(report)) > 20
 
