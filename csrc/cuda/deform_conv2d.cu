@@ -85,8 +85,8 @@ KernelFunction kernel_function(const DeformConv2d& call, const Plan& plan) {
 }
 
 cudaError_t reduce(const DeformConv2d& call, int splits, cudaStream_t stream) {
-  const int64_t elements = call.shape.pixels() * call.shape.out_channels;
-  const int blocks = static_cast<int>(smaller<int64_t>(ceil_div(elements, reduce_threads), 1 << 16));
+  const int64_t threads = call.shape.pixels() * call.shape.out_channels / reduce_width(call.shape);
+  const int blocks = static_cast<int>(smaller<int64_t>(ceil_div(threads, reduce_threads), 1 << 16));
   switch (call.element) {
     case Element::float16: reduce_kernel<Half><<<blocks, reduce_threads, 0, stream>>>(call, splits); break;
     case Element::bfloat16: reduce_kernel<Bfloat16><<<blocks, reduce_threads, 0, stream>>>(call, splits); break;

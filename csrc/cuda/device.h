@@ -31,6 +31,7 @@ struct alignas(8) PhaseBarrier {
 
 #define DCNZOO_DEVICE __device__ __forceinline__
 #define DCNZOO_UNROLL _Pragma("unroll")
+#define DCNZOO_UNROLL_4 _Pragma("unroll 4")
 
 namespace dcnzoo::cuda {
 

@@ -14,6 +14,7 @@
 
 #define DCNZOO_DEVICE inline
 #define DCNZOO_UNROLL
+#define DCNZOO_UNROLL_4
 
 namespace dcnzoo::cuda {
 
