@@ -139,6 +139,13 @@ DCNZOO_DEVICE uint32_t round_tf32(float value) {
   return bits;
 }
 
+// `count` steps on from an address, in one instruction. (A product of 64 bits, or a choice, takes several.)
+DCNZOO_DEVICE const char* steps_from(const char* address, uint32_t count, uint32_t step_bytes) {
+  uint64_t found;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(found) : "r"(count), "r"(step_bytes), "l"(address));
+  return reinterpret_cast<const char*>(found);
+}
+
 // Tensor cores, c += a · b for 16 × 8 results. The threads of a warp hold the operands as PTX lays down for
 // mma.m16n8k16 (half, bfloat16) and mma.m16n8k8 (tf32).
 DCNZOO_DEVICE void multiply_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
