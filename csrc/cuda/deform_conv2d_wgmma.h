@@ -56,6 +56,8 @@ struct WgmmaTile {
   static_assert(consumer_groups * product_rows == PIXELS && products * product_columns == COLUMNS,
                 "products cover the tile");
   static_assert(samples % BATCH == 0, "batches divide the samples");
+  // A group knows from its step before that the stage's use before the last has ended: parities tell no more apart.
+  static_assert(producer_groups <= STAGES, "no producer waits for a stage two uses ahead");
   static_assert(consumer_registers > first_registers && producer_registers < first_registers, "registers move");
   static_assert(rows_at_once % swizzle_rows == 0, "the order of chunks is the same in all rows of a thread");
   static_assert(consumers / warp_threads * 16 * staging_row_bytes(product_columns, 4) <= STAGES * stage_bytes,
