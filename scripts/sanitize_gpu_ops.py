@@ -13,7 +13,7 @@ from dcnzoo import ops
 from dcnzoo.ops.gpu import gpu_problem
 
 KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
-HOPPER_KERNELS = ("wgmma_128x128", "wgmma_128x256")
+HOPPER_KERNELS = ("wgmma_64x128", "wgmma_64x256", "wgmma_128x128", "wgmma_128x256")
 
 
 def forced_convolutions(kernels: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> None:

@@ -88,7 +88,18 @@ struct Tiling {
   int table_capacity;  // pairs of a tap and a deformable group whose samples have room there
 };
 
-enum class Kernel : int32_t { simt, grouped, mma_64x128, mma_128x64, mma_128x128, mma_128x256, wgmma_128x128, wgmma_128x256 };
+enum class Kernel : int32_t {
+  simt,
+  grouped,
+  mma_64x128,
+  mma_128x64,
+  mma_128x128,
+  mma_128x256,
+  wgmma_64x128,
+  wgmma_64x256,
+  wgmma_128x128,
+  wgmma_128x256
+};
 
 // Which kernel computes a call, and how.
 struct Plan {

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -154,7 +155,8 @@ def test_wgmma_is_swept(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_
     options = ("--precision", "fp16", "--sweep-wgmma", "--no-torchvision")
     _, report = run(bench, monkeypatch, tmp_path / "numbers.json", *options)
     kernels = {t["kernel"] for t in report["timings"]}
-    assert kernels == {None, *(f"wgmma_128x{n}/{s}" for n in (128, 256) for s in gpu_tuning.SPLITS)}
+    tiles = product((64, 128), (128, 256), gpu_tuning.SPLITS)
+    assert kernels == {None, *(f"wgmma_{pixels}x{columns}/{splits}" for pixels, columns, splits in tiles)}
     assert all(t["torchvision_us"] is None for t in report["timings"])
 
 

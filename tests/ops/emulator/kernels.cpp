@@ -33,6 +33,8 @@ template <class Factors>
 bool launch_wgmma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   if constexpr (Factors::elements == 2) {
     switch (plan.kernel) {
+      case Kernel::wgmma_64x128: launch<WgmmaBlock<Wgmma64x128<Factors>>>(call, plan, seed); return true;
+      case Kernel::wgmma_64x256: launch<WgmmaBlock<Wgmma64x256<Factors>>>(call, plan, seed); return true;
       case Kernel::wgmma_128x128: launch<WgmmaBlock<Wgmma128x128<Factors>>>(call, plan, seed); return true;
       case Kernel::wgmma_128x256: launch<WgmmaBlock<Wgmma128x256<Factors>>>(call, plan, seed); return true;
       default: break;
