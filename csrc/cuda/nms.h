@@ -109,6 +109,7 @@ class NmsBlock {
         gone = overlap(load_shared(shared_.boxes + lowest_bit(rest)), own, call_.iou_threshold);
       }
       const uint32_t after = vote(gone);
+      sync_warp();  // all have read the word: a vote orders no accesses to memory
       if (j % warp_threads == 0) store_shared(word, after);
     }
   }
