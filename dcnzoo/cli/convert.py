@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.cli.options import url_base_option
-from dcnzoo.errors import looks_like_file
+from dcnzoo.cli.options import find_record, url_base_option
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
-    from dcnzoo.manifest import Manifest, Record
 
 
 @click.command()
@@ -34,8 +32,7 @@ def convert(
     from dcnzoo.safe_copy import check_target
 
     manifest = load_manifest(settings.manifest)
-    record = _find_record(manifest, source)
-    _check_arch(source, record, arch)
+    record = find_record(manifest, source, arch)
     architecture = Architecture.parse(arch) if arch else None
     check_target(out, overwrite)
 
@@ -51,24 +48,3 @@ def convert(
         overwrite=overwrite,
     )
     print(out)
-
-
-def _find_record(manifest: Manifest, source: str) -> Record | None:
-    """The record of a name, None for what looks like a file.
-
-    Raises:
-        UnknownModelError: it is neither.
-    """
-    if source not in manifest.records and (Path(source).exists() or looks_like_file(source)):
-        return None
-    return manifest.find(source)
-
-
-def _check_arch(source: str, record: Record | None, arch: str | None) -> None:
-    """Checks that the architecture is stated only once.
-
-    Raises:
-        click.UsageError: it is stated twice.
-    """
-    if record and arch:
-        raise click.UsageError(f"{source} has an architecture of its own; give --arch only with a file.")
