@@ -32,6 +32,7 @@ from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import paste_masks
 from dcnzoo.ops.backend import half_factor
 from dcnzoo.ops.gpu import gpu_backend
+from dcnzoo.recognise import recognise
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
 from dcnzoo.times import StageTimes
@@ -394,8 +395,8 @@ def load(
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint of your own, as a file or loaded, in place of the published one.
-        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where neither `name` nor
-            the file gives it.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5"; by default that of `name`,
+            or what the file names, or what its tensors are recognised as.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16". On a processor with AVX512-FP16
@@ -449,7 +450,7 @@ def identify(
     Args:
         checkpoint: may describe itself.
         record: the manifest's record, which comes before that.
-        architecture: comes before the checkpoint's own.
+        architecture: comes before the checkpoint's own, and before what its tensors are recognised as.
         known: class sets that give the category ids to equal names.
         replaces: whether the checkpoint takes the place of the record's own file; then the input and the
             classes that it describes come before the record's.
@@ -464,10 +465,13 @@ def identify(
         known = [checkpoint.description.classes, *known]
     said = record or checkpoint.description
     trained = (checkpoint.description if replaces else None) or said
-    architecture = architecture or (said.architecture if said else None)
+    architecture = architecture or (said.architecture if said else recognise(checkpoint.state_dict))
     if architecture is None:
         example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
-        problem = f"does not name its architecture; give it with --arch, such as {example}"
+        problem = (
+            "does not name its architecture, and its tensors are those of no known one;"
+            f" give it with --arch, such as {example}"
+        )
         raise CheckpointError(str(checkpoint.path), problem)
     own = record is not None and not replaces
     classes = find_classes(checkpoint, trained.classes if trained else None, known, expected_first=own)

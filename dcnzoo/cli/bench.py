@@ -77,9 +77,7 @@ class Options:
             click.UsageError: they do not go together.
         """
         if not self.models and self.arch is None and self.own_weights is None:
-            raise click.UsageError(
-                "Name a --model (`dcnzoo list` shows them), or give --weights, with --arch if need be."
-            )
+            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights.")
         if self.models and self.arch is not None:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.arch is not None and self.weights is None:

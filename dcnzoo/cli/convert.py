@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source", metavar="NAME|FILE")
 @click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="NAME", help="Architecture of FILE, if FILE does not say.")
+@click.option(
+    "--arch", metavar="NAME", help="Architecture of FILE.  [default: as FILE says, or its tensors tell]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @url_base_option
 @click.pass_obj
@@ -25,8 +27,8 @@ def convert(
 ) -> None:
     """Write a safe copy of a checkpoint, as safetensors.
 
-    The copy holds numbers and text only, nothing that could run, and says what has to be known to use them:
-    `dcnzoo predict --weights OUT.safetensors` needs no --arch.
+    The copy holds numbers and text only, nothing that could run, and says what has to be known to use them,
+    as with `dcnzoo predict --weights OUT.safetensors`.
     """
     from dcnzoo.manifest import Architecture, load_manifest
     from dcnzoo.safe_copy import check_target

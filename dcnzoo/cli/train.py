@@ -116,7 +116,7 @@ class Options:
         if self.weights is None and not self.from_scratch:
             raise click.UsageError(
                 "Name a --model whose published weights to start from (`dcnzoo list` shows them), or give"
-                " --weights, with --arch if need be, or --arch and --from-scratch."
+                " --weights, or --arch and --from-scratch."
             )
         if self.arch is None and self.from_scratch:
             raise click.UsageError(

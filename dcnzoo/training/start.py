@@ -190,7 +190,7 @@ def _said(record: Record | None, architecture: Architecture | None) -> tuple[Arc
     if record is not None:
         return record.architecture, record.preprocessing
     if architecture is None:
-        raise TrainingError("the weights do not name their architecture; give it with --arch")
+        raise TrainingError("the weights are a backbone alone; give the detector's architecture with --arch")
     return architecture, Preprocessing()
 
 

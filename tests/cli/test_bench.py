@@ -313,7 +313,7 @@ class TestErrors:
             ([], "Name a --model"),
             (["--model", DCONV, "--arch", ARCH], "give --arch only without it"),
             (["--arch", ARCH], "--arch needs --weights"),
-            (["--weights", "random"], "give --weights, with --arch"),
+            (["--weights", "random"], "or give --weights."),
             (["--model", DCONV, "--url-base", "nowhere"], "--url-base"),
             (["--model", "mask*_coco", "--weights", "a.pth"], "is for one model, and --model names 5"),
             (["--model", DCONV, "--image-size", "480"], "'480' is no HEIGHTxWIDTH"),

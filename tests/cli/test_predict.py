@@ -453,7 +453,7 @@ class TestUsage:
         [
             ([], "Name at least one SOURCE"),
             (["a.jpg"], "Name a --model"),
-            (["a.jpg", "--arch", ARCH], "or give --weights, with --arch if need be"),
+            (["a.jpg", "--arch", ARCH], "or give --weights."),
             (["a.jpg", "--model", "m", "--arch", ARCH], "--model has an architecture of its own"),
             (["a.jpg", "--model", "m", "--short-side", 9, "--long-side", 8], "exceeds --long-side 8"),
             (["a.jpg", "--model", "m", "--batch-size", 0], "--batch-size"),

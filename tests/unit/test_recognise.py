@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dcnzoo.build import build_model
-from dcnzoo.inspection import recognise
 from dcnzoo.manifest import Architecture, load_manifest
+from dcnzoo.recognise import recognise
 from tests.unit.test_build import SMALL
 
 ARCHITECTURES = sorted({record.architecture.name for record in load_manifest().match()} | {*SMALL})
