@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -56,7 +57,8 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
 
     A source is an image file, a folder (searched recursively, in alphabetical order, without hidden
     files), a glob, a `.txt` file with one path or address per line, an http(s) address, or `-` for lines
-    on standard input. Lines are relative to the working directory, or else to their list's folder.
+    on standard input. Lines are relative to the working directory, or else to their list's folder. Empty
+    ones are skipped, and in a file those that begin with `#`.
 
     Args:
         sources: what the user named.
@@ -204,14 +206,16 @@ def _parts_before_magic(pattern: str) -> Iterator[str]:
 
 
 def _read_list(path: Path) -> Iterator[ImageSource]:
-    with path.open("rb") as lines:
+    with path.open("rb") as file:
+        # On standard input there are no comments: it comes from programs, which list files of any name.
+        lines = (line for line in file if not line.removeprefix(BOM_UTF8).startswith(b"#"))
         yield from _listed(lines, path.parent)
 
 
 def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
     for line in lines:
-        location = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
-        if not location:
+        location = os.fsdecode(line.removeprefix(BOM_UTF8).rstrip(b"\r\n"))
+        if not location.strip():
             continue
         if "\0" in location:
             raise SourceError("a list of images must be text, one path or address per line")

@@ -137,6 +137,16 @@ class TestList:
             ImageSource("missing.jpg", sources.PurePosixPath("missing.jpg")),
         ]
 
+    def test_comments_and_blank_lines_are_skipped(self, tree: Path) -> None:
+        (tree / "#1.jpg").touch()
+        text = "\ufeff# from camera 2\n#1.jpg\n  \t\r\n./#1.jpg\na#b.jpg\n #2.jpg\n#"
+        (tree / "list.txt").write_text(text, encoding="utf-8")
+        assert locations(["list.txt"]) == ["#1.jpg", "a#b.jpg", " #2.jpg"]
+
+    def test_standard_input_has_no_comments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        feed(monkeypatch, b"#1.jpg\n\n \nb.jpg\n")
+        assert locations(["-"]) == ["#1.jpg", "b.jpg"]
+
     def test_lines_are_relative_to_the_list_if_not_to_the_working_directory(self, tree: Path) -> None:
         (tree / "photos" / "list.txt").write_text("b.jpg\nsub/c.webp\nphotos/a.PNG\n")
         assert locations(["photos/list.txt"]) == ["photos/b.jpg", "photos/sub/c.webp", "photos/a.PNG"]
@@ -206,7 +216,7 @@ class TestProblems:
     )
     def test_found_before_any_image_is_read(self, tree: Path, source: str, message: str) -> None:
         (tree / "empty").mkdir()
-        (tree / "empty.txt").write_text("\n\n")
+        (tree / "empty.txt").write_text("\n# nothing yet\n")
         with pytest.raises(SourceError, match=message):
             check_sources(["photos", source])
 
