@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import sys
@@ -20,6 +21,8 @@ from dcnzoo.errors import ImageReadError, SourceError, without_credentials
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
@@ -69,16 +72,26 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
         folder's name in front.
 
     Raises:
-        SourceError: a source does not exist or holds no image.
+        SourceError: a source does not exist or holds no image. Of standard input beside other sources that is
+            known too late, when these are being done: it is a warning, after the last image.
     """
     folders = [source for source in sources if source != STDIN and _holds(Path(source).is_dir)]
     excluded = frozenset(path.resolve() for path in exclude)
+    found, nothing_came = False, False
     for source in sources:
         images = _expand(source, excluded, prefix=len(folders) > 1)
         first = next(images, None)
-        if first is None:
-            raise SourceError(f"no images in {'standard input' if source == STDIN else source}")
-        yield from chain([first], images)
+        if first is not None:
+            found = True
+            yield from chain([first], images)
+        elif source == STDIN:
+            nothing_came = True
+        else:
+            raise SourceError(f"no images in {source}")
+    if nothing_came and found:
+        logger.warning("nothing came from standard input; the images of the other sources are all there are")
+    elif nothing_came:
+        raise SourceError("no images in standard input")
 
 
 def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:

@@ -199,6 +199,22 @@ class TestSources:
         assert err.startswith(f"error: {message}")
         assert not Path("dcnzoo-out").exists()
 
+    @pytest.mark.parametrize("options", [[], ["--batch-size", 2], ["--workers", 1]])
+    def test_empty_standard_input_beside_others(
+        self,
+        predict: Predict,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        options: list[object],
+    ) -> None:
+        """The other images are done, whatever is read ahead of them."""
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+        code, _, err = predict("photos/a.jpg", "-", *options)
+        assert code == 0
+        assert err.startswith("1 images, 0 failures")
+        assert [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))] == ["photos/a.jpg"]
+        assert "nothing came from standard input" in caplog.text
+
     def test_address(self, predict: Predict, photos: Path) -> None:
         with serving({"/x/a.jpg?s=1": content((photos / "a.jpg").read_bytes())}) as server:
             assert predict(server.url("/x/a.jpg?s=1"), "--save-images").code == 0

@@ -228,6 +228,24 @@ class TestProblems:
         feed(monkeypatch, b"\n")
         with pytest.raises(SourceError, match="no images in standard input"):
             names(["-"])
+        with pytest.raises(SourceError, match="no images in standard input"):
+            names(["-", "-"])
+
+    @pytest.mark.parametrize("others", [["a.jpg", "-"], ["-", "a.jpg"], ["-", "a.jpg", "-"]])
+    def test_empty_standard_input_beside_others(
+        self,
+        tree: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        others: list[str],
+    ) -> None:
+        (tree / "a.jpg").touch()
+        feed(monkeypatch, b"")
+        images = find_images(others)
+        assert next(images).location == "a.jpg"
+        assert caplog.text == ""
+        assert list(images) == []
+        assert caplog.text.count("nothing came from standard input") == 1
 
 
 class TestAddress:
