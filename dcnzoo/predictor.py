@@ -148,8 +148,9 @@ class Predictor:
     ) -> Detections | Iterator[Detections] | list[Detections]:
         """Detects in one image or in several.
 
-        An image is a path, an http(s) address, an open binary file, a Pillow image, an RGB array (H, W, 3) or
-        grey array (H, W) of uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats in 0-1.
+        An image is a path, an address (http, https, file), an open binary file, a Pillow image, an RGB array
+        (H, W, 3) or grey array (H, W) of uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats
+        in 0-1.
 
         Args:
             images: an image, a list of images, or an iterator of images, which is read as results are taken.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from dcnzoo.download import is_offline
 from dcnzoo.errors import ImageReadError, SourceError, without_credentials
@@ -61,7 +61,8 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
     A source is an image file, a folder (searched recursively, in alphabetical order, without hidden
     files), a glob, a `.txt` file with one path or address per line, an http(s) address, or `-` for lines
     on standard input. Lines are relative to the working directory, or else to their list's folder. Empty
-    ones are skipped, and in a file those that begin with `#`.
+    ones are skipped, and in a file those that begin with `#`. A `file:` address is the path that it stands
+    for.
 
     Args:
         sources: what the user named.
@@ -75,6 +76,7 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
         SourceError: a source does not exist or holds no image. Of standard input beside other sources that is
             known too late, when these are being done: it is a warning, after the last image.
     """
+    sources = list(map(local_path, sources))
     folders = [source for source in sources if source != STDIN and _holds(Path(source).is_dir)]
     excluded = frozenset(path.resolve() for path in exclude)
     found, nothing_came = False, False
@@ -109,13 +111,21 @@ def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:
             next(find_images([source], exclude))
 
 
+def local_path(location: str) -> str:
+    """Returns the path that a `file:` address of this machine stands for; anything else as it is."""
+    match = re.fullmatch(
+        r"file:(?://(?:localhost)?(?=/))?(/(?!/).*)", location, flags=re.IGNORECASE | re.DOTALL
+    )
+    return os.fsdecode(unquote_to_bytes(os.fsencode(match[1]))) if match else location
+
+
 def is_url(location: str) -> bool:
     """Tells whether a location is an http(s) address."""
     return location.lower().startswith(("http://", "https://"))
 
 
 def read_image(location: str | Path) -> NDArray[np.uint8]:
-    """Reads and decodes an image from a path or an http(s) address.
+    """Reads and decodes an image from a path or an address (http, https, file).
 
     Returns:
         (H, W, 3) RGB, upright.
@@ -126,7 +136,7 @@ def read_image(location: str | Path) -> NDArray[np.uint8]:
     from dcnzoo.image import decode_image
 
     if not (isinstance(location, str) and is_url(location)):
-        return decode_image(location)
+        return decode_image(local_path(location) if isinstance(location, str) else location)
     try:
         return decode_image(_fetch(location))
     except ImageReadError as error:
@@ -227,7 +237,7 @@ def _read_list(path: Path) -> Iterator[ImageSource]:
 
 def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
     for line in lines:
-        location = os.fsdecode(line.removeprefix(BOM_UTF8).rstrip(b"\r\n"))
+        location = local_path(os.fsdecode(line.removeprefix(BOM_UTF8).rstrip(b"\r\n")))
         if not location.strip():
             continue
         if "\0" in location:

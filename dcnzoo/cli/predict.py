@@ -29,7 +29,7 @@ from dcnzoo.cli.inference import (
 from dcnzoo.cli.options import FILE, POSITIVE, Number, several, split
 from dcnzoo.errors import SourceError, without_credentials
 from dcnzoo.processes import Share, environment_share
-from dcnzoo.sources import STDIN, check_sources, find_images
+from dcnzoo.sources import STDIN, check_sources, find_images, local_path
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
 from dcnzoo.writers.folder import OutputFolder, exclusive
 
@@ -71,6 +71,14 @@ class Options(InferenceOptions):
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
 
 
+def _parse_sources(
+    context: click.Context,  # noqa: ARG001
+    parameter: click.Parameter,  # noqa: ARG001
+    values: Sequence[str],
+) -> tuple[str, ...]:
+    return tuple(map(local_path, values))
+
+
 def _parse_shard(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
     if value is None:
         return None
@@ -81,7 +89,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 
 
 @click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, callback=_parse_sources)
 @model_options
 @click.option(
     "--out", type=FILE, metavar="DIR", default="dcnzoo-out", show_default=True, help="Folder for the results."

@@ -199,6 +199,15 @@ class TestSources:
         assert err.startswith(f"error: {message}")
         assert not Path("dcnzoo-out").exists()
 
+    def test_file_address_is_the_path(self, predict: Predict, photos: Path) -> None:
+        options = ("--format", "jsonl,yolo")
+        assert predict(photos, *options).code == 0
+        code, _, err = predict(photos.as_uri(), *options, "--resume")
+        assert code == 0
+        assert "images that an earlier run has done: 3\n" in err
+        code, _, err = predict(Path("dcnzoo-out/labels").absolute().as_uri(), *options, "--overwrite")
+        assert (code, err) == (1, f"error: no images in {Path('dcnzoo-out/labels').absolute()}\n")
+
     @pytest.mark.parametrize("options", [[], ["--batch-size", 2], ["--workers", 1]])
     def test_empty_standard_input_beside_others(
         self,

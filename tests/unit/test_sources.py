@@ -14,9 +14,9 @@ import requests
 
 from dcnzoo import sources
 from dcnzoo.errors import ImageReadError, SourceError
-from dcnzoo.sources import ImageSource, check_sources, find_images, read_image
+from dcnzoo.sources import ImageSource, check_sources, find_images, local_path, read_image
 from tests.http_server import content, serving, status
-from tests.pictures import patches, save
+from tests.pictures import noise, patches, save
 
 
 @pytest.fixture
@@ -200,6 +200,42 @@ class TestList:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=lines()))
         next(find_images(["-"]))
         assert len(taken) <= 2
+
+
+class TestFileAddress:
+    @pytest.mark.parametrize(
+        ("location", "path"),
+        [
+            ("file:///photos/a.jpg", "/photos/a.jpg"),
+            ("FILE://localhost/photos/a.jpg", "/photos/a.jpg"),
+            ("file:/photos/a%20b%231.jpg", "/photos/a b#1.jpg"),
+            ("file:///photos/a#1?.jpg", "/photos/a#1?.jpg"),
+            ("file:///caf%E9.jpg", os.fsdecode(b"/caf\xe9.jpg")),
+            ("file:///caf\udce9.jpg", os.fsdecode(b"/caf\xe9.jpg")),
+            ("file://server/photos/a.jpg", "file://server/photos/a.jpg"),
+            ("file:a.jpg", "file:a.jpg"),
+            ("/photos/100%25.jpg", "/photos/100%25.jpg"),
+        ],
+    )
+    def test_path(self, location: str, path: str) -> None:
+        assert local_path(location) == path
+
+    def test_is_the_same_as_the_path(self, tree: Path) -> None:
+        (tree / "list.txt").write_text(f"{(tree / 'photos' / 'b.jpg').as_uri()}\n")
+        for source in (tree / "photos", tree / "photos" / "b.jpg"):
+            assert list(find_images([source.as_uri()])) == list(find_images([str(source)]))
+        assert names(["list.txt"]) == ["photos/b.jpg"]
+
+    def test_is_read(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "a b.png", noise(8, 9))
+        assert np.array_equal(read_image(path.as_uri()), read_image(path))
+
+    @pytest.mark.parametrize("address", ["file:///missing.jpg", "file://server/a.jpg", "file:///a%00b.jpg"])
+    def test_of_nothing(self, address: str) -> None:
+        with pytest.raises(SourceError, match="no such file or folder"):
+            check_sources([address])
+        with pytest.raises(ImageReadError):
+            read_image(address)
 
 
 class TestProblems:
