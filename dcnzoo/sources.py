@@ -8,15 +8,17 @@ import os
 import re
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
+from itertools import chain, takewhile
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from dcnzoo.download import is_offline
 from dcnzoo.errors import ImageReadError, SourceError, without_credentials
+from dcnzoo.run_folder import RUN_FILE, pictures_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,11 +68,12 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
 
     Args:
         sources: what the user named.
-        exclude: folders to leave out of searches, such as those with the results.
+        exclude: folders to leave out of searches: those that the results go to.
 
     Yields:
         The images. Those of a folder are named relative to it, those of one of several folders with the
-        folder's name in front.
+        folder's name in front. Pictures that other runs have made (annotated ones, crops, curves) are left
+        out where they lie below a source; a warning names them.
 
     Raises:
         SourceError: a source does not exist or holds no image. Of standard input beside other sources that is
@@ -195,12 +198,32 @@ def _holds(test: Callable[[], bool]) -> bool:
 
 
 def _walk(folder: Path, exclude: frozenset[Path], prefix: PurePath) -> Iterator[ImageSource]:
+    own = {path.parent for path in exclude}
+    drawn: list[str] = []
     for root, folders, files in os.walk(folder, onerror=_raise_unlisted):
-        folders[:] = sorted(name for name in folders if _is_searched(Path(root, name), exclude))
+        made: Collection[str] = ()
+        if RUN_FILE in files and Path(root).resolve() not in own:
+            made = pictures_in(Path(root))
+        drawn += (str(Path(root, name)) for name in sorted({*folders, *files}.intersection(made)))
+        folders[:] = sorted(
+            name for name in folders if name not in made and _is_searched(Path(root, name), exclude)
+        )
         for name in sorted(files):
             path = Path(root, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and name not in made:
                 yield ImageSource(str(path), PurePosixPath(prefix / path.relative_to(folder)))
+    _warn_of_drawn(*drawn)
+
+
+@cache  # a source is looked through several times
+def _warn_of_drawn(*paths: str) -> None:
+    if paths:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        logger.warning(
+            "left out, for earlier runs have made them: %s%s; name one as a source to have it searched",
+            paths[0],
+            more,
+        )
 
 
 def _is_searched(folder: Path, exclude: frozenset[Path]) -> bool:
@@ -212,18 +235,29 @@ def _raise_unlisted(error: OSError) -> None:
 
 
 def _glob(pattern: str, exclude: frozenset[Path]) -> Iterator[ImageSource]:
-    root = PurePath(*_parts_before_magic(pattern))
+    root = PurePath(*_parts_before(pattern, glob.has_magic))
+    searched = Path(*_parts_before(pattern, "**".__eq__)) if "**" in PurePath(pattern).parts else None
+    pictures = cache(pictures_in)
+    drawn: dict[str, None] = {}
     # Path.glob would refuse an absolute pattern.
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
         path = Path(match)
-        searched = exclude.isdisjoint(path.resolve().parents)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and searched:
+        wanted = exclude.isdisjoint(path.resolve().parents)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file() or not wanted:
+            continue
+        # What the pattern names level by level is wanted, whoever has made it.
+        below = takewhile(lambda each: each != searched, (path, *path.parents)) if searched else ()
+        made = next((each for each in below if each.name in pictures(each.parent)), None)
+        if made:
+            drawn[str(made)] = None
+        else:
             yield ImageSource(match, PurePosixPath(path.relative_to(root)))
+    _warn_of_drawn(*drawn)
 
 
-def _parts_before_magic(pattern: str) -> Iterator[str]:
+def _parts_before(pattern: str, ends: Callable[[str], bool]) -> Iterator[str]:
     for part in PurePath(pattern).parts[:-1]:
-        if glob.has_magic(part):
+        if ends(part):
             return
         yield part
 

@@ -16,7 +16,8 @@ import click
 from dcnzoo.cli.inference import FREE, inputs_note, machine_options, model_options, own_device, run_note
 from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
 from dcnzoo.errors import TrainingError
-from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors, read_note
+from dcnzoo.run_folder import read_note
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:

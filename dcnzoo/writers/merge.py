@@ -11,8 +11,9 @@ from typing import Any
 
 from dcnzoo.errors import OutputError
 from dcnzoo.processes import Share
+from dcnzoo.run_folder import read_note
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageWriter, Writer
-from dcnzoo.writers.folder import PLACE, OutputFolder, read_note
+from dcnzoo.writers.folder import PLACE, OutputFolder
 from dcnzoo.writers.growing import Layout, join_files
 from dcnzoo.writers.journal import JOURNAL, Listing, Progress, read_journal
 from dcnzoo.writers.yolo import CLASS_LIST

@@ -199,6 +199,21 @@ class TestSources:
         assert err.startswith(f"error: {message}")
         assert not Path("dcnzoo-out").exists()
 
+    def test_pictures_of_earlier_runs_are_no_sources(
+        self, predict: Predict, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made = ("--save-images", "--save-crops", "--score-threshold", 0)
+        assert predict("photos", *made, "--out", "photos/runs/1").code == 0
+        assert "photos/runs/1" not in caplog.text
+        assert len(files(Path("photos/runs/1/images"))) == 3
+        for out in ("photos/runs/2", "elsewhere"):
+            assert predict("photos", *made, "--out", out).code == 0
+            assert len(lines(Path(out, "detections.jsonl"))) == 3
+        assert "left out, for earlier runs have made them: photos/runs/1/crops and 1 more" in caplog.text
+        assert "left out, for earlier runs have made them: photos/runs/1/crops and 3 more" in caplog.text
+        assert predict("photos/runs/1/images", "--out", "again").code == 0
+        assert len(lines(Path("again/detections.jsonl"))) == 3
+
     def test_file_address_is_the_path(self, predict: Predict, photos: Path) -> None:
         options = ("--format", "jsonl,yolo")
         assert predict(photos, *options).code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,11 @@ import requests
 
 from dcnzoo import sources
 from dcnzoo.errors import ImageReadError, SourceError
+from dcnzoo.evaluation.report import product_names
+from dcnzoo.run_folder import pictures_in
 from dcnzoo.sources import ImageSource, check_sources, find_images, local_path, read_image
+from dcnzoo.training.history import CURVES
+from dcnzoo.writers import CropWriter, ImageWriter
 from tests.http_server import content, serving, status
 from tests.pictures import noise, patches, save
 
@@ -115,6 +120,65 @@ class TestGlob:
     def test_a_file_with_brackets_in_its_name_is_a_file(self, tree: Path) -> None:
         (tree / "photo[1].jpg").touch()
         assert names(["photo[1].jpg"]) == ["photo[1].jpg"]
+
+
+@pytest.mark.usefixtures("tree")
+class TestPicturesOfEarlierRuns:
+    @pytest.fixture(autouse=True)
+    def runs(self, tree: Path) -> None:
+        sources._warn_of_drawn.cache_clear()
+        made = {
+            "predict": ["images/a.jpg", "images/sub/c.jpg", "crops/dog/a-000.jpg", "mine.jpg"],
+            "eval": ["precision_recall.bbox.png", "images/mine.jpg"],
+            "train": ["curves.png", "images/mine.jpg"],
+            "none": ["images/mine.jpg"],
+        }
+        for program, files in made.items():
+            for name in files:
+                path = tree / "photos" / program / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            note = {"program": f"dcnzoo {program}"} if program != "none" else ["no note"]
+            (tree / "photos" / program / "run.json").write_text(json.dumps(note))
+
+    MINE = ("eval/images/mine.jpg", "none/images/mine.jpg", "predict/mine.jpg", "train/images/mine.jpg")
+
+    @pytest.mark.parametrize("source", ["photos", "photos/**/*.*"])
+    def test_are_left_out(self, source: str, caplog: pytest.LogCaptureFixture) -> None:
+        found = names([source])
+        assert sorted(found) == sorted(
+            [*self.MINE, "a.PNG", "b.jpg", "sub.jpg", "sub/c.webp", "sub/deep/d.tif"]
+        )
+        assert names([source]) == found
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "left out, for earlier runs have made them: photos/eval/precision_recall.bbox.png and 3 more;"
+            " name one as a source to have it searched"
+        )
+
+    @pytest.mark.parametrize(
+        ("source", "expected"),
+        [
+            ("photos/predict", ["mine.jpg"]),
+            ("photos/predict/images", ["a.jpg", "sub/c.jpg"]),
+            ("photos/predict/images/**/*.jpg", ["a.jpg", "sub/c.jpg"]),
+            ("photos/*/crops/*/*.jpg", ["predict/crops/dog/a-000.jpg"]),
+            ("photos/train/curves.png", ["curves.png"]),
+        ],
+    )
+    def test_that_are_named(self, source: str, expected: list[str]) -> None:
+        assert names([source]) == expected
+
+    def test_of_this_run_are_not_worth_a_word(self, caplog: pytest.LogCaptureFixture) -> None:
+        own = [Path("photos/predict", name) for name in ("images", "crops")]
+        assert names(["photos/predict"], exclude=own) == ["mine.jpg"]
+        assert caplog.records == []
+
+    def test_names_are_those_of_the_writers(self) -> None:
+        assert pictures_in(Path("photos/predict")) == (ImageWriter.product, CropWriter.product)
+        assert pictures_in(Path("photos/train")) == (CURVES,)
+        products = {name for name in product_names() if name.endswith(".png")}
+        assert set(pictures_in(Path("photos/eval"))) == products
 
 
 @pytest.mark.usefixtures("tree")
