@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from PIL import Image
 from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
-from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
+from dcnzoo.errors import CheckpointError, DeviceError, ImageReadError, OutOfMemoryError
 from dcnzoo.gpu import GpuDetector
 from dcnzoo.image import PreparedImage, collate, decode_image, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageLike: TypeAlias = "str | Path | BinaryIO | Image.Image | NDArray[np.uint8] | torch.Tensor"
+
+OnError = Literal["raise", "skip"]
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -113,6 +115,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> Detections: ...
 
     @overload
@@ -124,6 +127,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> Iterator[Detections]: ...
 
     @overload
@@ -135,6 +139,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -145,6 +150,7 @@ class Predictor:
         score_threshold: float = SCORE_THRESHOLD,
         max_detections: int = MAX_DETECTIONS,
         classes: Iterable[str | int] | str | int | None = None,
+        on_error: OnError = "raise",
     ) -> Detections | Iterator[Detections] | list[Detections]:
         """Detects in one image or in several.
 
@@ -158,12 +164,15 @@ class Predictor:
             score_threshold: keep detections whose score exceeds it.
             max_detections: keep at most so many per image, the best; at least 1.
             classes: names or COCO category ids to look for, or one of them; all by default.
+            on_error: what becomes of one of several images that cannot be read: "raise" its error, or "skip"
+                it with a warning, so that there are fewer detections than images; their `path` tells whose
+                they are.
 
         Returns:
             Detections of the one image, a list for a list, an iterator for an iterator.
 
         Raises:
-            ImageReadError: an image cannot be read.
+            ImageReadError: an image cannot be read, and is the only one or not to be skipped.
             ValueError: an image has another shape or type than those above, an option is out of its range,
                 or a class is unknown.
         """
@@ -171,10 +180,13 @@ class Predictor:
         _check_count("max_detections", max_detections)
         if math.isnan(score_threshold):
             raise ValueError("expected a score_threshold that is a number, got NaN")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"expected on_error to be 'raise' or 'skip', got {on_error!r}")
         labels = self.find_labels(classes)
         streams = isinstance(images, Iterator) and not _is_file(images)  # a file is an iterator, too
         several: Any = images if streams or isinstance(images, (list, tuple)) else [images]
-        results = self._stream(iter(several), batch_size, score_threshold, max_detections, labels)
+        readable = _read(several, skip=on_error == "skip" and several is images)
+        results = self._stream(readable, batch_size, score_threshold, max_detections, labels)
         if streams:
             return results
         return list(results) if several is images else next(results)
@@ -343,7 +355,7 @@ class Predictor:
 
     def _stream(
         self,
-        images: Iterator[ImageLike],
+        images: Iterator[tuple[ImageLike, NDArray[np.uint8]]],
         batch_size: int,
         score_threshold: float,
         max_detections: int,
@@ -351,12 +363,12 @@ class Predictor:
     ) -> Iterator[Detections]:
         while batch := list(islice(images, batch_size)):
             results = self.predict_batch(
-                [to_pixels(image) for image in batch],
+                [pixels for _, pixels in batch],
                 score_threshold=score_threshold,
                 max_detections=max_detections,
                 labels=labels,
             )
-            for image, detections in zip(batch, results, strict=True):
+            for (image, _), detections in zip(batch, results, strict=True):
                 path = str(image) if isinstance(image, (str, Path)) else None
                 yield replace(detections, path=path)
 
@@ -658,6 +670,24 @@ def _check_count(name: str, value: object) -> None:
 
 def _is_file(image: object) -> bool:
     return hasattr(image, "read")
+
+
+def _read(images: Iterable[ImageLike], skip: bool) -> Iterator[tuple[ImageLike, NDArray[np.uint8]]]:
+    """Yields images and their (H, W, 3) RGB pixels.
+
+    Args:
+        images: as `Predictor` takes them.
+        skip: whether those that cannot be read are left out, with a warning.
+    """
+    for image in images:
+        try:
+            pixels = to_pixels(image)
+        except ImageReadError as error:
+            if not skip:
+                raise
+            logger.warning("%s; it is skipped", error)
+        else:
+            yield image, pixels
 
 
 def to_pixels(image: ImageLike) -> NDArray[np.uint8]:
