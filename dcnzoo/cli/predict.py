@@ -51,6 +51,7 @@ class Options(InferenceOptions):
     formats: tuple[str, ...]
     save_images: bool
     save_crops: bool
+    font: Path | None
     annotations: Path | None
     score_threshold: float | None
     max_detections: int
@@ -69,6 +70,18 @@ class Options(InferenceOptions):
         self.check_model()
         if self.annotations is not None and "coco" not in self.formats:
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
+        if self.font is not None:
+            self._check_font(self.font)
+
+    def _check_font(self, font: Path) -> None:
+        from dcnzoo.fonts import check_font
+
+        if not self.save_images:
+            raise click.UsageError("--font is for the labels in pictures; add --save-images.")
+        try:
+            check_font(font)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--font") from error
 
 
 def _parse_sources(
@@ -106,6 +119,12 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 )
 @click.option("--save-images", is_flag=True, help="Also save pictures with boxes, labels and masks.")
 @click.option("--save-crops", is_flag=True, help="Also save what is in each box.")
+@click.option(
+    "--font",
+    type=FILE,
+    metavar="FILE",
+    help="Font for labels in pictures.  [default: one that has their characters]",
+)
 @click.option("--annotations", type=FILE, metavar="FILE", help="COCO file with image ids for --format coco.")
 @click.option(
     "--score-threshold",
@@ -284,14 +303,12 @@ def stream(
 
 def open_writers(options: Options, out: Path, sizes: Mapping[str, int]) -> Iterator[Writer]:
     """Opens the writers that the options ask for."""
-    kinds = [WRITERS[name] for name in options.formats]
-    pictures: list[tuple[bool, type[Writer]]] = [
-        (options.save_images, ImageWriter),
-        (options.save_crops, CropWriter),
-    ]
-    kinds += [writer for wanted, writer in pictures if wanted]
-    for writer in kinds:
-        yield writer(out, sizes)
+    for name in options.formats:
+        yield WRITERS[name](out, sizes)
+    if options.save_images:
+        yield ImageWriter(out, sizes, options.font)
+    if options.save_crops:
+        yield CropWriter(out, sizes)
 
 
 def count_images(options: Options, searched: Sequence[Path]) -> int | None:

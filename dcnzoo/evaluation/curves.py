@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dcnzoo.annotate import BLACK, WHITE, Colour, class_colour
 from dcnzoo.evaluation.coco_metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoMetrics
+from dcnzoo.fonts import drawable, font_for
 
 ALL_CLASSES = "(mean over classes)"
 
@@ -115,7 +116,8 @@ def _curves_by_class(metrics: CocoMetrics) -> list[Curve]:
     frequent = sorted(range(len(metrics.classes)), key=lambda k: -metrics.classes[k].objects)[:LEGEND_ROWS]
     return [
         Curve(
-            f"{metrics.classes[k].name}   AP {metrics.classes[k].ap50:.3f}",
+            f"{drawable(metrics.classes[k].name, metrics.classes[k].category_id)}"
+            f"   AP {metrics.classes[k].ap50:.3f}",
             class_colour(row),
             metrics.precision[0, :, k],
         )
@@ -126,7 +128,8 @@ def _curves_by_class(metrics: CocoMetrics) -> list[Curve]:
 
 def _draw_panel(canvas: ImageDraw.ImageDraw, left: int, title: str, curves: Sequence[Curve]) -> None:
     """Draws axes, curves and legend; all sizes are in pixels of the finished picture."""
-    font, unit = ImageFont.load_default(TEXT * OVERSAMPLING), OVERSAMPLING
+    unit = OVERSAMPLING
+    font = font_for(title, TEXT * unit)
 
     def at(recall: float, precision: float) -> tuple[float, float]:
         return (left + recall * PANEL) * unit, (MARGIN + (1 - precision) * PANEL) * unit
@@ -151,4 +154,4 @@ def _draw_panel(canvas: ImageDraw.ImageDraw, left: int, title: str, curves: Sequ
         canvas.line(points, curve.colour, 2 * unit, joint="curve")
         x, y = (left + PANEL + 14) * unit, (MARGIN + 10 + row * 24) * unit
         canvas.line([(x, y), (x + 22 * unit, y)], curve.colour, 4 * unit)
-        canvas.text((x + 30 * unit, y), curve.title, BLACK, font, anchor="lm")
+        canvas.text((x + 30 * unit, y), curve.title, BLACK, font_for(curve.title, TEXT * unit), anchor="lm")

@@ -130,7 +130,7 @@ def _check_same_run(parts: Sequence[Part], free: Collection[str]) -> None:
 
 
 def _writers(note: dict[str, Any]) -> list[type[Writer]]:
-    pictures = {"save_images": ImageWriter, "save_crops": CropWriter}
+    pictures: dict[str, type[Writer]] = {"save_images": ImageWriter, "save_crops": CropWriter}
     formats: list[type[Writer]] = [WRITERS[name] for name in note["formats"]]
     return formats + [writer for option, writer in pictures.items() if note.get(option)]
 

@@ -294,6 +294,19 @@ class TestAnnotations:
 
 
 @pytest.mark.usefixtures("photos")
+class TestFont:
+    def test_is_checked_before_the_model_is_loaded(self, dcnzoo: Program, tmp_path: Path) -> None:
+        (tmp_path / "a.ttf").write_bytes(b"no font")
+        options = ("predict", "photos", "--weights", "missing.pth", "--font", tmp_path / "a.ttf")
+        code, _, err = dcnzoo(*options, "--save-images")
+        assert code == 2
+        assert "Invalid value for --font: cannot read" in err
+        code, _, err = dcnzoo(*options)
+        assert code == 2
+        assert "--font is for the labels in pictures; add --save-images" in err
+
+
+@pytest.mark.usefixtures("photos")
 class TestLimits:
     def scores(self, path: str = "dcnzoo-out/detections.jsonl") -> list[float]:
         return [found["score"] for line in lines(Path(path)) for found in line["detections"]]
