@@ -477,7 +477,7 @@ def report(
     processor, backend = cpu(), operators()
     height, width = rounds.input_size
     return [
-        f"input {height}x{width}, batch 1, {processor['threads of PyTorch']} threads",
+        f"input {height}x{width}, batch 1, {processor['threads']} threads",
         "",
         stage_table(rows, rounds),
         "",
@@ -485,7 +485,7 @@ def report(
         table([titles, *map(comparison_cells, rows)], numbers=range(2, 9)),
         "",
         *reference_lines(rows, rounds, comparable, versions),
-        f"{processor['model']}, {processor['vector instructions']}; operators: {backend['backend']}",
+        f"{processor['model']}, {processor['vector_instructions']}; operators: {backend['backend']}",
     ]
 
 

@@ -18,6 +18,9 @@ from dcnzoo import hardware
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
 
+_TITLES = {"cpu": "CPU", "cuda": "CUDA"}
+"""What the text calls a key of the JSON that is not just its words."""
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
@@ -40,9 +43,9 @@ def doctor(context: click.Context, as_json: bool) -> None:
             },
         },
         "platform": platform.platform(),
-        "CPU": attempt("CPU", hardware.cpu),
+        "cpu": attempt("CPU", hardware.cpu),
         "operators": attempt("operators", hardware.operators),
-        "CUDA": attempt("CUDA", hardware.cuda),
+        "cuda": attempt("CUDA", hardware.cuda),
         "cache": attempt("cache", _cache),
         "downloads": attempt("downloads", _downloads),
         "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
@@ -64,7 +67,8 @@ def _attempt(problems: list[str], title: str, check: Callable[[], object]) -> ob
 def _lines(report: Mapping[str, object], indent: str = "") -> list[str]:
     """The report as text: a title and its value per line, what a value consists of indented below it."""
     lines = []
-    for title, value in report.items():
+    for key, value in report.items():
+        title = _TITLES.get(key, str(key).replace("_", " "))
         parts = dict(enumerate(value)) if isinstance(value, list) else value
         if isinstance(parts, dict) and parts:
             lines += [f"{indent}{title}:", *_lines(parts, indent + "  ")]
