@@ -31,8 +31,9 @@ from dcnzoo.times import StageTimes
 from dcnzoo.training.batches import Batch
 from dcnzoo.training.initialise import load_for_training, prepare_for_training
 from dcnzoo.training.losses import LossNetwork
+from dcnzoo.training.options import TrainingOptions
 from dcnzoo.training.schedule import make_optimizer
-from dcnzoo.training.start import TrainingOptions, find_source
+from dcnzoo.training.start import find_source
 from dcnzoo.training.targets import Target
 
 STAGES = ("forward", "backward", "optimizer")
