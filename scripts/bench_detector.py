@@ -40,7 +40,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dcnzoo.benchmark import MODEL_STAGES, Case, Model, Settings, StageClock, load_predictor, measure
-from dcnzoo.cli.table import table
 from dcnzoo.errors import DcnzooError
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import cpu, hardware_stamp, operators
@@ -50,6 +49,7 @@ from dcnzoo.predictor import Predictor
 from dcnzoo.results import Detections
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
+from dcnzoo.table import table
 from dcnzoo.times import StageTimes
 
 PICTURE_SIZE = (425, 640)

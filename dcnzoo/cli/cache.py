@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.cli.table import table
 from dcnzoo.errors import ChecksumError, DownloadError
+from dcnzoo.table import table
 
 if TYPE_CHECKING:
     from dcnzoo.cache import CachedFile

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.cli.table import table
+from dcnzoo.table import table
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import Settings
