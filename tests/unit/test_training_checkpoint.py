@@ -16,9 +16,9 @@ from torch import Tensor
 import dcnzoo
 from dcnzoo.annotate import class_colour
 from dcnzoo.build import build_model
+from dcnzoo.chart import MARGIN, PANEL, Chart, Curve, draw_charts, round_up
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.errors import CheckpointError, OutputError
-from dcnzoo.evaluation.curves import MARGIN, PANEL
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
 from dcnzoo.training.checkpoint import (
     BEST,
@@ -31,7 +31,7 @@ from dcnzoo.training.checkpoint import (
     save_best,
     save_last,
 )
-from dcnzoo.training.history import Curve, draw_charts, round_up, write_picture, write_table
+from dcnzoo.training.history import write_picture, write_table
 from tests.training_room import ARCH
 
 IDENTITY = Identity(Architecture.parse(ARCH), ClassSet(("brick", "tile"), (3, 8)), Preprocessing(48, 64))
@@ -209,7 +209,8 @@ def test_picture(tmp_path: Path) -> None:
 
 
 def test_curves_are_where_they_belong() -> None:
-    picture = draw_charts([("losses", [Curve("a", [(0, 4.0), (2, 2.0)]), Curve("b", [(0, 0), (2, 0)])])])
+    curves = [Curve("a", [(0, 4.0), (2, 2.0)]), Curve("b", [(0, 0), (2, 0)])]
+    picture = draw_charts([Chart("losses", curves, "epoch")])
     pixels = np.asarray(picture, np.int64)
 
     def has(colour: tuple[int, int, int], x: float, y: float) -> bool:
