@@ -10,7 +10,7 @@ import click
 from dcnzoo.cli.options import find_record, url_base_option
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
 
 
 @click.command()
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @url_base_option
 @click.pass_obj
 def convert(
-    settings: Settings, source: str, out: Path, arch: str | None, overwrite: bool, url_base: str | None
+    shared: SharedOptions, source: str, out: Path, arch: str | None, overwrite: bool, url_base: str | None
 ) -> None:
     """Write a safe copy of a checkpoint, as safetensors.
 
@@ -33,7 +33,7 @@ def convert(
     from dcnzoo.manifest import Architecture, load_manifest
     from dcnzoo.safe_copy import check_target
 
-    manifest = load_manifest(settings.manifest)
+    manifest = load_manifest(shared.manifest)
     record = find_record(manifest, source, arch)
     architecture = Architecture.parse(arch) if arch else None
     check_target(out, overwrite)

@@ -16,7 +16,7 @@ import click
 from dcnzoo import hardware
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
 
 _TITLES = {"cpu": "CPU", "cuda": "CUDA"}
 """What the text calls a key of the JSON that is not just its words."""
@@ -30,7 +30,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
     The exit code is 1 if something that is needed does not work.
     """
-    settings: Settings = context.obj
+    shared: SharedOptions = context.obj
     problems: list[str] = []
     attempt = partial(_attempt, problems)
     report = {
@@ -48,7 +48,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
         "cuda": attempt("CUDA", hardware.cuda),
         "cache": attempt("cache", _cache),
         "downloads": attempt("downloads", _downloads),
-        "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
+        "manifest": attempt("manifest", partial(_manifest, shared.manifest)),
         "problems": problems,
     }
     print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))

@@ -14,7 +14,7 @@ import click
 from dcnzoo.cli.options import find_record
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.inspection import Inspection
     from dcnzoo.manifest import Architecture, Preprocessing, Record
 
@@ -29,7 +29,7 @@ _SHOWN = 10
 @click.option("--arch", metavar="NAME", help="Architecture to compare the tensors of FILE with.")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
 @click.pass_obj
-def info(settings: Settings, source: str, arch: str | None, as_json: bool) -> None:
+def info(shared: SharedOptions, source: str, arch: str | None, as_json: bool) -> None:
     """Show what is known about a checkpoint.
 
     Of a NAME of the manifest that is what the manifest says, and where the file lies. Of a checkpoint FILE
@@ -39,7 +39,7 @@ def info(settings: Settings, source: str, arch: str | None, as_json: bool) -> No
     from dcnzoo.cli.list import describe
     from dcnzoo.manifest import Architecture, load_manifest
 
-    record = find_record(load_manifest(settings.manifest), source, arch)
+    record = find_record(load_manifest(shared.manifest), source, arch)
     if record:
         _print(describe(record) if as_json else _lines(record), as_json)
         return

@@ -36,7 +36,7 @@ from dcnzoo.writers.folder import OutputFolder, exclusive
 if TYPE_CHECKING:
     import torch
 
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.predictor import Predictor
     from dcnzoo.stream import StreamSettings, Tally
 
@@ -147,7 +147,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 )
 @run_options
 @click.pass_obj
-def predict(settings: Settings, /, **options: Any) -> int:
+def predict(shared: SharedOptions, /, **options: Any) -> int:
     """Detect objects in images.
 
     A SOURCE is an image, a folder (with its subfolders), a glob, a .txt file with one path or address per
@@ -158,7 +158,7 @@ def predict(settings: Settings, /, **options: Any) -> int:
     """
     chosen = Options(**options)
     chosen.check()
-    return run(chosen, settings.manifest)
+    return run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> int:

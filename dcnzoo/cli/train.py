@@ -22,7 +22,7 @@ from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.processes import Processes
     from dcnzoo.training.dataset import TrainingSet
 
@@ -269,7 +269,7 @@ class Options(TrainingOptions):
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard, too.")
 @partial(machine_options, needs="tf32 and fp16 need a GPU")
 @click.pass_obj
-def train(settings: Settings, /, **options: Any) -> None:
+def train(shared: SharedOptions, /, **options: Any) -> None:
     """Train a detector on annotated images.
 
     Starts from the published weights of --model, from --weights FILE, or from nothing. Layers that tell
@@ -280,7 +280,7 @@ def train(settings: Settings, /, **options: Any) -> None:
     """
     chosen = Options(**options)
     chosen.check()
-    run(chosen, settings.manifest)
+    run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> None:

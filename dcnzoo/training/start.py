@@ -22,7 +22,7 @@ from dcnzoo.processes import Processes
 from dcnzoo.reader import pixel_limit
 from dcnzoo.stream import StreamSettings
 from dcnzoo.training.batches import Augmentation, BatchLoader, LoadSettings
-from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES, Identity, Progress, Saved, load_last
+from dcnzoo.training.checkpoint import BEST, LAST, SAFE_COPIES, Identity, Saved, TrainingProgress, load_last
 from dcnzoo.training.dataset import TrainingSet, image_fault, read_training_set
 from dcnzoo.training.ema import ModelEMA
 from dcnzoo.training.initialise import (
@@ -299,7 +299,7 @@ def make_trainer(
         momentum=options.momentum,
         weight_decay=_weight_decay(options),
     )
-    progress = saved.progress if saved else Progress()
+    progress = saved.progress if saved else TrainingProgress()
     batches = len(prepared.loader)
     reporter = Reporter(
         options.epochs * batches,
@@ -411,7 +411,7 @@ def report_lines(report: LoadReport) -> Iterator[str]:
             yield f"weights: {len(names)} {what}: {listing(names)}"
 
 
-def summary(out: Path, progress: Progress) -> str:
+def summary(out: Path, progress: TrainingProgress) -> str:
     """Returns what came of a run that is over, as lines of text."""
     lines = [f"last weights: {out / LAST}, {out / SAFE_COPIES[LAST]}"]
     if progress.best is not None:

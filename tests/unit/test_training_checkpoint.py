@@ -25,8 +25,8 @@ from dcnzoo.training.checkpoint import (
     LAST,
     SAFE_COPIES,
     Identity,
-    Progress,
     Saved,
+    TrainingProgress,
     load_last,
     save_best,
     save_last,
@@ -46,7 +46,7 @@ def weights() -> dict[str, Tensor]:
 def saved(weights: dict[str, Tensor], average: dict[str, Tensor] | None = None) -> Saved:
     momentum = {0: {"momentum_buffer": torch.arange(3.0)}}
     optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    progress = Progress(3, 7, 100, True, 0.25, 2, 9.5, {"loss": 1.5}, [{"epoch": 1.0, "loss": 2.0}])
+    progress = TrainingProgress(3, 7, 100, True, 0.25, 2, 9.5, {"loss": 1.5}, [{"epoch": 1.0, "loss": 2.0}])
     return Saved(weights, average, optimizer, {}, progress)
 
 
