@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from dcnzoo.fonts import drawable, font_for
-from dcnzoo.results import one_line
+from dcnzoo.text import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,7 +5,6 @@ Shapes: D detections, K classes, H and W the size of the original image (upright
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -191,11 +190,6 @@ class Detections:
             mask=self.masks,
             data={"class_name": np.array(self.names, dtype=str)},
         )
-
-
-def one_line(name: str) -> str:
-    """Returns a class name as it may stand in a line of text, with spaces for what breaks or controls one."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", name)
 
 
 def find_labels(

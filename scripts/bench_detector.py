@@ -49,7 +49,7 @@ from dcnzoo.predictor import Predictor
 from dcnzoo.results import Detections
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
-from dcnzoo.table import table
+from dcnzoo.text import table
 from dcnzoo.times import StageTimes
 
 PICTURE_SIZE = (425, 640)

@@ -31,7 +31,7 @@ from dcnzoo.ops import backend
 from dcnzoo.predictor import Predictor
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
-from dcnzoo.table import table
+from dcnzoo.text import table
 
 MODEL = Model("mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco", None, None)
 PICTURE_SIZE = (425, 640)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dcnzoo.table import table
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
     from dcnzoo.benchmark import Result, Spread

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dcnzoo.errors import ChecksumError, DownloadError
-from dcnzoo.table import table
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
     from dcnzoo.cache import CachedFile

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dcnzoo.cli.options import find_record
+from dcnzoo.text import one_line
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import SharedOptions
@@ -166,17 +167,11 @@ def _numbered(names: Sequence[str]) -> str:
 def _first(names: Sequence[str]) -> str:
     """Some of many names, a line each, and how many there are."""
     more = [f"and {len(names) - _SHOWN} more (--json lists all)"] if len(names) > _SHOWN else []
-    return "\n".join([f"{len(names)}:", *map(_one_line, names[:_SHOWN]), *more])
+    return "\n".join([f"{len(names)}:", *map(one_line, names[:_SHOWN]), *more])
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(_one_line(text), width=90)
-
-
-def _one_line(text: str) -> str:
-    from dcnzoo.results import one_line
-
-    return one_line(text)
+    return textwrap.fill(one_line(text), width=90)
 
 
 def _short(value: str | int | float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.table import table
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
     from dcnzoo.cli.main import SharedOptions

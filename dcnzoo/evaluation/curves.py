@@ -16,7 +16,7 @@ from PIL import Image
 from dcnzoo.chart import Chart, Curve, Point, draw_charts
 from dcnzoo.evaluation.coco_metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoMetrics
 from dcnzoo.fonts import drawable
-from dcnzoo.results import one_line
+from dcnzoo.text import one_line
 
 ALL_CLASSES = "(mean over classes)"
 

@@ -19,7 +19,7 @@ from dcnzoo.evaluation.curves import draw_curves, write_curves
 from dcnzoo.evaluation.error_types import ErrorType
 from dcnzoo.evaluation.scoring import Evaluation
 from dcnzoo.manifest import ClassSet, Published
-from dcnzoo.table import table
+from dcnzoo.text import table
 from dcnzoo.writers.whole import replacing
 
 METRICS_FILE = "metrics.json"

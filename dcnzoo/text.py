@@ -1,7 +1,8 @@
-"""Tables for a terminal."""
+"""Text for people: lines and tables; imports nothing heavy."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 
@@ -25,3 +26,8 @@ def table(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join(map(line, rows))
+
+
+def one_line(name: str) -> str:
+    """Returns a class name as it may stand in a line of text, with spaces for what breaks or controls one."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", name)
