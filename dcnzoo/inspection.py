@@ -15,6 +15,8 @@ from dcnzoo.recognise import recognise
 _LONGEST_TEXT = 80
 """Characters of what a file says that is worth repeating; a whole configuration is not."""
 
+_LARGEST_NUMBER = 1e18
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -98,4 +100,4 @@ def inspect_checkpoint(path: Path, architecture: Architecture | None = None) -> 
 def _is_short(value: object) -> bool:
     if isinstance(value, str):
         return 0 < len(value) <= _LONGEST_TEXT
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER  # neither infinite nor NaN

@@ -167,11 +167,12 @@ class TestFile:
         assert lines_of(named)["fits"].startswith("no: has no box head")
 
     def test_what_a_file_says_cannot_forge_lines(self, dcnzoo: Program, tmp_path: Path) -> None:
-        content = {"meta": {"CLASSES": ("a\nfits  yes",), "x\ny": "b\x1b[2J"}, "w": torch.zeros(1)}
-        torch.save(content, tmp_path / "odd.pth")
+        meta = {"CLASSES": ("a\nfits  yes",), "x\ny": "b\x1b[2J", "n": float("nan"), "i": 10**5000, 5: 5}
+        torch.save({"meta": meta, "w": torch.zeros(1)}, tmp_path / "odd.pth")
         out = dcnzoo("info", tmp_path / "odd.pth").out
         assert "\x1b" not in out
         assert lines_of(out)["it says"] == "x y b [2J"
+        assert json.loads(dcnzoo("info", tmp_path / "odd.pth", "--json").out)["notes"] == {"x\ny": "b\x1b[2J"}
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
