@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 
 
@@ -16,16 +17,22 @@ def table(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     Returns:
         Lines without a newline at the end.
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:
-        cells = (
-            cell.rjust(width) if index in numbers else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        cells = []
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - columns(cell))
+            cells.append(gap + cell if index in numbers else cell + gap)
         return "  ".join(cells).rstrip()
 
     return "\n".join(map(line, rows))
+
+
+def columns(text: str) -> int:
+    """Returns how many columns of a terminal a text takes: Chinese, Japanese and Korean take two each."""
+    wide = sum(unicodedata.east_asian_width(each) in ("W", "F") for each in text)
+    return len(text) + wide - sum(unicodedata.combining(each) > 0 for each in text)
 
 
 def one_line(name: str) -> str:
