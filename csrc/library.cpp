@@ -98,6 +98,10 @@ STABLE_TORCH_LIBRARY(dcnzoo, m) {
   // first `counts` of them take part. Says of each box whether it remains.
   m.def("nms_sorted(Tensor boxes, Tensor counts, float iou_threshold) -> Tensor");
 
+  // On a GPU, what follows another library's convolution: adds the bias (C,) to channels-last maps (N, C, H, W) and, if
+  // given, `added` of the same shape; then ReLU. All of one type, of 16 or 32 bits, and rows of C a multiple of 16 bytes.
+  m.def("bias_relu_(Tensor(a!) maps, Tensor bias, Tensor? added, bool relu) -> ()");
+
   // Masks of an image of (height, width) from maps (D, M, M) over boxes (D, 4): COCO's compressed run lengths as
   // ASCII, each followed by a newline.
   m.def("paste_masks(Tensor probs, Tensor boxes, int[2] image_size) -> Tensor");

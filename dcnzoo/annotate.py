@@ -7,13 +7,15 @@ Shapes: H and W the size of the picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from dcnzoo.results import one_line
+from dcnzoo.fonts import drawable, font_for
+from dcnzoo.text import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,18 +73,21 @@ def text_colour(background: Colour) -> Colour:
     return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else WHITE
 
 
-def draw_detections(image: NDArray[np.uint8], detections: Detections) -> Image.Image:
+def draw_detections(
+    image: NDArray[np.uint8], detections: Detections, font_file: Path | None = None
+) -> Image.Image:
     """Draws every detection: large ones first, so that small ones stay visible, and labels over all.
 
     Args:
         image: (H, W, 3) RGB, the original.
         detections: what to draw, in the same frame.
+        font_file: font for the labels; by default one that has their characters.
 
     Returns:
         A new picture.
 
     Raises:
-        ValueError: the image is not the one that the detections belong to.
+        ValueError: the image is not the one that the detections belong to, or the file is no font.
     """
     if image.shape[:2] != detections.image_size:
         raise ValueError(f"expected an image of size {detections.image_size}, got {image.shape[:2]}")
@@ -97,7 +102,7 @@ def draw_detections(image: NDArray[np.uint8], detections: Detections) -> Image.I
     canvas = ImageDraw.Draw(picture)
     for index in large_first:
         draw_box(canvas, detections.boxes[index], class_colour(int(detections.labels[index])), width)
-    draw_labels(canvas, detections)
+    draw_labels(canvas, detections, font_file)
     return picture
 
 
@@ -147,24 +152,29 @@ def draw_box(canvas: ImageDraw.ImageDraw, box: NDArray[np.float32], colour: Colo
     canvas.rectangle((left, top, right, bottom), outline=colour, width=width)
 
 
-def draw_labels(canvas: ImageDraw.ImageDraw, detections: Detections) -> None:
+def draw_labels(canvas: ImageDraw.ImageDraw, detections: Detections, font_file: Path | None = None) -> None:
     """Writes class and score beside each box, where they cover the least of each other.
 
-    A label that would fill more than a quarter of the picture's height, or all its width, is left out.
+    A label that would fill more than a quarter of the picture's height, or all its width, is left out. A
+    class whose name no font can write is named by its category id.
 
     Args:
         canvas: to draw on; has the size of the detections' image.
         detections: what to label, by descending score; the best choose their places first.
+        font_file: font for the labels; by default one that has their characters.
+
+    Raises:
+        ValueError: the file is no font.
     """
     height, width = detections.image_size
     size = font_size(detections.image_size)
-    font = ImageFont.load_default(size)
     padding = max(1, size // 6)
     taken: list[Rectangle] = []
     for name, score, label, box in zip(
         detections.names, detections.scores, detections.labels, detections.boxes, strict=True
     ):
-        text = f"{one_line(name)} {score:.2f}"
+        shown = drawable(one_line(name), detections.category_ids[label], font_file)
+        text, font = f"{shown} {score:.2f}", font_for(shown, size, font_file)
         text_size = (canvas.textlength(text, font) + 2 * padding, size + 2 * padding)
         if text_size[0] > width or text_size[1] > height / 4:
             continue

@@ -101,8 +101,8 @@ def cpu() -> dict[str, object]:
     return {
         "model": cpu_model(),
         "cores": os.cpu_count(),
-        "threads of PyTorch": torch.get_num_threads(),
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 
@@ -144,7 +144,7 @@ def cuda() -> dict[str, object]:
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     problem = next(filter(None, (gpu_problem(device.index) for device in devices)), None)
     return {
-        "built for": torch.version.cuda,
+        "built_for": torch.version.cuda,
         "devices": [describe_gpu(device) for device in devices],
         "operators": _where(problem),
     }

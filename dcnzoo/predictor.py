@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from PIL import Image
 from dcnzoo.build import load_model, pack_weights
 from dcnzoo.checkpoint import Checkpoint, load_checkpoint
 from dcnzoo.download import fetch
-from dcnzoo.errors import CheckpointError, DeviceError, OutOfMemoryError
+from dcnzoo.errors import CheckpointError, DeviceError, ImageReadError, OutOfMemoryError
 from dcnzoo.gpu import GpuDetector
 from dcnzoo.image import PreparedImage, collate, decode_image, prepare_image, rgb_array
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing, Record, load_manifest
@@ -32,6 +32,7 @@ from dcnzoo.models.precision import lower_precision
 from dcnzoo.ops import paste_masks
 from dcnzoo.ops.backend import half_factor
 from dcnzoo.ops.gpu import gpu_backend
+from dcnzoo.recognise import recognise
 from dcnzoo.results import Detections, find_labels
 from dcnzoo.sources import read_image
 from dcnzoo.times import StageTimes
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ImageLike: TypeAlias = "str | Path | BinaryIO | Image.Image | NDArray[np.uint8] | torch.Tensor"
+
+OnError = Literal["raise", "skip"]
 
 PRECISIONS = {
     "fp32": torch.float32,
@@ -113,6 +116,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> Detections: ...
 
     @overload
@@ -124,6 +128,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> Iterator[Detections]: ...
 
     @overload
@@ -135,6 +140,7 @@ class Predictor:
         score_threshold: float = ...,
         max_detections: int = ...,
         classes: Iterable[str | int] | str | int | None = ...,
+        on_error: OnError = ...,
     ) -> list[Detections]: ...
 
     def __call__(
@@ -145,11 +151,13 @@ class Predictor:
         score_threshold: float = SCORE_THRESHOLD,
         max_detections: int = MAX_DETECTIONS,
         classes: Iterable[str | int] | str | int | None = None,
+        on_error: OnError = "raise",
     ) -> Detections | Iterator[Detections] | list[Detections]:
         """Detects in one image or in several.
 
-        An image is a path, an http(s) address, an open binary file, a Pillow image, an RGB array (H, W, 3) or
-        grey array (H, W) of uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats in 0-1.
+        An image is a path, an address (http, https, file), an open binary file, a Pillow image, an RGB array
+        (H, W, 3) or grey array (H, W) of uint8, or an RGB or grey tensor (3 or 1, H, W) of uint8 or of floats
+        in 0-1.
 
         Args:
             images: an image, a list of images, or an iterator of images, which is read as results are taken.
@@ -157,12 +165,15 @@ class Predictor:
             score_threshold: keep detections whose score exceeds it.
             max_detections: keep at most so many per image, the best; at least 1.
             classes: names or COCO category ids to look for, or one of them; all by default.
+            on_error: what becomes of one of several images that cannot be read: "raise" its error, or "skip"
+                it with a warning, so that there are fewer detections than images; their `path` tells whose
+                they are.
 
         Returns:
             Detections of the one image, a list for a list, an iterator for an iterator.
 
         Raises:
-            ImageReadError: an image cannot be read.
+            ImageReadError: an image cannot be read, and is the only one or not to be skipped.
             ValueError: an image has another shape or type than those above, an option is out of its range,
                 or a class is unknown.
         """
@@ -170,10 +181,13 @@ class Predictor:
         _check_count("max_detections", max_detections)
         if math.isnan(score_threshold):
             raise ValueError("expected a score_threshold that is a number, got NaN")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"expected on_error to be 'raise' or 'skip', got {on_error!r}")
         labels = self.find_labels(classes)
         streams = isinstance(images, Iterator) and not _is_file(images)  # a file is an iterator, too
         several: Any = images if streams or isinstance(images, (list, tuple)) else [images]
-        results = self._stream(iter(several), batch_size, score_threshold, max_detections, labels)
+        readable = _read(several, skip=on_error == "skip" and several is images)
+        results = self._stream(readable, batch_size, score_threshold, max_detections, labels)
         if streams:
             return results
         return list(results) if several is images else next(results)
@@ -342,7 +356,7 @@ class Predictor:
 
     def _stream(
         self,
-        images: Iterator[ImageLike],
+        images: Iterator[tuple[ImageLike, NDArray[np.uint8]]],
         batch_size: int,
         score_threshold: float,
         max_detections: int,
@@ -350,12 +364,12 @@ class Predictor:
     ) -> Iterator[Detections]:
         while batch := list(islice(images, batch_size)):
             results = self.predict_batch(
-                [to_pixels(image) for image in batch],
+                [pixels for _, pixels in batch],
                 score_threshold=score_threshold,
                 max_detections=max_detections,
                 labels=labels,
             )
-            for image, detections in zip(batch, results, strict=True):
+            for (image, _), detections in zip(batch, results, strict=True):
                 path = str(image) if isinstance(image, (str, Path)) else None
                 yield replace(detections, path=path)
 
@@ -395,8 +409,8 @@ def load(
     Args:
         name: a checkpoint of the manifest; downloaded and verified if it is not in the cache.
         weights: a checkpoint of your own, as a file or loaded, in place of the published one.
-        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5", where neither `name` nor
-            the file gives it.
+        arch: architecture of `weights`, such as "faster_rcnn_r50_fpn_dconv_c3-c5"; by default that of `name`,
+            or what the file names, or what its tensors are recognised as.
         manifest: a manifest file that extends the built-in one.
         device: "cpu", "cuda" or "cuda:1"; by default the GPU if there is one.
         precision: "fp32", or for speed "bf16", or on a GPU "tf32" or "fp16". On a processor with AVX512-FP16
@@ -451,7 +465,7 @@ def identify(
     Args:
         checkpoint: may describe itself.
         record: the manifest's record, which comes before that.
-        architecture: comes before the checkpoint's own.
+        architecture: comes before the checkpoint's own, and before what its tensors are recognised as.
         known: class sets that give the category ids to equal names.
         replaces: whether the checkpoint takes the place of the record's own file; then the input and the
             classes that it describes come before the record's.
@@ -466,10 +480,13 @@ def identify(
         known = [checkpoint.description.classes, *known]
     said = record or checkpoint.description
     trained = (checkpoint.description if replaces else None) or said
-    architecture = architecture or (said.architecture if said else None)
+    architecture = architecture or (said.architecture if said else recognise(checkpoint.state_dict))
     if architecture is None:
         example = "--arch faster_rcnn_r50_fpn_dconv_c3-c5"
-        problem = f"does not name its architecture; give it with --arch, such as {example}"
+        problem = (
+            "does not name its architecture, and its tensors are those of no known one;"
+            f" give it with --arch, such as {example}"
+        )
         raise CheckpointError(str(checkpoint.path), problem)
     own = record is not None and not replaces
     classes = find_classes(checkpoint, trained.classes if trained else None, known, expected_first=own)
@@ -657,6 +674,24 @@ def _check_count(name: str, value: object) -> None:
 
 def _is_file(image: object) -> bool:
     return hasattr(image, "read")
+
+
+def _read(images: Iterable[ImageLike], skip: bool) -> Iterator[tuple[ImageLike, NDArray[np.uint8]]]:
+    """Yields images and their (H, W, 3) RGB pixels.
+
+    Args:
+        images: as `Predictor` takes them.
+        skip: whether those that cannot be read are left out, with a warning.
+    """
+    for image in images:
+        try:
+            pixels = to_pixels(image)
+        except ImageReadError as error:
+            if not skip:
+                raise
+            logger.warning("%s; it is skipped", error)
+        else:
+            yield image, pixels
 
 
 def to_pixels(image: ImageLike) -> NDArray[np.uint8]:

@@ -5,10 +5,10 @@ Shapes: D detections, K classes, H and W the size of the original image (upright
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,19 +146,21 @@ class Detections:
         image: ImageLike | None = None,
         *,
         score_threshold: float = DRAWN_SCORE,
+        font: str | Path | None = None,
     ) -> Image.Image:
         """Draws boxes, labels and masks.
 
         Args:
             image: the original, in any form that `Predictor` takes; read again from `path` by default.
             score_threshold: what the score of a detection exceeds that is drawn.
+            font: file of a font for the labels; by default one that has their characters.
 
         Returns:
             A new picture of the original size.
 
         Raises:
             ValueError: no image is given and the detections have no path, or the image has another size or a
-                form that `Predictor` does not take.
+                form that `Predictor` does not take, or the font is none.
             ImageReadError: the image, or the file at `path`, cannot be read.
         """
         from dcnzoo.annotate import draw_detections
@@ -168,7 +170,8 @@ class Detections:
             if self.path is None:
                 raise ValueError("these detections came from memory: pass the image to plot()")
             image = self.path
-        return draw_detections(to_pixels(image), self.above(score_threshold))
+        file = None if font is None else Path(font)
+        return draw_detections(to_pixels(image), self.above(score_threshold), file)
 
     def to_supervision(self) -> Any:
         """Returns the same as a `supervision.Detections`.
@@ -187,11 +190,6 @@ class Detections:
             mask=self.masks,
             data={"class_name": np.array(self.names, dtype=str)},
         )
-
-
-def one_line(name: str) -> str:
-    """Returns a class name as it may stand in a line of text, with spaces for what breaks or controls one."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", name)
 
 
 def find_labels(

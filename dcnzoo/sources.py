@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cache
+from itertools import chain, takewhile
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from dcnzoo.download import is_offline
 from dcnzoo.errors import ImageReadError, SourceError, without_credentials
+from dcnzoo.run_folder import RUN_FILE, pictures_in
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 STDIN = "-"
 LIST_SUFFIX = ".txt"
@@ -56,27 +62,41 @@ def find_images(sources: Sequence[str], exclude: Iterable[Path] = ()) -> Iterato
 
     A source is an image file, a folder (searched recursively, in alphabetical order, without hidden
     files), a glob, a `.txt` file with one path or address per line, an http(s) address, or `-` for lines
-    on standard input. Lines are relative to the working directory, or else to their list's folder.
+    on standard input. Lines are relative to the working directory, or else to their list's folder. Empty
+    ones are skipped, and in a file those that begin with `#`. A `file:` address is the path that it stands
+    for.
 
     Args:
         sources: what the user named.
-        exclude: folders to leave out of searches, such as those with the results.
+        exclude: folders to leave out of searches: those that the results go to.
 
     Yields:
         The images. Those of a folder are named relative to it, those of one of several folders with the
-        folder's name in front.
+        folder's name in front. Pictures that other runs have made (annotated ones, crops, curves) are left
+        out where they lie below a source; a warning names them.
 
     Raises:
-        SourceError: a source does not exist or holds no image.
+        SourceError: a source does not exist or holds no image. Of standard input beside other sources that is
+            known too late, when these are being done: it is a warning, after the last image.
     """
+    sources = list(map(local_path, sources))
     folders = [source for source in sources if source != STDIN and _holds(Path(source).is_dir)]
     excluded = frozenset(path.resolve() for path in exclude)
+    found, nothing_came = False, False
     for source in sources:
         images = _expand(source, excluded, prefix=len(folders) > 1)
         first = next(images, None)
-        if first is None:
-            raise SourceError(f"no images in {'standard input' if source == STDIN else source}")
-        yield from chain([first], images)
+        if first is not None:
+            found = True
+            yield from chain([first], images)
+        elif source == STDIN:
+            nothing_came = True
+        else:
+            raise SourceError(f"no images in {source}")
+    if nothing_came and found:
+        logger.warning("nothing came from standard input; the images of the other sources are all there are")
+    elif nothing_came:
+        raise SourceError("no images in standard input")
 
 
 def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:
@@ -94,13 +114,21 @@ def check_sources(sources: Sequence[str], exclude: Iterable[Path] = ()) -> None:
             next(find_images([source], exclude))
 
 
+def local_path(location: str) -> str:
+    """Returns the path that a `file:` address of this machine stands for; anything else as it is."""
+    match = re.fullmatch(
+        r"file:(?://(?:localhost)?(?=/))?(/(?!/).*)", location, flags=re.IGNORECASE | re.DOTALL
+    )
+    return os.fsdecode(unquote_to_bytes(os.fsencode(match[1]))) if match else location
+
+
 def is_url(location: str) -> bool:
     """Tells whether a location is an http(s) address."""
     return location.lower().startswith(("http://", "https://"))
 
 
 def read_image(location: str | Path) -> NDArray[np.uint8]:
-    """Reads and decodes an image from a path or an http(s) address.
+    """Reads and decodes an image from a path or an address (http, https, file).
 
     Returns:
         (H, W, 3) RGB, upright.
@@ -111,7 +139,7 @@ def read_image(location: str | Path) -> NDArray[np.uint8]:
     from dcnzoo.image import decode_image
 
     if not (isinstance(location, str) and is_url(location)):
-        return decode_image(location)
+        return decode_image(local_path(location) if isinstance(location, str) else location)
     try:
         return decode_image(_fetch(location))
     except ImageReadError as error:
@@ -170,12 +198,32 @@ def _holds(test: Callable[[], bool]) -> bool:
 
 
 def _walk(folder: Path, exclude: frozenset[Path], prefix: PurePath) -> Iterator[ImageSource]:
+    own = {path.parent for path in exclude}
+    drawn: list[str] = []
     for root, folders, files in os.walk(folder, onerror=_raise_unlisted):
-        folders[:] = sorted(name for name in folders if _is_searched(Path(root, name), exclude))
+        made: Collection[str] = ()
+        if RUN_FILE in files and Path(root).resolve() not in own:
+            made = pictures_in(Path(root))
+        drawn += (str(Path(root, name)) for name in sorted({*folders, *files}.intersection(made)))
+        folders[:] = sorted(
+            name for name in folders if name not in made and _is_searched(Path(root, name), exclude)
+        )
         for name in sorted(files):
             path = Path(root, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and name not in made:
                 yield ImageSource(str(path), PurePosixPath(prefix / path.relative_to(folder)))
+    _warn_of_drawn(*drawn)
+
+
+@cache  # a source is looked through several times
+def _warn_of_drawn(*paths: str) -> None:
+    if paths:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        logger.warning(
+            "left out, for earlier runs have made them: %s%s; name one as a source to have it searched",
+            paths[0],
+            more,
+        )
 
 
 def _is_searched(folder: Path, exclude: frozenset[Path]) -> bool:
@@ -187,31 +235,44 @@ def _raise_unlisted(error: OSError) -> None:
 
 
 def _glob(pattern: str, exclude: frozenset[Path]) -> Iterator[ImageSource]:
-    root = PurePath(*_parts_before_magic(pattern))
+    root = PurePath(*_parts_before(pattern, glob.has_magic))
+    searched = Path(*_parts_before(pattern, "**".__eq__)) if "**" in PurePath(pattern).parts else None
+    pictures = cache(pictures_in)
+    drawn: dict[str, None] = {}
     # Path.glob would refuse an absolute pattern.
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
         path = Path(match)
-        searched = exclude.isdisjoint(path.resolve().parents)
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and searched:
+        wanted = exclude.isdisjoint(path.resolve().parents)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file() or not wanted:
+            continue
+        # What the pattern names level by level is wanted, whoever has made it.
+        below = takewhile(lambda each: each != searched, (path, *path.parents)) if searched else ()
+        made = next((each for each in below if each.name in pictures(each.parent)), None)
+        if made:
+            drawn[str(made)] = None
+        else:
             yield ImageSource(match, PurePosixPath(path.relative_to(root)))
+    _warn_of_drawn(*drawn)
 
 
-def _parts_before_magic(pattern: str) -> Iterator[str]:
+def _parts_before(pattern: str, ends: Callable[[str], bool]) -> Iterator[str]:
     for part in PurePath(pattern).parts[:-1]:
-        if glob.has_magic(part):
+        if ends(part):
             return
         yield part
 
 
 def _read_list(path: Path) -> Iterator[ImageSource]:
-    with path.open("rb") as lines:
+    with path.open("rb") as file:
+        # On standard input there are no comments: it comes from programs, which list files of any name.
+        lines = (line for line in file if not line.removeprefix(BOM_UTF8).startswith(b"#"))
         yield from _listed(lines, path.parent)
 
 
 def _listed(lines: Iterable[bytes], base: Path) -> Iterator[ImageSource]:
     for line in lines:
-        location = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"))
-        if not location:
+        location = local_path(os.fsdecode(line.removeprefix(BOM_UTF8).rstrip(b"\r\n")))
+        if not location.strip():
             continue
         if "\0" in location:
             raise SourceError("a list of images must be text, one path or address per line")

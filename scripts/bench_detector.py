@@ -40,7 +40,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from dcnzoo.benchmark import MODEL_STAGES, Case, Model, Settings, StageClock, load_predictor, measure
-from dcnzoo.cli.table import table
 from dcnzoo.errors import DcnzooError
 from dcnzoo.fresh_process import run_apart
 from dcnzoo.hardware import cpu, hardware_stamp, operators
@@ -50,6 +49,7 @@ from dcnzoo.predictor import Predictor
 from dcnzoo.results import Detections
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
+from dcnzoo.text import table
 from dcnzoo.times import StageTimes
 
 PICTURE_SIZE = (425, 640)
@@ -477,7 +477,7 @@ def report(
     processor, backend = cpu(), operators()
     height, width = rounds.input_size
     return [
-        f"input {height}x{width}, batch 1, {processor['threads of PyTorch']} threads",
+        f"input {height}x{width}, batch 1, {processor['threads']} threads",
         "",
         stage_table(rows, rounds),
         "",
@@ -485,7 +485,7 @@ def report(
         table([titles, *map(comparison_cells, rows)], numbers=range(2, 9)),
         "",
         *reference_lines(rows, rounds, comparable, versions),
-        f"{processor['model']}, {processor['vector instructions']}; operators: {backend['backend']}",
+        f"{processor['model']}, {processor['vector_instructions']}; operators: {backend['backend']}",
     ]
 
 

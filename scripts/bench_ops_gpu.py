@@ -338,7 +338,20 @@ def extras(operands: Operands, precision: str, repeats: int) -> Iterator[Extra]:
         )
         return partial(F.conv2d, x, weight, weight.new_zeros(outputs), padding=1)
 
+    def one_pass(shift: Tensor, convolve: Callable[[], Tensor], added: Tensor | None = None) -> Tensor:
+        output = convolve()
+        torch.ops.dcnzoo.bias_relu_(output, shift, added, True)
+        return output
+
     pairs: dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "3×3, then bias and ReLU in one pass": (
+            lambda: operands.dense(bias).relu_(),
+            lambda: one_pass(bias, operands.dense),
+        ),
+        "1×1, then bias, sum and ReLU in one pass": (
+            lambda: F.conv2d(x, wide, wide_bias).add_(residual).relu_(),
+            lambda: one_pass(wide_bias, lambda: F.conv2d(x, wide), residual),
+        ),
         "3×3, bias, ReLU in one call": (lambda: operands.dense(bias).relu_(), operands.dense_relu),
         "1×1, bias, sum, ReLU in one call": (
             lambda: F.conv2d(x, wide, wide_bias).add_(residual).relu_(),

@@ -25,13 +25,13 @@ from torchvision.ops import batched_nms
 
 from dcnzoo import ops
 from dcnzoo.benchmark import Case, Model, Settings, load_predictor
-from dcnzoo.cli.table import table
 from dcnzoo.hardware import hardware_stamp
 from dcnzoo.models import boxes, rpn
 from dcnzoo.ops import backend
 from dcnzoo.predictor import Predictor
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_picture
+from dcnzoo.text import table
 
 MODEL = Model("mask_rcnn_r50_fpn_mdconv_c3-c5_1x_coco", None, None)
 PICTURE_SIZE = (425, 640)

@@ -13,7 +13,7 @@ from dcnzoo import ops
 from dcnzoo.ops.gpu import gpu_problem
 
 KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
-HOPPER_KERNELS = ("wgmma_128x128", "wgmma_128x256")
+HOPPER_KERNELS = ("wgmma_64x128", "wgmma_64x256", "wgmma_128x128", "wgmma_128x256")
 
 
 def forced_convolutions(kernels: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
@@ -66,6 +66,15 @@ def regions() -> None:
     ops.nms_sorted(many, counts, 0.5)
 
 
+def dense_layers() -> None:
+    """What follows the libraries' convolutions, with and without a sum, over maps that fill no block."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        maps = torch.randn(1, 24, 7, 9, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+        bias = torch.randn(24, device="cuda", dtype=dtype)
+        torch.ops.dcnzoo.bias_relu_(maps, bias, None, True)
+        torch.ops.dcnzoo.bias_relu_(maps, bias, maps.clone(), False)
+
+
 def main() -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,6 +87,7 @@ def main() -> None:
     if wgmma != "only":
         convolutions()
         regions()
+        dense_layers()
     if wgmma != "without" and torch.cuda.get_device_capability() == (9, 0):
         forced_convolutions(HOPPER_KERNELS, (torch.float16, torch.bfloat16))
     torch.cuda.synchronize()

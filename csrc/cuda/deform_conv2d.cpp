@@ -86,8 +86,8 @@ Operands operands(const Tensor& input, const Tensor& weight, const std::optional
 
 // "mma_128x128/2" is that kernel with the reduction in 2 parts: see `Kernel`. Without a number, any.
 Choice parse_choice(const std::string& text) {
-  constexpr const char* names[] = {"simt",        "grouped",     "mma_64x128",    "mma_128x64",
-                                   "mma_128x128", "mma_128x256", "wgmma_128x128", "wgmma_128x256"};
+  constexpr const char* names[] = {"simt",        "grouped",      "mma_64x128",   "mma_128x64",    "mma_128x128",
+                                   "mma_128x256", "wgmma_64x128", "wgmma_64x256", "wgmma_128x128", "wgmma_128x256"};
   const size_t slash = text.find('/');
   const std::string name = text.substr(0, slash);
   for (int32_t i = 0; i < static_cast<int32_t>(std::size(names)); ++i) {

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::resident)
 
 // Code for GPUs without wgmma is a stub that no block of the right size can be launched of.
 template <class Tile>
-__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, Tile::resident)
+__global__ void __launch_bounds__(has_wgmma ? Tile::threads : warp_threads, 1)
     wgmma_kernel(const __grid_constant__ DeformConv2d call, const __grid_constant__ Tiling tiling) {
   if constexpr (has_wgmma) {
     WgmmaBlock<Tile>(call, tiling, shared_memory).run();
@@ -58,6 +58,8 @@ KernelFunction mma_function(Kernel kernel) {
 template <class Factors>
 KernelFunction half_function(Kernel kernel) {
   switch (kernel) {
+    case Kernel::wgmma_64x128: return wgmma_kernel<Wgmma64x128<Factors>>;
+    case Kernel::wgmma_64x256: return wgmma_kernel<Wgmma64x256<Factors>>;
     case Kernel::wgmma_128x128: return wgmma_kernel<Wgmma128x128<Factors>>;
     case Kernel::wgmma_128x256: return wgmma_kernel<Wgmma128x256<Factors>>;
     default: return mma_function<Factors>(kernel);
@@ -85,8 +87,8 @@ KernelFunction kernel_function(const DeformConv2d& call, const Plan& plan) {
 }
 
 cudaError_t reduce(const DeformConv2d& call, int splits, cudaStream_t stream) {
-  const int64_t elements = call.shape.pixels() * call.shape.out_channels;
-  const int blocks = static_cast<int>(smaller<int64_t>(ceil_div(elements, reduce_threads), 1 << 16));
+  const int64_t threads = call.shape.pixels() * call.shape.out_channels / reduce_width(call.shape);
+  const int blocks = static_cast<int>(smaller<int64_t>(ceil_div(threads, reduce_threads), 1 << 16));
   switch (call.element) {
     case Element::float16: reduce_kernel<Half><<<blocks, reduce_threads, 0, stream>>>(call, splits); break;
     case Element::bfloat16: reduce_kernel<Bfloat16><<<blocks, reduce_threads, 0, stream>>>(call, splits); break;

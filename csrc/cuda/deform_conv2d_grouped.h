@@ -111,7 +111,7 @@ class GroupedBlock {
 
   DCNZOO_DEVICE Chunk sample(const char* source, int entry) const {
     Chunk corners[4];
-    load_corners(corners, source, table_.corner(entry), pixel_bytes(), pixel_bytes() * call_.shape.width);
+    load_corners(corners, source, table_.corner(entry), PixelSteps(call_.shape, sizeof(Storage)));
     return interpolate<Factors>(corners, table_.weights(entry));
   }
 

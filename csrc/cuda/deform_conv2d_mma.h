@@ -13,7 +13,6 @@
 
 namespace dcnzoo::cuda {
 
-constexpr int chunk_bytes = sizeof(Chunk);
 constexpr int step_chunks = 8, step_bytes = step_chunks * chunk_bytes;
 
 // Bytes of one row of a warp's part of the output on its way through shared memory: the padding makes the
@@ -92,16 +91,26 @@ DCNZOO_DEVICE Chunk keep_if(bool wanted, Chunk chunk) {
   return chunk;
 }
 
+// Bytes from a pixel of the input to the next, and half of those to the one below. A row has less than this:
+constexpr int64_t most_row_bytes = int64_t{1} << 33;
+
+struct PixelSteps {
+  uint32_t x, half_y;
+
+  DCNZOO_DEVICE PixelSteps(const ConvShape& shape, int element_bytes)
+      : x(static_cast<uint32_t>(shape.channels * static_cast<int64_t>(element_bytes))),
+        half_y(static_cast<uint32_t>(shape.channels * static_cast<int64_t>(element_bytes) * shape.width / 2)) {}
+};
+
 // Loads the four corners of a sample. `source` is the first pixel of the input at the wanted chunk of channels.
-DCNZOO_DEVICE void load_corners(Chunk (&corners)[4], const char* source, const Corner& corner, int64_t pixel_bytes,
-                                int64_t row_bytes) {
+DCNZOO_DEVICE void load_corners(Chunk (&corners)[4], const char* source, const Corner& corner,
+                                const PixelSteps& steps) {
   const char* top = source + corner.base();
-  const char* bottom = top + (corner.steps_y() ? row_bytes : 0);
-  const int64_t right = corner.steps_x() ? pixel_bytes : 0;
+  const char* bottom = steps_from(top, corner.twice_steps_y(), steps.half_y);
   corners[0] = load_global(top);
-  corners[1] = load_global(top + right);
+  corners[1] = load_global(steps_from(top, corner.steps_x(), steps.x));
   corners[2] = load_global(bottom);
-  corners[3] = load_global(bottom + right);
+  corners[3] = load_global(steps_from(bottom, corner.steps_x(), steps.x));
 }
 
 // One segment's products: `a` holds the chunks of rows r and r + 8, `b` that of a column.
@@ -126,9 +135,10 @@ DCNZOO_DEVICE void finish_sums(float (&sums)[TILES][4], const T* bias, int first
   }
 }
 
-// A step of the reduction axis: a part of a tap's channels.
+// A step of the reduction axis: a part of a tap's channels. The taps of a window, of which this is the first, have their
+// samples in the table at once.
 struct Step {
-  int tap, part;
+  int window, tap, part;
 };
 
 // What a thread samples in a step.
@@ -172,11 +182,22 @@ class BlockWork {
       : BlockWork(given_call, given_tiling, Place(given_tiling, block_index())) {}
 
   DCNZOO_DEVICE int64_t pixel_bytes() const { return call.shape.channels * static_cast<int64_t>(sizeof(Storage)); }
+  DCNZOO_DEVICE PixelSteps pixel_steps() const { return {call.shape, sizeof(Storage)}; }
 
-  // Steps are counted up, for a division takes as long as half a sample.
-  DCNZOO_DEVICE Step first_step() const { return {begin / steps_per_tap, begin % steps_per_tap}; }
+  // Within a window the same channels come for all taps before the next ones do: what a tap samples lies beside what
+  // the one before it has sampled, or is the same, and the first-level cache still has it. Steps are counted up, for a
+  // division takes as long as half a sample.
+  DCNZOO_DEVICE Step first_step() const {
+    const int window = begin / (tiling.window_taps * steps_per_tap) * tiling.window_taps;
+    const int taps = window_end(window) - window, rest = begin - window * steps_per_tap;
+    return {window, window + rest % taps, rest / taps};
+  }
   DCNZOO_DEVICE void advance(Step& step) const {
-    if (++step.part == steps_per_tap) ++step.tap, step.part = 0;
+    const int end = window_end(step.window);
+    if (++step.tap < end) return;
+    step.tap = step.window;
+    if (++step.part < steps_per_tap) return;
+    step = {end, end, 0};
   }
 
   // Of a thread whose channels are chunk number `chunk` of the step, and whose first sample is that of pixel `row`.
@@ -199,25 +220,28 @@ class BlockWork {
     return static_cast<const char*>(call.input) + static_cast<int64_t>(place.group) * group_bytes + byte;
   }
 
-  // The samples to have in the table when the steps reach `tap`.
-  DCNZOO_DEVICE Window window(int tap) const {
-    const int window_end = smaller(tap + tiling.window_taps, (end - 1) / steps_per_tap + 1);
-    return {tap, window_end - tap, deform_group(0), deform_group(group_bytes - chunk_bytes) - deform_group(0) + 1};
+  // The samples to have in the table for a step.
+  DCNZOO_DEVICE Window window(const Step& step) const {
+    return {step.window, window_end(step.window) - step.window, deform_group(0),
+            deform_group(group_bytes - chunk_bytes) - deform_group(0) + 1};
   }
 
-  // Starts to copy weights: for what is sampled from this source every ROWS_AT_ONCE-th column from `row` on, which go to
-  // `target` and as many rows of shared memory further.
-  template <int ROWS_AT_ONCE>
-  DCNZOO_DEVICE void copy_weights(const Source& sampled, int row, Chunk* target) const {
-    const int64_t row_step = static_cast<int64_t>(call.shape.taps()) * group_bytes;
+  // Those of column `row` of the tile.
+  DCNZOO_DEVICE const char* weights(int row) const {
     const int64_t first_row = static_cast<int64_t>(place.group) * call.shape.group_columns() + place.column + row;
-    const char* source = static_cast<const char*>(call.weight) + first_row * row_step +
-                         static_cast<int64_t>(sampled.tap) * group_bytes + sampled.byte;
+    return static_cast<const char*>(call.weight) + first_row * weight_row_bytes();
+  }
+
+  // Starts to copy weights: for what is sampled from this source every ROWS_AT_ONCE-th column from `row` on, whose
+  // weights these are; they go to `target` and as many rows of shared memory further.
+  template <int ROWS_AT_ONCE>
+  DCNZOO_DEVICE void copy_weights(const Source& sampled, int row, const char* weights, Chunk* target) const {
+    const char* source = weights + static_cast<int64_t>(sampled.tap) * group_bytes + sampled.byte;
     const int rows = sampled.inside ? columns - row : 0;  // that exist
     DCNZOO_UNROLL
     for (int i = 0; i < COLUMNS / ROWS_AT_ONCE; ++i) {
       copy_async(target, source, i * ROWS_AT_ONCE < rows);
-      source += ROWS_AT_ONCE * row_step;
+      source += ROWS_AT_ONCE * weight_row_bytes();
       target += ROWS_AT_ONCE * step_chunks;
     }
   }
@@ -253,6 +277,12 @@ class BlockWork {
         begin(part(place.split)),
         end(part(place.split + 1)) {}
 
+  DCNZOO_DEVICE int64_t weight_row_bytes() const { return static_cast<int64_t>(call.shape.taps()) * group_bytes; }
+
+  DCNZOO_DEVICE int window_end(int first_tap) const {
+    return smaller(first_tap + tiling.window_taps, call.shape.taps());
+  }
+
   DCNZOO_DEVICE int part(int split) const {
     return static_cast<int>(static_cast<int64_t>(call.shape.taps()) * steps_per_tap * split / tiling.splits);
   }
@@ -287,7 +317,7 @@ struct MmaTile {
   static constexpr int operand_rows = WARPS_M * WARPS_N * (warp_rows + warp_columns);  // that warps read per step
   // Of all warps per step; the numbers are counted in machine code (sm_90a, float16), and right within 4 %.
   static constexpr int instructions =
-      WARPS_M * WARPS_N * (120 * samples + 20 * copies + 45 * tiles_m + 4 * tiles_m * tiles_n);
+      WARPS_M * WARPS_N * (112 * samples + 18 * copies + 45 * tiles_m + 4 * tiles_m * tiles_n);
   static_assert(tiles_m * 16 * WARPS_M == PIXELS && tiles_n * 8 * WARPS_N == COLUMNS, "warps divide the tile");
   static_assert(samples * rows_at_once == PIXELS && copies * rows_at_once == COLUMNS, "threads divide the tile");
   static_assert(samples % BATCH == 0, "batches divide the samples");
@@ -313,7 +343,8 @@ class MmaBlock {
   DCNZOO_DEVICE MmaBlock(const DeformConv2d& call, const Tiling& tiling, char* shared)
       : work_(call, tiling),
         shared_(shared),
-        table_(shared + 2 * Tile::stage_bytes, tiling.table_capacity, work_.pixel_bytes()) {}
+        table_(shared + 2 * Tile::stage_bytes, tiling.table_capacity, work_.pixel_bytes()),
+        own_weights_(work_.weights(own_row())) {}
 
   DCNZOO_DEVICE void run() {
     float sums[Tile::tiles_m][Tile::tiles_n][4] = {};
@@ -346,10 +377,9 @@ class MmaBlock {
  private:
   // Makes sure that the samples of a step are in the table. No thread may still read the ones before.
   DCNZOO_DEVICE void enter(const Step& step) {
-    if (step.tap < window_end_) return;
-    const Window window = work_.window(step.tap);
-    window_end_ = window.tap + window.taps;
-    table_.fill(work_.call, work_.first, work_.pixels, window, thread_index(), Tile::threads);
+    if (step.window == window_) return;
+    window_ = step.window;
+    table_.fill(work_.call, work_.first, work_.pixels, work_.window(step), thread_index(), Tile::threads);
     sync_block();
   }
 
@@ -370,7 +400,7 @@ class MmaBlock {
   DCNZOO_DEVICE Source start(const Step& step, int i, Chunk (&corners)[Tile::batch][4]) const {
     const Source source = work_.source(step, own_chunk(), table_, own_row());
     Chunk* target = stage(i) + (Tile::pixels * step_chunks + chunk_index(own_row(), own_chunk()));
-    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), target);
+    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), own_weights_, target);
     load_batch(source, 0, corners);
     return source;
   }
@@ -381,8 +411,7 @@ class MmaBlock {
     const int first = source.entry + batch * Tile::batch * Tile::rows_at_once;
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) {
-      load_corners(corners[i], source.input, table_.corner(first + i * Tile::rows_at_once), work_.pixel_bytes(),
-                   work_.pixel_bytes() * work_.call.shape.width);
+      load_corners(corners[i], source.input, table_.corner(first + i * Tile::rows_at_once), work_.pixel_steps());
     }
   }
 
@@ -428,7 +457,8 @@ class MmaBlock {
   const Work work_;
   char* const shared_;
   Table table_;
-  int window_end_ = 0;
+  const char* const own_weights_;  // of the first column that this thread copies
+  int window_ = -1;  // that is in the table
 };
 
 }  // namespace dcnzoo::cuda

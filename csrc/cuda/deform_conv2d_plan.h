@@ -18,9 +18,13 @@ template <class Factors>
 using Mma128x256 = MmaTile<Factors, 128, 256, 2, 4, 1, 1>;
 
 template <class Factors>
-using Wgmma128x128 = WgmmaTile<Factors, 128, 4, 136, 4>;
+using Wgmma64x128 = WgmmaTile<Factors, 64, 128, 3, 4, 152, 4>;
 template <class Factors>
-using Wgmma128x256 = WgmmaTile<Factors, 256, 3, 168, 2>;
+using Wgmma64x256 = WgmmaTile<Factors, 64, 256, 2, 4, 216, 4>;
+template <class Factors>
+using Wgmma128x128 = WgmmaTile<Factors, 128, 128, 2, 4, 136, 4>;
+template <class Factors>
+using Wgmma128x256 = WgmmaTile<Factors, 128, 256, 2, 3, 168, 2>;
 
 template <class Factors, int SEGMENTS>
 using Grouped = GroupedTile<Factors, SEGMENTS, 2, 2>;
@@ -30,12 +34,15 @@ template <class T>
 using Simt = SimtTile<T, sizeof(typename Accumulator<T>::type) == 4 ? 8 : 4>;
 
 // Estimates of what a block costs, in clock cycles of a multiprocessor. They follow from the bytes that pass
-// through the first-level cache, 128 per cycle, the rates of mma.sync and wgmma, and the instructions that four
-// schedulers issue, one per cycle each; none has been measured.
+// through the first-level cache, 128 per cycle, and from the second-level one, which all multiprocessors share, the
+// rates of mma.sync and wgmma, and the instructions that four schedulers issue, one per cycle each; none has been
+// measured.
 struct Cost {
   static constexpr double start = 3000;         // of a kernel
   static constexpr double table = 1500;         // of a window of samples
-  static constexpr double bytes_per_cycle = 128, device_bytes_per_cycle = 1500, instructions_per_cycle = 4;
+  static constexpr double bytes_per_cycle = 128, second_level_bytes_per_cycle = 32, device_bytes_per_cycle = 1500;
+  static constexpr double second_level_bytes = 16 << 20;  // that stay there from one kernel to the next
+  static constexpr double instructions_per_cycle = 4;
   static constexpr double mma_factors_per_cycle = 1200, wgmma_factors_per_cycle = 2048;  // of 16 bits
 };
 
@@ -65,7 +72,8 @@ class Planner {
     // condition their estimates would take them for many layers.
     const bool asked = forced != nullptr || gpu_.try_wgmma;
     if (asked && gpu_.wgmma && element_bytes(element_) == 2) {
-      for (const Kernel kernel : {Kernel::wgmma_128x256, Kernel::wgmma_128x128}) {
+      for (const Kernel kernel :
+           {Kernel::wgmma_128x256, Kernel::wgmma_128x128, Kernel::wgmma_64x256, Kernel::wgmma_64x128}) {
         consider_splits(kernel, forced, consider);
       }
     }
@@ -77,11 +85,13 @@ class Planner {
 
   int group_bytes() const { return shape_.group_channels() * element_bytes(element_); }
 
-  // Whether the tensor cores know these numbers, and the channels come in whole chunks.
+  // Whether the tensor cores know these numbers, and the samples' loads reach every pixel and come in whole chunks.
   bool has_factors() const {
     const int chunk = chunk_bytes / element_bytes(element_);
     const bool known = element_ == Element::float16 || element_ == Element::bfloat16 || tf32_;
-    return known && shape_.group_channels() % chunk == 0 && shape_.deform_channels() % chunk == 0;
+    const int64_t row_bytes = static_cast<int64_t>(shape_.channels) * shape_.width * element_bytes(element_);
+    return known && shape_.group_channels() % chunk == 0 && shape_.deform_channels() % chunk == 0 &&
+           row_bytes < most_row_bytes;
   }
 
   // Deformable groups that `channels` consecutive channels, which start at a multiple of `step`, belong to at most.
@@ -160,6 +170,8 @@ class Planner {
       case Kernel::mma_64x128: return consider_block<MmaBlock<Mma64x128<Factors>>>(kernel, forced, consider);
       case Kernel::mma_128x64: return consider_block<MmaBlock<Mma128x64<Factors>>>(kernel, forced, consider);
       case Kernel::mma_128x128: return consider_block<MmaBlock<Mma128x128<Factors>>>(kernel, forced, consider);
+      case Kernel::wgmma_64x128: return consider_block<WgmmaBlock<Wgmma64x128<Factors>>>(kernel, forced, consider);
+      case Kernel::wgmma_64x256: return consider_block<WgmmaBlock<Wgmma64x256<Factors>>>(kernel, forced, consider);
       case Kernel::wgmma_128x128: return consider_block<WgmmaBlock<Wgmma128x128<Factors>>>(kernel, forced, consider);
       case Kernel::wgmma_128x256: return consider_block<WgmmaBlock<Wgmma128x256<Factors>>>(kernel, forced, consider);
       default: return consider_block<MmaBlock<Mma128x256<Factors>>>(kernel, forced, consider);
@@ -172,9 +184,7 @@ class Planner {
   void consider_block(Kernel kernel, const Choice* forced, const Consider& consider) const {
     using Tile = typename Block::Tile;
     constexpr int most_splits = 8, fewest_steps = 4;
-    const double rate = kernel == Kernel::wgmma_128x128 || kernel == Kernel::wgmma_128x256
-                            ? Cost::wgmma_factors_per_cycle
-                            : Cost::mma_factors_per_cycle;
+    const double rate = kernel < Kernel::wgmma_64x128 ? Cost::mma_factors_per_cycle : Cost::wgmma_factors_per_cycle;
     const int limit = smaller(steps(), larger(1, smaller(most_splits, steps() / fewest_steps)));
     for (int splits = 1; splits <= limit; ++splits) {
       const bool wanted = forced == nullptr || forced->splits <= 0 || forced->splits == splits;
@@ -197,20 +207,22 @@ class Planner {
     const double factors = static_cast<double>(Tile::pixels) * Tile::columns * step_bytes / element_bytes(element_);
     if (element_ == Element::float32) rate /= 2;
     constexpr double issue = Tile::instructions / Cost::instructions_per_cycle;
-    const double step = larger(issue, larger(bytes / Cost::bytes_per_cycle, factors / rate));
-    const int windows = ceil(ceil(shape_.taps(), plan.tiling.splits), larger(1, plan.tiling.window_taps));
-    const double block = Cost::table * windows + step * ceil(steps(), plan.tiling.splits) +
+    // The weights, and of the input as many pixels as the tile has: what taps and corners share, the first-level
+    // cache keeps.
+    constexpr double fetch = (Tile::pixels + Tile::columns) * step_bytes / Cost::second_level_bytes_per_cycle;
+    const double step = larger(larger(issue, fetch), larger(bytes / Cost::bytes_per_cycle, factors / rate));
+    const int block_steps = ceil(steps(), plan.tiling.splits);
+    const int windows = ceil(block_steps, larger(1, plan.tiling.window_taps * (steps() / shape_.taps())));
+    const double block = Cost::table * windows + step * block_steps +
                          Tile::pixels * Tile::columns * 8.0 / Cost::bytes_per_cycle;
-    const int resident = larger(1, smaller(Tile::resident, gpu_.shared_bytes / plan.shared_bytes));
-    const double at_once = static_cast<double>(gpu_.multiprocessors) * resident;
-    const double rounds = static_cast<double>(plan.blocks) / at_once;
-    const double busy = rounds < 1 ? larger(1.0, static_cast<double>(plan.blocks) / gpu_.multiprocessors)
-                                   : static_cast<double>(ceil_div(plan.blocks, static_cast<int64_t>(at_once))) *
-                                         at_once / gpu_.multiprocessors;
-    double total = busy * block;
+    // Blocks that are on a multiprocessor at once share what bounds them.
+    double total = static_cast<double>(ceil_div(plan.blocks, gpu_.multiprocessors)) * block;
     if (plan.tiling.splits > 1) {
       const double sums = static_cast<double>(shape_.pixels()) * shape_.out_channels * 4;
-      total += Cost::start + sums * (2 * plan.tiling.splits + 1) / Cost::device_bytes_per_cycle;
+      const double all_bytes_per_cycle = plan.tiling.splits * sums < Cost::second_level_bytes
+                                             ? gpu_.multiprocessors * Cost::second_level_bytes_per_cycle
+                                             : Cost::device_bytes_per_cycle;
+      total += Cost::start + sums * (2 * plan.tiling.splits + 1) / all_bytes_per_cycle;
     }
     return total;
   }

@@ -92,8 +92,8 @@ class SimtBlock {
       const Corner corner = table_.corner(entry + pixel);
       const Quad weights = table_.weights(entry + pixel);
       const Storage* top = source + corner.base() / address_scale;
-      const Storage* bottom = top + (corner.steps_y() ? row_step : 0);
-      const int right = corner.steps_x() ? call_.shape.channels : 0;
+      const Storage* bottom = top + (corner.twice_steps_y() != 0 ? row_step : 0);
+      const int right = corner.steps_x() != 0 ? call_.shape.channels : 0;
       const Sum value = weights.corner[0] * widen(load_scalar(top)) + weights.corner[1] * widen(load_scalar(top + right)) +
                         weights.corner[2] * widen(load_scalar(bottom)) +
                         weights.corner[3] * widen(load_scalar(bottom + right));

@@ -1,10 +1,11 @@
 // Deformable convolution on Hopper's tensor cores (wgmma), in float16 and bfloat16: the product of
 // deform_conv2d_mma.h, with other threads to sample than to multiply.
 //
-// Half of a block's warps produce: they sample the left operand of a step and copy its weights into one of several
-// stages of shared memory. The other half consume: two groups of four warps each multiply 64 pixels with all the
-// columns, which the tensor cores read from there by themselves. Barriers say when a stage is full and when it is
-// empty again, so that samples are loaded while others are multiplied, without the two ever meeting.
+// Groups of four warps produce: in turn they each sample the left operand of a step and copy its weights into one of
+// several stages of shared memory, so that while one group waits for its loads another has its own to interpolate.
+// One or two other groups consume: each multiplies 64 pixels with all the columns, which the tensor cores read from
+// there by themselves. Barriers say when a stage is full and when it is empty again, so that samples are loaded while
+// others are multiplied, without the two ever meeting.
 //
 // In a stage each row, a pixel or a column, has the step's 128 bytes of channels. Chunk c of row r lies at c xor
 // (r mod 8), as the tensor cores' 128-byte swizzle wants it; writers of a row meet in no bank.
@@ -16,7 +17,8 @@ namespace dcnzoo::cuda {
 
 constexpr int group_warps = 4, group_threads = group_warps * warp_threads;  // that multiply together
 // Of what they multiply at once. (256 columns would read the pixels once instead of twice, but the compiler wants
-// more registers for such a product than each of 512 threads has when the kernel starts.)
+// more registers for such a product than each of 512 threads has when the kernel starts, and for the tile with 384
+// the second-level cache is the bound, not what the products read.)
 constexpr int product_rows = 64, product_columns = 128, product_bytes = 32;
 constexpr int swizzle_rows = 8, swizzle_bytes = swizzle_rows * step_bytes;
 
@@ -27,27 +29,36 @@ DCNZOO_DEVICE uint64_t matrix_descriptor(uint32_t first) {
   return (first & 0x3ffff) >> 4 | unused_step << 16 | group_step << 32 | swizzle_128 << 62;
 }
 
-// Sizes of a block. A consumer has CONSUMER_REGISTERS, and a producer what that leaves it. BATCH is how many of its
-// samples a producer loads ahead.
-template <class FACTORS, int COLUMNS, int STAGES, int CONSUMER_REGISTERS, int BATCH>
+// Sizes of a block, of which one fits a multiprocessor. A consumer has CONSUMER_REGISTERS, and a producer what that
+// leaves it. BATCH is how many of its samples a producer loads ahead.
+template <class FACTORS, int PIXELS, int COLUMNS, int PRODUCER_GROUPS, int STAGES, int CONSUMER_REGISTERS, int BATCH>
 struct WgmmaTile {
   using Factors = FACTORS;
-  static constexpr int consumer_groups = 2, producer_groups = 2;
+  static constexpr int consumer_groups = PIXELS / product_rows, producer_groups = PRODUCER_GROUPS;
+  static constexpr int groups = consumer_groups + producer_groups;
   static constexpr int consumers = consumer_groups * group_threads, producers = producer_groups * group_threads;
-  static constexpr int threads = consumers + producers, resident = 1;
-  static constexpr int pixels = product_rows * consumer_groups, columns = COLUMNS, stages = STAGES, batch = BATCH;
+  static constexpr int threads = groups * group_threads;
+  static constexpr int pixels = PIXELS, columns = COLUMNS, stages = STAGES, batch = BATCH;
   static constexpr int products = COLUMNS / product_columns;  // beside each other
-  static constexpr int consumer_registers = CONSUMER_REGISTERS, producer_registers = 256 - CONSUMER_REGISTERS;
-  static constexpr int rows_at_once = producers / step_chunks;  // of the producers, as what follows
-  static constexpr int samples = pixels / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
-  static constexpr int stage_bytes = (pixels + COLUMNS) * step_bytes;
+  static constexpr int first_registers = (64 << 10) / threads / 8 * 8;  // of every thread at the start
+  static constexpr int consumer_registers = CONSUMER_REGISTERS;
+  static constexpr int producer_registers =
+      (groups * first_registers - consumer_groups * CONSUMER_REGISTERS) / producer_groups / 8 * 8;
+  static constexpr int rows_at_once = group_threads / step_chunks;  // of the producers of a step, as what follows
+  static constexpr int samples = PIXELS / rows_at_once, copies = COLUMNS / rows_at_once;  // per thread and step
+  static constexpr int stage_bytes = (PIXELS + COLUMNS) * step_bytes;
   // Rows of a stage that the tensor cores read per step: each product its own.
   static constexpr int operand_rows = consumer_groups * products * (product_rows + product_columns);
-  // Of all warps per step; the numbers are counted in machine code.
+  // Of all warps per step; the numbers are counted in machine code (float16), and right within 1 %.
   static constexpr int instructions =
-      producers / warp_threads * (115 * samples + 8 * copies) + consumers / warp_threads * (41 + 33 * products);
-  static_assert(products * product_columns == COLUMNS && samples % BATCH == 0, "products and batches come out even");
-  static_assert(samples * rows_at_once == pixels, "threads divide the tile");
+      group_warps * (92 * samples + 24 * producer_groups + 53) + 17 * copies +
+      consumers / warp_threads * (45 + 33 * products);
+  static_assert(consumer_groups * product_rows == PIXELS && products * product_columns == COLUMNS,
+                "products cover the tile");
+  static_assert(samples % BATCH == 0, "batches divide the samples");
+  // A group knows from its step before that the stage's use before the last has ended: parities tell no more apart.
+  static_assert(producer_groups <= STAGES, "no producer waits for a stage two uses ahead");
+  static_assert(consumer_registers > first_registers && producer_registers < first_registers, "registers move");
   static_assert(rows_at_once % swizzle_rows == 0, "the order of chunks is the same in all rows of a thread");
   static_assert(consumers / warp_threads * 16 * staging_row_bytes(product_columns, 4) <= STAGES * stage_bytes,
                 "the output's way through shared memory");
@@ -71,12 +82,13 @@ class WgmmaBlock {
       : work_(call, tiling),
         shared_(shared),
         table_(shared + Tile::stages * Tile::stage_bytes, tiling.table_capacity, work_.pixel_bytes()),
-        barriers_(*reinterpret_cast<Barriers*>(shared + shared_bytes(tiling.table_capacity) - sizeof(Barriers))) {}
+        barriers_(*reinterpret_cast<Barriers*>(shared + shared_bytes(tiling.table_capacity) - sizeof(Barriers))),
+        own_weights_(work_.weights(own_row())) {}
 
   DCNZOO_DEVICE void run() {
     if (thread_index() == 0) {
       for (int i = 0; i < Tile::stages; ++i) {  // each warp arrives once
-        init_barrier(&barriers_.full[i], Tile::producers / warp_threads);
+        init_barrier(&barriers_.full[i], group_warps);
         init_barrier(&barriers_.empty[i], Tile::consumers / warp_threads);
       }
     }
@@ -126,13 +138,20 @@ class WgmmaBlock {
     if (thread_index() % warp_threads == 0) arrive(barrier);
   }
 
+  // A producer's way along the steps.
+  struct Progress {
+    Step step;
+    Stage stage;
+    int left;  // steps from this one on
+  };
+
   DCNZOO_DEVICE void produce() {
     Chunk corners[Tile::batch][4];
-    Stage stage;
-    Step step = work_.first_step();
-    Source here = start(step, stage, corners);
-    for (int left = work_.end - work_.begin - 1;; --left) {
-      Chunk* target = pixels(stage);
+    Progress at{work_.first_step(), Stage(), work_.end - work_.begin};
+    if (!pass(at, producer() / group_threads)) return;  // what the groups before it produce
+    Source here = start(at, corners);
+    for (;;) {
+      Chunk* target = pixels(at.stage);
       DCNZOO_UNROLL
       for (int i = 0; i < Tile::samples; ++i) {
         Chunk(&own)[4] = corners[i % Tile::batch];
@@ -142,23 +161,40 @@ class WgmmaBlock {
       }
       wait_for_copies();
       publish_to_tensor_cores();
-      arrive_as_warp(&barriers_.full[stage.index()]);
-      if (left == 0) return;
-      work_.advance(step);
-      stage.advance();
-      here = start(step, stage, corners);
+      arrive_as_warp(&barriers_.full[at.stage.index()]);
+      if (!advance(at) || !pass(at, Tile::producer_groups - 1)) return;
+      here = start(at, corners);
+    }
+  }
+
+  // Whether there is a next step.
+  DCNZOO_DEVICE bool advance(Progress& at) const {
+    if (--at.left == 0) return false;
+    work_.advance(at.step);
+    at.stage.advance();
+    return true;
+  }
+
+  // Passes some steps that others produce; whether one comes after them. All producers see each step, since together
+  // they fill the table.
+  DCNZOO_DEVICE bool pass(Progress& at, int steps) {
+    for (;; --steps) {
+      enter(at.step);
+      if (steps == 0) return true;
+      if (!advance(at)) return false;
     }
   }
 
   // Starts what a step needs: the loads of the first samples and, in its stage, the copies of the weights. The loads
-  // come after what has been published, which waits for loads too, and before the wait for the stage.
-  DCNZOO_DEVICE Source start(const Step& step, const Stage& stage, Chunk (&corners)[Tile::batch][4]) {
-    enter(step);
-    const Source source = work_.source(step, own_chunk(), table_, own_row());
+  // come after what has been published, which waits for loads too, and before the wait for the stage. (The compiler
+  // leaves them there because the samples come in another round of the loop.)
+  DCNZOO_DEVICE Source start(const Progress& at, Chunk (&corners)[Tile::batch][4]) {
+    const Source source = work_.source(at.step, own_chunk(), table_, own_row());
     DCNZOO_UNROLL
     for (int i = 0; i < Tile::batch; ++i) load(source, i, corners[i]);
-    wait_for_phase(&barriers_.empty[stage.index()], stage.emptied());
-    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), pixels(stage) + Tile::pixels * step_chunks);
+    wait_for_phase(&barriers_.empty[at.stage.index()], at.stage.emptied());
+    work_.template copy_weights<Tile::rows_at_once>(source, own_row(), own_weights_,
+                                                    pixels(at.stage) + Tile::pixels * step_chunks);
     return source;
   }
 
@@ -167,27 +203,25 @@ class WgmmaBlock {
     return reinterpret_cast<Chunk*>(memory(stage)) + swizzled(own_row(), own_chunk());
   }
 
-  // Makes sure that the samples of a step are in the table.
+  // Makes sure that the samples of a step are in the table. All producers come here for each step.
   DCNZOO_DEVICE void enter(const Step& step) {
-    if (step.tap < window_end_) return;
-    const Window window = work_.window(step.tap);
-    window_end_ = window.tap + window.taps;
+    if (step.window == window_) return;
+    window_ = step.window;
     sync_threads(producers_barrier, Tile::producers);  // nobody still reads the samples before
-    table_.fill(work_.call, work_.first, work_.pixels, window, producer(), Tile::producers);
+    table_.fill(work_.call, work_.first, work_.pixels, work_.window(step), producer(), Tile::producers);
     sync_threads(producers_barrier, Tile::producers);
   }
 
   static DCNZOO_DEVICE int producer() { return thread_index() - Tile::consumers; }
 
   // The row and the chunk of channels that this thread samples and copies first in a step.
-  static DCNZOO_DEVICE int own_row() { return producer() / step_chunks; }
+  static DCNZOO_DEVICE int own_row() { return producer() % group_threads / step_chunks; }
   static DCNZOO_DEVICE int own_chunk() { return producer() % step_chunks; }
 
   static DCNZOO_DEVICE int swizzled(int row, int chunk) { return row * step_chunks + (chunk ^ row % swizzle_rows); }
 
   DCNZOO_DEVICE void load(const Source& source, int i, Chunk (&corners)[4]) const {
-    load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_bytes(),
-                 work_.pixel_bytes() * work_.call.shape.width);
+    load_corners(corners, source.input, table_.corner(source.entry + i * Tile::rows_at_once), work_.pixel_steps());
   }
 
   DCNZOO_DEVICE Chunk sample(const Source& source, int i, const Chunk (&corners)[4]) const {
@@ -236,7 +270,8 @@ class WgmmaBlock {
   char* const shared_;
   Table table_;
   Barriers& barriers_;
-  int window_end_ = 0;
+  const char* const own_weights_;  // of the first column that a producer copies
+  int window_ = -1;  // that is in the table
 };
 
 }  // namespace dcnzoo::cuda

@@ -31,6 +31,7 @@ struct alignas(8) PhaseBarrier {
 
 #define DCNZOO_DEVICE __device__ __forceinline__
 #define DCNZOO_UNROLL _Pragma("unroll")
+#define DCNZOO_UNROLL_4 _Pragma("unroll 4")
 
 namespace dcnzoo::cuda {
 
@@ -69,6 +70,12 @@ DCNZOO_DEVICE Chunk load_global(const void* address) {
 template <class T>
 DCNZOO_DEVICE T load_scalar(const T* address) {
   return __ldg(address);
+}
+
+// Memory that no other thread writes while the kernel runs.
+DCNZOO_DEVICE Chunk load_own(const void* address) {
+  const uint4 value = *static_cast<const uint4*>(address);
+  return {{value.x, value.y, value.z, value.w}};
 }
 
 DCNZOO_DEVICE void store_global(void* address, const Chunk& value) {
@@ -136,6 +143,13 @@ DCNZOO_DEVICE uint32_t round_tf32(float value) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
+}
+
+// `count` steps on from an address, in one instruction. (A product of 64 bits, or a choice, takes several.)
+DCNZOO_DEVICE const char* steps_from(const char* address, uint32_t count, uint32_t step_bytes) {
+  uint64_t found;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(found) : "r"(count), "r"(step_bytes), "l"(address));
+  return reinterpret_cast<const char*>(found);
 }
 
 // Tensor cores, c += a · b for 16 × 8 results. The threads of a warp hold the operands as PTX lays down for

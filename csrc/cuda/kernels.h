@@ -88,7 +88,18 @@ struct Tiling {
   int table_capacity;  // pairs of a tap and a deformable group whose samples have room there
 };
 
-enum class Kernel : int32_t { simt, grouped, mma_64x128, mma_128x64, mma_128x128, mma_128x256, wgmma_128x128, wgmma_128x256 };
+enum class Kernel : int32_t {
+  simt,
+  grouped,
+  mma_64x128,
+  mma_128x64,
+  mma_128x128,
+  mma_128x256,
+  wgmma_64x128,
+  wgmma_64x256,
+  wgmma_128x128,
+  wgmma_128x256
+};
 
 // Which kernel computes a call, and how.
 struct Plan {
@@ -154,6 +165,19 @@ struct Suppression {
   bool* kept;
 };
 
+constexpr int chunk_bytes = 16;  // what a thread loads and stores at once
+
+// Adds to each pixel of (N, H, W, C) maps the (C,) bias and, unless null, other maps; then ReLU, if wanted. All of one
+// element, not float64, and of whole chunks per pixel.
+struct BiasRelu {
+  void* maps;  // overwritten
+  const void* bias;
+  const void* added;
+  int64_t chunks, bias_chunks;
+  Element element;
+  bool relu;
+};
+
 // Each of these returns a cudaError_t. `device` is the current one.
 int query_gpu(int device, Gpu& gpu);
 int run_deform_conv2d(const DeformConv2d& call, const Plan& plan, const Gpu& gpu, Stream stream);
@@ -162,5 +186,6 @@ int scatter_columns(const DeformConv2dColumns& work, Stream stream);
 int run_roi_pool(const RoiPool& call, Stream stream);
 int run_roi_pool_grad(const RoiPoolGrad& call, Stream stream);
 int run_suppression(const Suppression& call, Stream stream);
+int run_bias_relu(const BiasRelu& call, Stream stream);
 
 }  // namespace dcnzoo::cuda

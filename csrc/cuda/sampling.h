@@ -59,8 +59,8 @@ struct Corner {
   int64_t address;
 
   DCNZOO_BOTH int64_t base() const { return address & ~steps; }
-  DCNZOO_BOTH bool steps_x() const { return (address & step_x) != 0; }
-  DCNZOO_BOTH bool steps_y() const { return (address & step_y) != 0; }
+  DCNZOO_BOTH uint32_t steps_x() const { return static_cast<uint32_t>(address) & step_x; }        // 0 or 1
+  DCNZOO_BOTH uint32_t twice_steps_y() const { return static_cast<uint32_t>(address) & step_y; }  // 0 or 2
 };
 
 template <class T>

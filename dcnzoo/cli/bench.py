@@ -23,7 +23,7 @@ from dcnzoo.writers.folder import output_errors
 
 if TYPE_CHECKING:
     from dcnzoo.benchmark import Case, Model, Result, Settings
-    from dcnzoo.cli.main import Settings as ProgramSettings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.training.benchmark import StepResult
 
 R = TypeVar("R")
@@ -77,9 +77,7 @@ class Options:
             click.UsageError: they do not go together.
         """
         if not self.models and self.arch is None and self.own_weights is None:
-            raise click.UsageError(
-                "Name a --model (`dcnzoo list` shows them), or give --weights, with --arch if need be."
-            )
+            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights.")
         if self.models and self.arch is not None:
             raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
         if self.arch is not None and self.weights is None:
@@ -197,7 +195,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     "--train", is_flag=True, help="Measure training steps, and the same ones on torchvision's operators."
 )
 @click.pass_obj
-def bench(settings: ProgramSettings, /, **options: Any) -> int:
+def bench(shared: SharedOptions, /, **options: Any) -> int:
     """Measure speed and memory of detectors.
 
     Every combination of model, device, precision and batch size is measured in a process of its own: the
@@ -206,7 +204,7 @@ def bench(settings: ProgramSettings, /, **options: Any) -> int:
     """
     chosen = Options(**options)
     chosen.check()
-    return run(chosen, settings.manifest)
+    return run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> int:

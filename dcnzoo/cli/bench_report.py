@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dcnzoo.cli.table import table
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
     from dcnzoo.benchmark import Result, Spread
@@ -156,7 +156,7 @@ def _paragraphs(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> It
 def _machine_lines(stamps: Sequence[dict[str, Any]]) -> Iterator[str]:
     stamp = stamps[0]
     cpu, operators = stamp["cpu"], stamp["operators"]
-    yield f"CPU: {cpu['model']}, {cpu['vector instructions']}, {cpu['threads of PyTorch']} threads"
+    yield f"CPU: {cpu['model']}, {cpu['vector_instructions']}, {cpu['threads']} threads"
     gpus = dict.fromkeys(each["gpu"] for each in stamps if each["gpu"])
     yield f"GPU: {'; '.join(gpus) or 'not used'}"
     yield f"operators: {operators['backend']}, because {operators['because']}"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.cli.table import table
 from dcnzoo.errors import ChecksumError, DownloadError
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
     from dcnzoo.cache import CachedFile
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
 
 NAMES = click.argument("names", metavar="[NAME]...", nargs=-1)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print it for programs.")
@@ -32,9 +32,9 @@ def cache() -> None:
 @NAMES
 @JSON
 @click.pass_obj
-def list_files(settings: Settings, names: tuple[str, ...], as_json: bool) -> None:
+def list_files(shared: SharedOptions, names: tuple[str, ...], as_json: bool) -> None:
     """List the files with their sizes, those of the named checkpoints or all."""
-    files, _ = _find(settings, names)
+    files, _ = _find(shared, names)
     _show(files, [file.state for file in files], as_json)
 
 
@@ -42,12 +42,12 @@ def list_files(settings: Settings, names: tuple[str, ...], as_json: bool) -> Non
 @NAMES
 @JSON
 @click.pass_obj
-def verify_files(settings: Settings, names: tuple[str, ...], as_json: bool) -> int:
+def verify_files(shared: SharedOptions, names: tuple[str, ...], as_json: bool) -> int:
     """Read the files and compare their SHA-256 with the manifest's.
 
     The exit code is 1 if one is damaged, or a named checkpoint has no file.
     """
-    files, problems = _find(settings, names)
+    files, problems = _find(shared, names)
     states: list[str] = []
     for file in files:
         try:
@@ -68,14 +68,14 @@ def verify_files(settings: Settings, names: tuple[str, ...], as_json: bool) -> i
 @NAMES
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def clear_files(settings: Settings, names: tuple[str, ...], yes: bool) -> int:
+def clear_files(shared: SharedOptions, names: tuple[str, ...], yes: bool) -> int:
     """Remove the files of the named checkpoints, or all, and the parts of unfinished downloads.
 
     Files that no manifest knows are left alone.
     """
     from dcnzoo.transfer import readable_size
 
-    files, _ = _find(settings, names)
+    files, _ = _find(shared, names)
     known = [file for file in files if file.records]
     if unknown := [file for file in files if not file.records]:
         click.echo(f"left alone, since no manifest knows them: {_count(unknown)}", err=True)
@@ -101,12 +101,12 @@ def clear_files(settings: Settings, names: tuple[str, ...], yes: bool) -> int:
     return 1 if failures else 0
 
 
-def _find(settings: Settings, names: tuple[str, ...]) -> tuple[list[CachedFile], list[str]]:
+def _find(shared: SharedOptions, names: tuple[str, ...]) -> tuple[list[CachedFile], list[str]]:
     """The files of the named checkpoints, or all; and a complaint about each name without a file."""
     from dcnzoo.cache import cached_files
     from dcnzoo.manifest import load_manifest
 
-    manifest = load_manifest(settings.manifest)
+    manifest = load_manifest(shared.manifest)
     wanted = [manifest.find(name).name for name in names]
     files = [
         file

@@ -7,35 +7,34 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dcnzoo.cli.options import url_base_option
-from dcnzoo.errors import looks_like_file
+from dcnzoo.cli.options import find_record, url_base_option
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
-    from dcnzoo.manifest import Manifest, Record
+    from dcnzoo.cli.main import SharedOptions
 
 
 @click.command()
 @click.argument("source", metavar="NAME|FILE")
 @click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
-@click.option("--arch", metavar="NAME", help="Architecture of FILE, if FILE does not say.")
+@click.option(
+    "--arch", metavar="NAME", help="Architecture of FILE.  [default: as FILE says, or its tensors tell]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @url_base_option
 @click.pass_obj
 def convert(
-    settings: Settings, source: str, out: Path, arch: str | None, overwrite: bool, url_base: str | None
+    shared: SharedOptions, source: str, out: Path, arch: str | None, overwrite: bool, url_base: str | None
 ) -> None:
     """Write a safe copy of a checkpoint, as safetensors.
 
-    The copy holds numbers and text only, nothing that could run, and says what has to be known to use them:
-    `dcnzoo predict --weights OUT.safetensors` needs no --arch.
+    The copy holds numbers and text only, nothing that could run, and says what has to be known to use them,
+    as with `dcnzoo predict --weights OUT.safetensors`.
     """
     from dcnzoo.manifest import Architecture, load_manifest
     from dcnzoo.safe_copy import check_target
 
-    manifest = load_manifest(settings.manifest)
-    record = _find_record(manifest, source)
-    _check_arch(source, record, arch)
+    manifest = load_manifest(shared.manifest)
+    record = find_record(manifest, source, arch)
     architecture = Architecture.parse(arch) if arch else None
     check_target(out, overwrite)
 
@@ -51,24 +50,3 @@ def convert(
         overwrite=overwrite,
     )
     print(out)
-
-
-def _find_record(manifest: Manifest, source: str) -> Record | None:
-    """The record of a name, None for what looks like a file.
-
-    Raises:
-        UnknownModelError: it is neither.
-    """
-    if source not in manifest.records and (Path(source).exists() or looks_like_file(source)):
-        return None
-    return manifest.find(source)
-
-
-def _check_arch(source: str, record: Record | None, arch: str | None) -> None:
-    """Checks that the architecture is stated only once.
-
-    Raises:
-        click.UsageError: it is stated twice.
-    """
-    if record and arch:
-        raise click.UsageError(f"{source} has an architecture of its own; give --arch only with a file.")

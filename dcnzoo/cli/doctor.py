@@ -16,7 +16,10 @@ import click
 from dcnzoo import hardware
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
+
+_TITLES = {"cpu": "CPU", "cuda": "CUDA"}
+"""What the text calls a key of the JSON that is not just its words."""
 
 
 @click.command()
@@ -27,7 +30,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
     The exit code is 1 if something that is needed does not work.
     """
-    settings: Settings = context.obj
+    shared: SharedOptions = context.obj
     problems: list[str] = []
     attempt = partial(_attempt, problems)
     report = {
@@ -40,12 +43,12 @@ def doctor(context: click.Context, as_json: bool) -> None:
             },
         },
         "platform": platform.platform(),
-        "CPU": attempt("CPU", hardware.cpu),
+        "cpu": attempt("CPU", hardware.cpu),
         "operators": attempt("operators", hardware.operators),
-        "CUDA": attempt("CUDA", hardware.cuda),
+        "cuda": attempt("CUDA", hardware.cuda),
         "cache": attempt("cache", _cache),
         "downloads": attempt("downloads", _downloads),
-        "manifest": attempt("manifest", partial(_manifest, settings.manifest)),
+        "manifest": attempt("manifest", partial(_manifest, shared.manifest)),
         "problems": problems,
     }
     print(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
@@ -64,7 +67,8 @@ def _attempt(problems: list[str], title: str, check: Callable[[], object]) -> ob
 def _lines(report: Mapping[str, object], indent: str = "") -> list[str]:
     """The report as text: a title and its value per line, what a value consists of indented below it."""
     lines = []
-    for title, value in report.items():
+    for key, value in report.items():
+        title = _TITLES.get(key, str(key).replace("_", " "))
         parts = dict(enumerate(value)) if isinstance(value, list) else value
         if isinstance(parts, dict) and parts:
             lines += [f"{indent}{title}:", *_lines(parts, indent + "  ")]

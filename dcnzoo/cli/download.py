@@ -9,7 +9,7 @@ import click
 from dcnzoo.cli.options import url_base_option
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
 
 
 @click.command()
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--all", "everything", is_flag=True, help="Every checkpoint of the manifest.")
 @url_base_option
 @click.pass_obj
-def download(settings: Settings, names: tuple[str, ...], everything: bool, url_base: str | None) -> int:
+def download(shared: SharedOptions, names: tuple[str, ...], everything: bool, url_base: str | None) -> int:
     """Download checkpoints, verify them, and print where they lie.
 
     They are kept under DCNZOO_HOME, by default in the user's cache folder. A download that was interrupted
@@ -29,7 +29,7 @@ def download(settings: Settings, names: tuple[str, ...], everything: bool, url_b
 
     if bool(names) == everything:
         raise click.UsageError("Name one or more checkpoints, or give --all.")
-    manifest = load_manifest(settings.manifest)
+    manifest = load_manifest(shared.manifest)
     records = manifest.match() if everything else [manifest.find(name) for name in names]
     failed = False
     for record in records:

@@ -30,7 +30,7 @@ from dcnzoo.evaluation import CONFUSION_SCORE, EVALUATORS, KINDS, PARTS
 from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.evaluation import Kind
     from dcnzoo.evaluation.annotations import Annotations
     from dcnzoo.evaluation.results import CocoResults
@@ -152,7 +152,7 @@ def _kinds(
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json, for programs.")
 @run_options
 @click.pass_obj
-def evaluate(settings: Settings, /, **options: Any) -> None:
+def evaluate(shared: SharedOptions, /, **options: Any) -> None:
     """Score a model, or a result file, against COCO annotations.
 
     Prints the 12 COCO numbers for boxes and masks, what each type of error costs, and which classes are
@@ -162,7 +162,7 @@ def evaluate(settings: Settings, /, **options: Any) -> None:
     """
     chosen = Options(**options)
     chosen.check()
-    run(chosen, settings.manifest)
+    run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> None:

@@ -70,9 +70,7 @@ class InferenceOptions:
         """
         check_run(model=self.model, arch=self.arch, resume=self.resume, overwrite=self.overwrite)
         if self.model is None and self.weights is None:
-            raise click.UsageError(
-                "Name a --model (`dcnzoo list` shows them), or give --weights, with --arch if need be."
-            )
+            raise click.UsageError("Name a --model (`dcnzoo list` shows them), or give --weights.")
         if self.short_side and self.long_side and self.short_side > self.long_side:
             raise click.UsageError(f"--short-side {self.short_side} exceeds --long-side {self.long_side}.")
 
@@ -155,7 +153,7 @@ def _depends_on_place(source: str) -> bool:
 _MODEL_OPTIONS = (
     click.option("--model", metavar="NAME", help="Checkpoint of the manifest; see `dcnzoo list`."),
     click.option("--weights", type=FILE, metavar="FILE", help="Checkpoint file of your own."),
-    click.option("--arch", metavar="NAME", help="Architecture; files that dcnzoo wrote know their own."),
+    click.option("--arch", metavar="NAME", help="Architecture of --weights.  [default: as its tensors tell]"),
 )
 
 _INPUT_OPTIONS = (

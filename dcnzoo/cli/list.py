@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dcnzoo.cli.table import table
+from dcnzoo.text import table
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.manifest import Manifest, Record
 
 _COLUMNS = ("name", "box AP", "mask AP", "backbone", "conv", "RoI pooling", "downloaded")
@@ -20,7 +20,7 @@ _COLUMNS = ("name", "box AP", "mask AP", "backbone", "conv", "RoI pooling", "dow
 @click.argument("pattern", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every field, for programs.")
 @click.pass_obj
-def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
+def list_models(shared: SharedOptions, pattern: str | None, as_json: bool) -> None:
     """List the checkpoints.
 
     PATTERN chooses some: a part of the name (r101), or a shell pattern ('mask_*').
@@ -28,7 +28,7 @@ def list_models(settings: Settings, pattern: str | None, as_json: bool) -> None:
     """
     from dcnzoo.manifest import load_manifest
 
-    manifest = load_manifest(settings.manifest)
+    manifest = load_manifest(shared.manifest)
     records = match_records(manifest, pattern) if pattern else manifest.match()
     if as_json:
         print(json.dumps([describe(record) for record in records], indent=2))

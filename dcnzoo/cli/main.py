@@ -39,7 +39,7 @@ COMMANDS = {
 
 
 @dataclass
-class Settings:
+class SharedOptions:
     """What holds for every command; commands get it with `@click.pass_obj`.
 
     Attributes:
@@ -52,9 +52,9 @@ class Settings:
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    settings = context.ensure_object(Settings)
+    shared = context.ensure_object(SharedOptions)
     if value and parameter.name:
-        setattr(settings, parameter.name, value)
+        setattr(shared, parameter.name, value)
 
 
 def _shared_options() -> list[click.Parameter]:
@@ -131,11 +131,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: command line without the program's name; by default the process's own.
     """
-    settings = Settings()
+    shared = SharedOptions()
     _prepare_streams()
     try:
         code = cli.main(
-            None if arguments is None else list(arguments), "dcnzoo", standalone_mode=False, obj=settings
+            None if arguments is None else list(arguments), "dcnzoo", standalone_mode=False, obj=shared
         )
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort) as error:
@@ -149,7 +149,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _drop_output()  # the reader has gone (`dcnzoo list | head -1`)
         return 1
     except Exception as error:
-        if settings.debug:
+        if shared.debug:
             import traceback
 
             traceback.print_exc()

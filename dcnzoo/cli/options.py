@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from dcnzoo.errors import looks_like_file
+
+if TYPE_CHECKING:
+    from dcnzoo.manifest import Manifest, Record
 
 
 class Number(click.FloatRange):
@@ -62,6 +67,29 @@ def check_run(*, model: str | None, arch: str | None, resume: bool, overwrite: b
         raise click.UsageError("--model has an architecture of its own; give --arch only without it.")
     if resume and overwrite:
         raise click.UsageError("--resume keeps the results that --overwrite would replace; choose one.")
+
+
+def find_record(manifest: Manifest, source: str, arch: str | None) -> Record | None:
+    """Finds out what the argument of a command is that takes a model's name or a checkpoint file.
+
+    Args:
+        manifest: of the known models.
+        source: the argument.
+        arch: the option `--arch`, which is about files.
+
+    Returns:
+        The record of that name, None for a file.
+
+    Raises:
+        UnknownModelError: it is no name and does not look like a file.
+        click.UsageError: `--arch` is given for a record, which has an architecture of its own.
+    """
+    if source not in manifest.records and (Path(source).exists() or looks_like_file(source)):
+        return None
+    record = manifest.find(source)
+    if arch:
+        raise click.UsageError(f"{source} has an architecture of its own; give --arch only with a file.")
+    return record
 
 
 def url_base_option(command: Command) -> Command:

@@ -29,14 +29,14 @@ from dcnzoo.cli.inference import (
 from dcnzoo.cli.options import FILE, POSITIVE, Number, several, split
 from dcnzoo.errors import SourceError, without_credentials
 from dcnzoo.processes import Share, environment_share
-from dcnzoo.sources import STDIN, check_sources, find_images
+from dcnzoo.sources import STDIN, check_sources, find_images, local_path
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageIds, ImageWriter, Shard, Writer
 from dcnzoo.writers.folder import OutputFolder, exclusive
 
 if TYPE_CHECKING:
     import torch
 
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.predictor import Predictor
     from dcnzoo.stream import StreamSettings, Tally
 
@@ -51,6 +51,7 @@ class Options(InferenceOptions):
     formats: tuple[str, ...]
     save_images: bool
     save_crops: bool
+    font: Path | None
     annotations: Path | None
     score_threshold: float | None
     max_detections: int
@@ -69,6 +70,26 @@ class Options(InferenceOptions):
         self.check_model()
         if self.annotations is not None and "coco" not in self.formats:
             raise click.UsageError("--annotations gives the image ids of --format coco; add that format.")
+        if self.font is not None:
+            self._check_font(self.font)
+
+    def _check_font(self, font: Path) -> None:
+        from dcnzoo.fonts import check_font
+
+        if not self.save_images:
+            raise click.UsageError("--font is for the labels in pictures; add --save-images.")
+        try:
+            check_font(font)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--font") from error
+
+
+def _parse_sources(
+    context: click.Context,  # noqa: ARG001
+    parameter: click.Parameter,  # noqa: ARG001
+    values: Sequence[str],
+) -> tuple[str, ...]:
+    return tuple(map(local_path, values))
 
 
 def _parse_shard(context: click.Context, parameter: click.Parameter, value: str | None) -> Share | None:
@@ -81,7 +102,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 
 
 @click.command()
-@click.argument("sources", metavar="SOURCE...", nargs=-1)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, callback=_parse_sources)
 @model_options
 @click.option(
     "--out", type=FILE, metavar="DIR", default="dcnzoo-out", show_default=True, help="Folder for the results."
@@ -98,6 +119,12 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 )
 @click.option("--save-images", is_flag=True, help="Also save pictures with boxes, labels and masks.")
 @click.option("--save-crops", is_flag=True, help="Also save what is in each box.")
+@click.option(
+    "--font",
+    type=FILE,
+    metavar="FILE",
+    help="Font for labels in pictures.  [default: one that has their characters]",
+)
 @click.option("--annotations", type=FILE, metavar="FILE", help="COCO file with image ids for --format coco.")
 @click.option(
     "--score-threshold",
@@ -120,7 +147,7 @@ def _parse_shard(context: click.Context, parameter: click.Parameter, value: str 
 )
 @run_options
 @click.pass_obj
-def predict(settings: Settings, /, **options: Any) -> int:
+def predict(shared: SharedOptions, /, **options: Any) -> int:
     """Detect objects in images.
 
     A SOURCE is an image, a folder (with its subfolders), a glob, a .txt file with one path or address per
@@ -131,7 +158,7 @@ def predict(settings: Settings, /, **options: Any) -> int:
     """
     chosen = Options(**options)
     chosen.check()
-    return run(chosen, settings.manifest)
+    return run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> int:
@@ -276,14 +303,12 @@ def stream(
 
 def open_writers(options: Options, out: Path, sizes: Mapping[str, int]) -> Iterator[Writer]:
     """Opens the writers that the options ask for."""
-    kinds = [WRITERS[name] for name in options.formats]
-    pictures: list[tuple[bool, type[Writer]]] = [
-        (options.save_images, ImageWriter),
-        (options.save_crops, CropWriter),
-    ]
-    kinds += [writer for wanted, writer in pictures if wanted]
-    for writer in kinds:
-        yield writer(out, sizes)
+    for name in options.formats:
+        yield WRITERS[name](out, sizes)
+    if options.save_images:
+        yield ImageWriter(out, sizes, options.font)
+    if options.save_crops:
+        yield CropWriter(out, sizes)
 
 
 def count_images(options: Options, searched: Sequence[Path]) -> int | None:

@@ -9,28 +9,29 @@ import dataclasses
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from dcnzoo.cli.inference import FREE, inputs_note, machine_options, model_options, own_device, run_note
 from dcnzoo.cli.options import FILE, POSITIVE, Number, check_run, several
 from dcnzoo.errors import TrainingError
-from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors, read_note
+from dcnzoo.run_folder import read_note
+from dcnzoo.training.options import Decay, Norm, OptimizerName, TrainingOptions
+from dcnzoo.writers.folder import OutputFolder, exclusive, output_errors
 from dcnzoo.writers.whole import write_whole
 
 if TYPE_CHECKING:
-    from dcnzoo.cli.main import Settings
+    from dcnzoo.cli.main import SharedOptions
     from dcnzoo.processes import Processes
     from dcnzoo.training.dataset import TrainingSet
-    from dcnzoo.training.start import TrainingOptions
 
 PROGRAM = "dcnzoo train"
 PROBLEMS = "problems.txt"
 TRAINING_SET = "training_set"
 """Notes which images are learned from."""
 
-CHOICES = {"optimizer": ["sgd", "adamw"], "decay": ["step", "cosine"], "norm": ["frozen", "trainable"]}
+USUAL = TrainingOptions()
 
 _NOT_NEGATIVE = Number(min=0)
 _ABOVE_ZERO = Number(min=0, min_open=True)
@@ -38,54 +39,20 @@ _SHARE = Number(0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """The options of `train`, as the command line gives them."""
+class Options(TrainingOptions):
+    """The options of `train`, as the command line gives them.
 
-    model: str | None
-    weights: Path | None
-    arch: str | None
-    from_scratch: bool
-    train: Path
-    val: Path | None
-    images: Path
-    val_images: Path | None
-    keep_empty: bool
-    strict: bool
-    out: Path
-    epochs: int
-    batch_size: int
-    accumulate: int
-    optimizer: str
-    learning_rate: float | None
-    momentum: float
-    weight_decay: float | None
-    decay: str
-    milestones: tuple[int, ...]
-    warmup: int | None
-    clip_norm: float | None
-    roi_samples: int | None
-    mask_samples: int | None
-    ema: float | None
-    norm: str | None
-    frozen_stages: int | None
-    short_sides: tuple[int, ...]
-    long_side: int | None
-    flip: float
-    vertical_flip: float
-    seed: int
-    evaluate_every: int
-    save_every: int
-    log_every: int
-    tensorboard: bool
-    device: str | None
-    precision: str
-    workers: int
-    max_pixels: int | None
-    image_timeout: float
-    overwrite: bool
-    resume: bool
-    quiet: bool
-    url_base: str | None
+    Attributes:
+        strict: whether a problem with the annotations is an error.
+        device: to compute on, None for the GPU if there is one.
+        overwrite: whether the results of an earlier run are replaced.
+        resume: whether to go on where an earlier run stopped.
+    """
+
+    strict: bool = False
+    device: str | None = None
+    overwrite: bool = False
+    resume: bool = False
 
     def check(self) -> None:
         """Checks what click cannot: options that depend on each other.
@@ -116,20 +83,12 @@ class Options:
         if self.weights is None and not self.from_scratch:
             raise click.UsageError(
                 "Name a --model whose published weights to start from (`dcnzoo list` shows them), or give"
-                " --weights, with --arch if need be, or --arch and --from-scratch."
+                " --weights, or --arch and --from-scratch."
             )
         if self.arch is None and self.from_scratch:
             raise click.UsageError(
                 "Give --arch, the architecture to train, such as --arch faster_rcnn_r50_fpn_dconv_c3-c5."
             )
-
-    def training(self) -> TrainingOptions:
-        """Returns what the training itself needs."""
-        from dcnzoo.training.start import TrainingOptions
-
-        names = {field.name for field in dataclasses.fields(TrainingOptions)}
-        values = {name: value for name, value in vars(self).items() if name in names}
-        return TrainingOptions(**values)
 
 
 @click.command()
@@ -150,23 +109,33 @@ class Options:
     help="Folder for the results.",
 )
 @click.option(
-    "--epochs", type=POSITIVE, metavar="N", default=12, show_default=True, help="Passes over the images."
+    "--epochs",
+    type=POSITIVE,
+    metavar="N",
+    default=USUAL.epochs,
+    show_default=True,
+    help="Passes over the images.",
 )
 @click.option(
     "--batch-size",
     type=POSITIVE,
     metavar="N",
-    default=2,
+    default=USUAL.batch_size,
     show_default=True,
     help="Images per forward pass of a process.",
 )
 @click.option(
-    "--accumulate", type=POSITIVE, metavar="N", default=1, show_default=True, help="Forward passes per step."
+    "--accumulate",
+    type=POSITIVE,
+    metavar="N",
+    default=USUAL.accumulate,
+    show_default=True,
+    help="Forward passes per step.",
 )
 @click.option(
     "--optimizer",
-    type=click.Choice(CHOICES["optimizer"]),
-    default="sgd",
+    type=click.Choice(get_args(OptimizerName)),
+    default=USUAL.optimizer,
     show_default=True,
     help="What makes the steps.",
 )
@@ -180,7 +149,7 @@ class Options:
     "--momentum",
     type=Number(0, 1, max_open=True),
     metavar="X",
-    default=0.9,
+    default=USUAL.momentum,
     show_default=True,
     help="Share of a step that the next one keeps, with sgd.",
 )
@@ -189,8 +158,8 @@ class Options:
 )
 @click.option(
     "--decay",
-    type=click.Choice(CHOICES["decay"]),
-    default="step",
+    type=click.Choice(get_args(Decay)),
+    default=USUAL.decay,
     show_default=True,
     help="How the learning rate falls: to a tenth after each milestone, or along a cosine to 0.",
 )
@@ -231,7 +200,7 @@ class Options:
 )
 @click.option(
     "--norm",
-    type=click.Choice(CHOICES["norm"]),
+    type=click.Choice(get_args(Norm)),
     help="Batch norm's statistics.  [default: frozen; trainable with --from-scratch]",
 )
 @click.option(
@@ -253,7 +222,7 @@ class Options:
     "--flip",
     type=_SHARE,
     metavar="X",
-    default=0.5,
+    default=USUAL.flip,
     show_default=True,
     help="Share of images whose left and right are exchanged.",
 )
@@ -261,7 +230,7 @@ class Options:
     "--vertical-flip",
     type=_SHARE,
     metavar="X",
-    default=0,
+    default=USUAL.vertical_flip,
     show_default=True,
     help="Share of images whose top and bottom are exchanged: 0.5 where there is no up and down.",
 )
@@ -269,7 +238,7 @@ class Options:
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     metavar="N",
-    default=0,
+    default=USUAL.seed,
     show_default=True,
     help="Seed of all that is random.",
 )
@@ -277,7 +246,7 @@ class Options:
     "--evaluate-every",
     type=POSITIVE,
     metavar="N",
-    default=1,
+    default=USUAL.evaluate_every,
     show_default=True,
     help="Epochs between evaluations; the last one is always evaluated.",
 )
@@ -285,7 +254,7 @@ class Options:
     "--save-every",
     type=POSITIVE,
     metavar="N",
-    default=1000,
+    default=USUAL.save_every,
     show_default=True,
     help="Steps between checkpoints; there is one after every epoch anyway.",
 )
@@ -293,14 +262,14 @@ class Options:
     "--log-every",
     type=POSITIVE,
     metavar="N",
-    default=50,
+    default=USUAL.log_every,
     show_default=True,
     help="Steps between rows of metrics.csv.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard, too.")
 @partial(machine_options, needs="tf32 and fp16 need a GPU")
 @click.pass_obj
-def train(settings: Settings, /, **options: Any) -> None:
+def train(shared: SharedOptions, /, **options: Any) -> None:
     """Train a detector on annotated images.
 
     Starts from the published weights of --model, from --weights FILE, or from nothing. Layers that tell
@@ -311,7 +280,7 @@ def train(settings: Settings, /, **options: Any) -> None:
     """
     chosen = Options(**options)
     chosen.check()
-    run(chosen, settings.manifest)
+    run(chosen, shared.manifest)
 
 
 def run(options: Options, manifest: Path | None) -> None:
@@ -390,26 +359,25 @@ def _train(
 ) -> None:
     from dcnzoo.training import start
 
-    chosen = options.training()
-    source = start.find_source(chosen, manifest)
-    training_set = start.read_training_data(chosen, source)
+    source = start.find_source(options, manifest)
+    training_set = start.read_training_data(options, source)
     if processes.is_first:
         for line in training_set.problem_lines():
             click.echo(f"warning: {line}", err=True)
     start.check_problems(training_set, options.strict)
     if processes.is_first:
         note_training_set(folder, training_set)
-    validation_set = start.read_validation_set(chosen, source, training_set)
-    prepared = start.prepare(chosen, source, training_set, processes, device, resumes)
+    validation_set = start.read_validation_set(options, source, training_set)
+    prepared = start.prepare(options, source, training_set, processes, device, resumes)
     if processes.is_first:
         folder.start()
         with output_errors(options.out):
             lines = "".join(f"{line}\n" for line in training_set.all_problem_lines())
             write_whole(options.out / PROBLEMS, lines)
     if processes.is_first and not options.quiet:
-        for line in start.effective_lines(chosen, prepared, training_set, validation_set, processes, device):
+        for line in start.effective_lines(options, prepared, training_set, validation_set, processes, device):
             click.echo(line, err=True)
     processes.wait()
-    progress = start.make_trainer(chosen, prepared, validation_set, processes, device).run()
+    progress = start.make_trainer(options, prepared, validation_set, processes, device).run()
     if processes.is_first and not options.quiet:
         click.echo(start.summary(options.out, progress))

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from pycocotools import mask as coco_mask
+
 from dcnzoo.errors import EvaluationError
 from dcnzoo.evaluation.json_file import Entry, entries, read_json
-from dcnzoo.evaluation.segmentation import check_segmentation
+from dcnzoo.evaluation.segmentation import check_segmentation, to_rle
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Annotations:
         path: the file.
         images: in the order of the file.
         category_names: name of each category id, by ascending id.
-        objects: the annotations of the images, as in the file, every one with `iscrowd`.
+        objects: the annotations of the images, as in the file, every one with `iscrowd` and `area`.
     """
 
     path: Path
@@ -169,19 +171,33 @@ class Annotations:
 def read_annotations(path: Path) -> Annotations:
     """Reads a COCO annotation file ("instances").
 
+    An object without `area` gets that of its mask, or of its box where it has no mask or its image no size;
+    a warning says how many do.
+
     Raises:
         EvaluationError: it cannot be read or is not such a file.
     """
     images, categories, annotations = read_tables(path)
-    known = {image.image_id for image in images}
-    objects = tuple(_object(entry, known, categories) for entry in unique(annotations))
+    sizes = {image.image_id: image.image_size for image in images}
+    objects, without_area = [], 0
+    for entry in unique(annotations):
+        objects.append(_object(entry, sizes, categories))
+        without_area += not _states_area(entry)
+    if without_area:
+        logger.warning(
+            "%s: %d of %d annotations have no 'area', by which objects count as small, medium or large; it is"
+            " computed from their masks, or boxes where there are none",
+            path,
+            without_area,
+            len(objects),
+        )
     if any(item["id"] == 0 for item in objects):
         logger.warning(
             "%s has an annotation with the id 0, which pycocotools takes for 'nothing' and counts as missed"
             " whatever is found; number annotations from 1",
             path,
         )
-    return Annotations(path, images, categories, objects)
+    return Annotations(path, images, categories, tuple(objects))
 
 
 def read_tables(path: Path) -> tuple[tuple[AnnotatedImage, ...], dict[int, str], Iterator[Entry]]:
@@ -268,20 +284,41 @@ def _image(entry: Entry) -> AnnotatedImage:
 
 
 def _image_size(entry: Entry) -> tuple[int, int]:
-    height, width = entry.integer("height"), entry.integer("width")
+    height, width = entry.whole_number("height"), entry.whole_number("width")
     if min(height, width) < 1 or height * width >= LARGEST_IMAGE:
         raise entry.fail(f"is said to be of {width}x{height} pixels")
     return height, width
 
 
-def _object(entry: Entry, image_ids: set[int], categories: dict[int, str]) -> dict[str, Any]:
-    if entry.integer("image_id") not in image_ids:
+def _object(
+    entry: Entry, sizes: dict[int, tuple[int, int] | None], categories: dict[int, str]
+) -> dict[str, Any]:
+    if entry.integer("image_id") not in sizes:
         raise entry.fail(f"is about image {entry.fields['image_id']}, which the file does not list")
     if entry.integer("category_id") not in categories:
         raise entry.fail(f"has category {entry.fields['category_id']}, which the file does not list")
-    entry.box_xywh("bbox")
-    entry.number("area")
+    box = entry.box_xywh("bbox")
+    area = _area(entry, box, sizes[entry.integer("image_id")])
     crowd = entry.fields.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise entry.fail(f"has iscrowd {crowd!r}, expected 0 or 1")
-    return {**entry.fields, "iscrowd": int(crowd)}
+    return {**entry.fields, "area": area, "iscrowd": int(crowd)}
+
+
+def _states_area(entry: Entry) -> bool:
+    return entry.fields.get("area") is not None
+
+
+def _area(entry: Entry, box: Sequence[float], image_size: tuple[int, int] | None) -> float:
+    """Returns an object's area in pixels, computed where it is not stated."""
+    if _states_area(entry):
+        return entry.number("area")
+    segmentation = entry.fields.get("segmentation")
+    if not segmentation or image_size is None:
+        return box[2] * box[3]
+    try:
+        check_segmentation(segmentation, image_size)
+    except ValueError as error:
+        problem = f"has no 'area', and none can be computed, for its segmentation {error}; mend one of them"
+        raise entry.fail(problem) from error
+    return float(coco_mask.area(to_rle(segmentation, image_size)))

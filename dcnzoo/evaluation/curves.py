@@ -6,41 +6,22 @@ Shapes: T IoU thresholds, R recall thresholds, K categories (see `coco_metrics`)
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from dcnzoo.annotate import BLACK, WHITE, Colour, class_colour
+from dcnzoo.chart import Chart, Curve, Point, draw_charts
 from dcnzoo.evaluation.coco_metrics import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoMetrics
+from dcnzoo.fonts import drawable
+from dcnzoo.text import one_line
 
 ALL_CLASSES = "(mean over classes)"
 
-GREY: Colour = (225, 225, 225)
-PANEL = 480
-MARGIN = 64
-LEGEND = 240
-TEXT = 15
-OVERSAMPLING = 3
 LEGEND_ROWS = 10
 """Most curves of a panel."""
-
-
-class Curve(NamedTuple):
-    """A line of a panel.
-
-    Attributes:
-        title: its line in the legend.
-        colour: its colour.
-        precision: (R,) precision at each recall.
-    """
-
-    title: str
-    colour: Colour
-    precision: NDArray[np.float64]
 
 
 def write_curves(path: Path, metrics: CocoMetrics) -> None:
@@ -71,14 +52,12 @@ def draw_curves(metrics: CocoMetrics) -> Image.Image:
     Returns:
         A picture; of many classes, those with most objects are drawn.
     """
-    size = (2 * (MARGIN + PANEL + LEGEND), PANEL + 2 * MARGIN)
-    large = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), WHITE)
-    canvas = ImageDraw.Draw(large)
     what = {"bbox": "boxes", "segm": "masks"}[metrics.kind]
-    _draw_panel(canvas, MARGIN, f"{what}: mean over classes, by IoU", _curves_by_iou(metrics))
-    right = 2 * MARGIN + PANEL + LEGEND
-    _draw_panel(canvas, right, f"{what}: classes, at IoU 0.50", _curves_by_class(metrics))
-    return large.resize(size, Image.Resampling.LANCZOS)
+    curves = {
+        f"{what}: mean over classes, by IoU": _curves_by_iou(metrics),
+        f"{what}: classes, at IoU 0.50": _curves_by_class(metrics),
+    }
+    return draw_charts([Chart(title, each, "recall", "precision", top=1.0) for title, each in curves.items()])
 
 
 def _by_class(metrics: CocoMetrics) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
@@ -107,7 +86,7 @@ def _curves_by_iou(metrics: CocoMetrics) -> list[Curve]:
         first, last = (0, 90, 181), (230, 120, 0)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, last, strict=True))
         title = f"{IOU_THRESHOLDS[t]:.2f}   AP {precision.mean():.3f}"
-        curves.append(Curve(title, (red, green, blue), precision))
+        curves.append(Curve(title, _points(precision), (red, green, blue)))
     return curves
 
 
@@ -115,40 +94,14 @@ def _curves_by_class(metrics: CocoMetrics) -> list[Curve]:
     frequent = sorted(range(len(metrics.classes)), key=lambda k: -metrics.classes[k].objects)[:LEGEND_ROWS]
     return [
         Curve(
-            f"{metrics.classes[k].name}   AP {metrics.classes[k].ap50:.3f}",
-            class_colour(row),
-            metrics.precision[0, :, k],
+            f"{drawable(one_line(metrics.classes[k].name), metrics.classes[k].category_id)}"
+            f"   AP {metrics.classes[k].ap50:.3f}",
+            _points(metrics.precision[0, :, k]),
         )
-        for row, k in enumerate(frequent)
+        for k in frequent
         if metrics.classes[k].objects
     ]
 
 
-def _draw_panel(canvas: ImageDraw.ImageDraw, left: int, title: str, curves: Sequence[Curve]) -> None:
-    """Draws axes, curves and legend; all sizes are in pixels of the finished picture."""
-    font, unit = ImageFont.load_default(TEXT * OVERSAMPLING), OVERSAMPLING
-
-    def at(recall: float, precision: float) -> tuple[float, float]:
-        return (left + recall * PANEL) * unit, (MARGIN + (1 - precision) * PANEL) * unit
-
-    for tenth in range(0, 11, 2):
-        value = tenth / 10
-        canvas.line([at(value, 0), at(value, 1)], GREY, unit)
-        canvas.line([at(0, value), at(1, value)], GREY, unit)
-        x, y = at(value, 0)
-        canvas.text((x, y + 6 * unit), f"{value:.1f}", BLACK, font, anchor="ma")
-        x, y = at(0, value)
-        canvas.text((x - 6 * unit, y), f"{value:.1f}", BLACK, font, anchor="rm")
-    canvas.rectangle([at(0, 1), at(1, 0)], outline=BLACK, width=unit)
-    x, y = at(0.5, 0)
-    canvas.text((x, y + 30 * unit), "recall", BLACK, font, anchor="ma")
-    x, y = at(0, 1)
-    canvas.text((x, y - 10 * unit), "precision", BLACK, font, anchor="ms")
-    x, y = at(0.5, 1)
-    canvas.text((x, y - 10 * unit), title, BLACK, font, anchor="ms")
-    for row, curve in enumerate(curves):
-        points = [at(r, p) for r, p in zip(RECALL_THRESHOLDS, curve.precision, strict=True)]
-        canvas.line(points, curve.colour, 2 * unit, joint="curve")
-        x, y = (left + PANEL + 14) * unit, (MARGIN + 10 + row * 24) * unit
-        canvas.line([(x, y), (x + 22 * unit, y)], curve.colour, 4 * unit)
-        canvas.text((x + 30 * unit, y), curve.title, BLACK, font, anchor="lm")
+def _points(precision: NDArray[np.float64]) -> list[Point]:
+    return list(zip(RECALL_THRESHOLDS, precision.tolist(), strict=True))

@@ -40,6 +40,10 @@ class Entry:
         value: int = self._checked(key, _is_integer, "an integer")
         return value
 
+    def whole_number(self, key: str) -> int:
+        """Returns a field that is an integer, or a float without a fraction (640.0), as some tools write."""
+        return int(self._checked(key, _is_whole, "a whole number"))
+
     def text(self, key: str, errors: str = "strict") -> str:
         """Returns a text field.
 
@@ -126,6 +130,10 @@ def _is_text(value: object, errors: str) -> bool:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and _is_number(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
 
 
 def _is_number(value: Any) -> bool:

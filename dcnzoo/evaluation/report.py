@@ -19,6 +19,7 @@ from dcnzoo.evaluation.curves import draw_curves, write_curves
 from dcnzoo.evaluation.error_types import ErrorType
 from dcnzoo.evaluation.scoring import Evaluation
 from dcnzoo.manifest import ClassSet, Published
+from dcnzoo.text import table
 from dcnzoo.writers.whole import replacing
 
 METRICS_FILE = "metrics.json"
@@ -166,12 +167,9 @@ def report_lines(
         yield from _confusion_lines(kind, evaluation.confusion, list(annotations.category_names.values()))
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yields the lines of a table whose first column is text and whose others are numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+    yield from table(rows, numbers=range(1, len(rows[0]))).split("\n")
 
 
 def _metric_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
@@ -179,7 +177,7 @@ def _metric_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
     for name in METRICS:
         title = f"{name.partition('_')[0]:<4}  {_EXPLAINED[name]}"
         rows.append([title, *(_figure(one.metrics.stats[name]) for one in evaluations.values())])
-    yield from table(rows)
+    yield from _table(rows)
 
 
 def _comparison_lines(
@@ -207,7 +205,7 @@ def _class_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
     for same_class in zip(*(one.metrics.classes for one in evaluations.values()), strict=True):
         figures = [figure for one in same_class for figure in (one.ap, one.ap50, one.ap75, one.ar)]
         rows.append([same_class[0].name, str(same_class[0].objects), *map(_figure, figures)])
-    yield from table(rows)
+    yield from _table(rows)
 
 
 def _error_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
@@ -220,7 +218,7 @@ def _error_lines(evaluations: Mapping[Kind, Evaluation]) -> Iterator[str]:
         for one in evaluations.values():
             row += [f"{one.errors.gains[error]:.3f}", str(one.errors.counts[error])]
         rows.append(row)
-    yield from table(rows)
+    yield from _table(rows)
 
 
 def _confusion_lines(kind: Kind, matrix: NDArray[np.int64], names: list[str]) -> Iterator[str]:
@@ -231,7 +229,7 @@ def _confusion_lines(kind: Kind, matrix: NDArray[np.int64], names: list[str]) ->
         rows += [
             [f"  {name}", *map(str, counts)] for name, counts in zip(labels, matrix.tolist(), strict=True)
         ]
-        yield from table(rows)
+        yield from _table(rows)
         return
     mistaken = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=np.int64))
     yield f"{_HEADINGS[kind]}: most frequent confusions of classes"

@@ -1,4 +1,4 @@
-"""Dense layers on a CPU: convolution and matrix product with packed weights and fused ReLU.
+"""Dense layers: convolution and matrix product with packed weights and fused ReLU.
 
 Each function takes a layer's weight and, optionally, what its `pack_…_weight` made of it. With the latter the
 compiled kernels compute (float32, and 16 bits as below; no gradients); without it, PyTorch does, but for
@@ -13,6 +13,9 @@ float32; `dcnzoo.ops.backend.half_factor` says of what type, or that the process
 then). The results are float32, with errors of about 2e-3 standard deviations of the output in the mean, in
 `conv3x3` 5e-3 and in `small_conv3x3` up to three times that. With float16, sums of up to 128 products are
 float16, too, and what exceeds 65504 becomes infinite.
+
+On a GPU its libraries compute, and bias, shortcut and ReLU follow a convolution in one pass of the compiled
+kernels, which PyTorch's own operators would take two or three for.
 
 Where a layer rounds its input anyway, the one before may store it so (`half_output`), which halves what goes
 through memory: convolutions and linear layers with 16-bit factors take inputs of that type, too.
@@ -30,6 +33,7 @@ from torch.nn import functional as F
 
 from dcnzoo.ops import conv_grad
 from dcnzoo.ops.backend import NATIVE_PROBLEM, active_backend, half_factor
+from dcnzoo.ops.gpu import gpu_problem
 
 
 def conv3x3(
@@ -61,7 +65,7 @@ def conv3x3(
         return output
     if conv_grad.is_faster(input, weight):
         return _activate(conv_grad.conv3x3(input, weight, bias, _learning_conv3x3), relu)
-    return _activate(F.conv2d(input, weight, bias, padding=1), relu)
+    return _convolve(input, weight, bias, padding=1, relu=relu)
 
 
 def conv3x3_conv1x1(
@@ -166,7 +170,7 @@ def grouped_conv3x3(
         output: Tensor = torch.ops.dcnzoo.grouped_conv3x3(input, packed_weight, bias, relu, half_output)
         return output
     groups = input.shape[1] // weight.shape[1]
-    return _activate(F.conv2d(input, weight, bias, padding=1, groups=groups), relu)
+    return _convolve(input, weight, bias, padding=1, groups=groups, relu=relu)
 
 
 @torch.no_grad()
@@ -204,7 +208,7 @@ def conv1x1(
             input, packed_weight, bias, weight.shape[0], stride, relu, half_output
         )
         return output
-    return _activate(F.conv2d(input, weight, bias, stride), relu)
+    return _convolve(input, weight, bias, stride=stride, relu=relu)
 
 
 def conv1x1_add_(
@@ -233,6 +237,8 @@ def conv1x1_add_(
     if packed_weight is not None and last and _kernels_take(input, output, half=packed_weight.dtype):
         torch.ops.dcnzoo.conv1x1_add_(output, input, packed_weight, bias, relu)
         return output
+    if bias is not None and last and _takes_one_pass(input, weight, bias):
+        return _finish(output, bias, relu=relu, added=F.conv2d(input, weight))
     output += F.conv2d(input, weight, bias)
     return output.relu_() if relu else output
 
@@ -325,6 +331,8 @@ def conv_transpose2x2(
             input, packed_weight, pair_bias, weight.shape[1], relu
         )
         return output
+    if relu and bias is not None and _takes_one_pass(input, weight, bias):
+        return _finish(F.conv_transpose2d(input, weight, stride=2), bias, relu=True)
     return _activate(F.conv_transpose2d(input, weight, bias, stride=2), relu)
 
 
@@ -437,6 +445,9 @@ def stem(
     if packed_weight is not None and _kernels_take(input):
         output: Tensor = torch.ops.dcnzoo.stem(input, packed_weight, bias, weight.shape[0])
         return output
+    if bias is not None and _takes_one_pass(input, weight, bias):  # behind the maximum, which is the same
+        maps = F.conv2d(input, weight, stride=2, padding=3)
+        return _finish(F.max_pool2d(maps, kernel_size=3, stride=2, padding=1), bias, relu=True)
     maps = _activate(F.conv2d(input, weight, bias, stride=2, padding=3), relu=True)
     return F.max_pool2d(maps, kernel_size=3, stride=2, padding=1)
 
@@ -568,6 +579,44 @@ def pack_conv_transpose2x2_weight(weight: Tensor, *, half: bool = False) -> Tens
     return torch.stack([torch.ops.dcnzoo.pack_linear_weight(row, half) for row in rows])
 
 
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    relu: bool,
+) -> Tensor:
+    """A convolution by PyTorch, on a GPU with bias and ReLU in one pass."""
+    if relu and bias is not None and _takes_one_pass(input, weight, bias):
+        return _finish(F.conv2d(input, weight, None, stride, padding, groups=groups), bias, relu=True)
+    return _activate(F.conv2d(input, weight, bias, stride, padding, groups=groups), relu)
+
+
+def _takes_one_pass(input: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether the compiled kernels add the bias of a convolution on a GPU."""
+    tensors = input, weight, bias
+    alike = len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1 and input.device.type == "cuda"
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not alike or learns or input.dtype not in _ONE_PASS or len(bias) % (16 // bias.itemsize) != 0:
+        return False
+    return active_backend()[0] == "native" and gpu_problem(input.device.index) is None
+
+
+_ONE_PASS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _finish(maps: Tensor, bias: Tensor, *, relu: bool, added: Tensor | None = None) -> Tensor:
+    """Adds bias and other maps to maps on a GPU, in place, then ReLU; returns them."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    if added is not None:
+        added = added.contiguous(memory_format=torch.channels_last)
+    torch.ops.dcnzoo.bias_relu_(maps, bias, added, relu)
+    return maps
+
+
 def _activate(output: Tensor, relu: bool) -> Tensor:
     if not relu:
         return output
@@ -655,6 +704,10 @@ if NATIVE_PROBLEM is None:
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_")  # type: ignore[untyped-decorator]
     def _fake_conv1x1_add_(*_: object) -> None:
+        return None
+
+    @torch.library.register_fake("dcnzoo::bias_relu_")  # type: ignore[untyped-decorator]
+    def _fake_bias_relu_(*_: object) -> None:
         return None
 
     @torch.library.register_fake("dcnzoo::conv1x1_add_upsampled")  # type: ignore[untyped-decorator]

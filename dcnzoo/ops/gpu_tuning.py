@@ -23,7 +23,7 @@ from dcnzoo.ops.types import Pair
 
 KERNELS = (
     *("simt", "grouped", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256"),
-    *("wgmma_128x128", "wgmma_128x256"),
+    *("wgmma_64x128", "wgmma_64x256", "wgmma_128x128", "wgmma_128x256"),
 )
 """Of `csrc/cuda/kernels.h`, in its order."""
 

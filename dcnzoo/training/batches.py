@@ -31,7 +31,7 @@ from dcnzoo.training.dataset import TrainingImage
 from dcnzoo.training.targets import Target
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """What a training step takes.
 
     Attributes:
@@ -171,7 +171,7 @@ class BatchLoader:
         self._readers.close()
 
     @contextmanager
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Iterator[Batch]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Iterator[TrainingBatch]]:
         """Yields the batches of an epoch.
 
         Args:
@@ -196,7 +196,7 @@ class BatchLoader:
         everyone = plan_epoch(self._wide, settings.batch_size, share.count, settings.seed, epoch)
         return everyone[share.index :: share.count]
 
-    def _load(self, job: tuple[int, list[int]]) -> Batch:
+    def _load(self, job: tuple[int, list[int]]) -> TrainingBatch:
         epoch, indices = job
         samples = [self._sample(epoch, index) for index in indices]
         return make_batch(samples, self._settings.preprocessing)
@@ -270,11 +270,11 @@ class Sample:
         return masks
 
 
-def make_batch(samples: Sequence[Sample], preprocessing: Preprocessing) -> Batch:
+def make_batch(samples: Sequence[Sample], preprocessing: Preprocessing) -> TrainingBatch:
     """Normalises images and pads them to one size, and moves their objects accordingly."""
     batch = collate([sample.pixels() for sample in samples], preprocessing)
     height, width = batch.images.shape[-2:]
-    return Batch(
+    return TrainingBatch(
         batch.images,
         batch.image_sizes,
         [sample.target((height, width)) for sample in samples],

@@ -28,11 +28,12 @@ from dcnzoo.predictor import PRECISIONS, find_device, prepare_precision
 from dcnzoo.sources import read_image
 from dcnzoo.synthetic import random_checkpoint
 from dcnzoo.times import StageTimes
-from dcnzoo.training.batches import Batch
+from dcnzoo.training.batches import TrainingBatch
 from dcnzoo.training.initialise import load_for_training, prepare_for_training
 from dcnzoo.training.losses import LossNetwork
+from dcnzoo.training.options import TrainingOptions
 from dcnzoo.training.schedule import make_optimizer
-from dcnzoo.training.start import TrainingOptions, find_source
+from dcnzoo.training.start import find_source
 from dcnzoo.training.targets import Target
 
 STAGES = ("forward", "backward", "optimizer")
@@ -139,7 +140,7 @@ def _model(case: Case, settings: Settings, device: torch.device) -> tuple[RCNN, 
 
 def _batches(
     case: Case, settings: Settings, preprocessing: Preprocessing, masks: bool, device: torch.device
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     """Yields as many batches as there are images for, at most as many as are needed."""
     images = cycle(settings.images)
     count = min(settings.repeats, -(-len(settings.images) // case.batch_size))
@@ -150,7 +151,7 @@ def _batches(
             random_target(size, (batch.images.shape[-2], batch.images.shape[-1]), masks, number, device)
             for size in batch.image_sizes
         ]
-        yield Batch(batch.images.to(device), batch.image_sizes, targets, names)
+        yield TrainingBatch(batch.images.to(device), batch.image_sizes, targets, names)
 
 
 def random_target(
@@ -196,7 +197,7 @@ class _Step:
         self._network, self._device = LossNetwork(model, dtype=dtype, size_divisor=size_divisor), device
         self._optimizer = make_optimizer("sgd", model, learning_rate=LEARNING_RATE)
 
-    def run(self, batch: Batch) -> StageTimes:
+    def run(self, batch: TrainingBatch) -> StageTimes:
         times = StageTimes()
         with self._measured(times, "forward"):
             losses = self._network(batch.images, batch.image_sizes, batch.targets, torch.Generator())

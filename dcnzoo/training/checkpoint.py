@@ -57,7 +57,7 @@ class Identity:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run has come.
 
     Attributes:
@@ -99,7 +99,7 @@ class Saved:
     average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    progress: Progress
+    progress: TrainingProgress
 
 
 def save_last(folder: Path, identity: Identity, saved: Saved) -> None:
@@ -144,7 +144,9 @@ def load_last(folder: Path, expected: Mapping[str, Tensor]) -> Saved:
             average=dict(content["state_dict"]) if averaged else None,
             optimizer={name: content["optimizer"][name] for name in ("state", "param_groups")},
             scaler=content["scaler"],
-            progress=Progress(**{each.name: content["progress"][each.name] for each in fields(Progress)}),
+            progress=TrainingProgress(
+                **{each.name: content["progress"][each.name] for each in fields(TrainingProgress)}
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(str(path), f"was not left by `dcnzoo train`; {_NO_WAY_ON}") from error

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from dcnzoo.models.rcnn import RCNN
 from dcnzoo.models.resnet import ResNet
 from dcnzoo.models.roi_features import DeformRoIPoolLayer
 from dcnzoo.models.roi_heads import CascadeRoIHead
+from dcnzoo.training.options import Norm
 
 logger = logging.getLogger(__name__)
-
-Norm = Literal["frozen", "trainable"]
 
 
 def prepare_for_training(model: RCNN, *, norm: Norm, frozen_stages: int = 1) -> None:

@@ -24,12 +24,12 @@ from dcnzoo.models.rcnn import RCNN
 from dcnzoo.predictor import PRECISIONS
 from dcnzoo.processes import Processes
 from dcnzoo.stopping import Stopped, StopSignals
-from dcnzoo.training.batches import Batch, BatchLoader
+from dcnzoo.training.batches import BatchLoader, TrainingBatch
 from dcnzoo.training.checkpoint import (
     LAST,
     Identity,
-    Progress,
     Saved,
+    TrainingProgress,
     save_best,
     save_last,
     save_safe_copy,
@@ -116,7 +116,7 @@ class Trainer:
         self.schedule, self.settings, self.out, self.device = schedule, settings, out, device
         self.processes, self.reporter, self.validator, self.ema = processes, reporter, validator, ema
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self._learned: list[str] = []  # names of the images since the last step
         if saved is not None:
             self._restore(saved)
@@ -128,7 +128,7 @@ class Trainer:
         if processes.count > 1:
             self.network = DistributedDataParallel(self.network)
 
-    def run(self) -> Progress:
+    def run(self) -> TrainingProgress:
         """Trains until the last epoch is over, and returns the final progress.
 
         A first SIGINT or SIGTERM is heeded after the step in hand, and leaves a checkpoint.
@@ -184,7 +184,7 @@ class Trainer:
         if self.processes.is_first and not progress.evaluation_due:  # which draws it anew
             write_picture(self.out, progress.history)
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, batch: TrainingBatch) -> None:
         """Adds the gradient of a batch, and makes a step if it was the last one of it."""
         first = self.progress.batch - self.progress.batch % self.settings.accumulate
         size = min(self.settings.accumulate, len(self.loader) - first)
@@ -202,7 +202,7 @@ class Trainer:
             self._step()
         self.reporter.batch(self.progress.epoch, values)
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
         images = batch.images.to(self.device, non_blocking=True)
         targets = [_moved(target, self.device) for target in batch.targets]
         position = self.progress.epoch * len(self.loader) + self.progress.batch

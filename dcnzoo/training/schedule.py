@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-Decay = Literal["step", "cosine"]
-OptimizerName = Literal["sgd", "adamw"]
+from dcnzoo.training.options import Decay, OptimizerName
 
 REFERENCE_BATCH = 16
 """Images of a step that the base learning rates are for."""

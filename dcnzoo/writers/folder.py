@@ -13,6 +13,7 @@ from typing import Any
 
 from dcnzoo.download import sha256_of
 from dcnzoo.errors import OutputError
+from dcnzoo.run_folder import RUN_FILE, read_note
 from dcnzoo.sources import is_url
 from dcnzoo.writers.base import FolderWriter
 from dcnzoo.writers.crops import CropWriter
@@ -20,9 +21,6 @@ from dcnzoo.writers.images import ImageWriter
 from dcnzoo.writers.journal import JOURNAL, Progress, lock, read_journal, written_stems
 from dcnzoo.writers.whole import write_whole
 from dcnzoo.writers.yolo import YoloWriter
-
-RUN_FILE = "run.json"
-"""Says which run made the results; its presence makes them replaceable."""
 
 PLACE = "working_directory"
 """Noted, as seen from the output folder, of a run whose relative paths decide what is read."""
@@ -202,15 +200,6 @@ def contents_note(paths: Iterable[Path | None]) -> dict[str, str]:
             if path is not None and path.is_file():
                 noted[f"{_CONTENTS}{path}"] = sha256_of(path)
     return noted
-
-
-def read_note(path: Path) -> dict[str, Any] | None:
-    """Returns what a run has noted in its folder, None if there is no such note."""
-    try:
-        note = json.loads((path / RUN_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return note if isinstance(note, dict) else None
 
 
 def write_note(path: Path, note: dict[str, Any]) -> None:

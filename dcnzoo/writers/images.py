@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcnzoo.writers.base import FolderWriter, ImageResult
@@ -16,11 +18,23 @@ JPEG_SIDE = 65500
 
 
 class ImageWriter(FolderWriter):
-    """One JPEG per image with boxes, labels and masks drawn on it."""
+    """One JPEG per image with boxes, labels and masks drawn on it.
+
+    Args:
+        out: existing folder.
+        sizes: of growing files; it has none.
+        font_file: font for the labels; by default one that has their characters.
+    """
 
     product = "images"
     suffix = ".jpg"
     needs_pixels = True
+
+    def __init__(
+        self, out: Path, sizes: Mapping[str, int] | None = None, font_file: Path | None = None
+    ) -> None:
+        super().__init__(out, sizes)
+        self.font_file = font_file
 
     def write(self, result: ImageResult) -> None:
         """Draws and saves one image."""
@@ -28,7 +42,7 @@ class ImageWriter(FolderWriter):
 
         if result.pixels is None or result.stem is None:
             raise ValueError("expected the pixels and the stem of the image, got None")
-        picture = draw_detections(result.pixels, result.drawn)
+        picture = draw_detections(result.pixels, result.drawn, self.font_file)
         self.save(f"{result.stem}.jpg", encode_jpeg(picture))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from dcnzoo.errors import OutputError
 from dcnzoo.processes import Share
+from dcnzoo.run_folder import read_note
 from dcnzoo.writers import PRODUCTS, WRITERS, CropWriter, ErrorLog, ImageWriter, Writer
-from dcnzoo.writers.folder import PLACE, OutputFolder, read_note
+from dcnzoo.writers.folder import PLACE, OutputFolder
 from dcnzoo.writers.growing import Layout, join_files
 from dcnzoo.writers.journal import JOURNAL, Listing, Progress, read_journal
 from dcnzoo.writers.yolo import CLASS_LIST
@@ -129,7 +130,7 @@ def _check_same_run(parts: Sequence[Part], free: Collection[str]) -> None:
 
 
 def _writers(note: dict[str, Any]) -> list[type[Writer]]:
-    pictures = {"save_images": ImageWriter, "save_crops": CropWriter}
+    pictures: dict[str, type[Writer]] = {"save_images": ImageWriter, "save_crops": CropWriter}
     formats: list[type[Writer]] = [WRITERS[name] for name in note["formats"]]
     return formats + [writer for option, writer in pictures.items() if note.get(option)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dcnzoo.text import one_line
 from dcnzoo.writers.base import FolderWriter, ImageResult
 from dcnzoo.writers.whole import write_whole
 
@@ -32,8 +33,6 @@ class YoloWriter(FolderWriter):
         if result.stem is None:
             raise ValueError("expected the stem of the image, got None")
         if self._class_list:  # the classes are known with the first image only
-            from dcnzoo.results import one_line
-
             write_whole(self._class_list, "".join(f"{one_line(name)}\n" for name in detections.class_names))
             self._class_list = None
         height, width = detections.image_size

@@ -265,8 +265,8 @@ class TestBeforeTheModel:
     @pytest.mark.parametrize("name", ["best.pt", "epoch_12.pth", "runs/best.safetensors"])
     def test_a_file_as_model(self, dcnzoo: Program, name: str) -> None:
         expected = f"error: unknown model '{name}'; that is a file: use --weights {name} (in Python"
-        for arguments in (["predict", "a.png", "--model", name], ["info", name]):
-            assert_error(dcnzoo(*arguments), expected)
+        assert_error(dcnzoo("predict", "a.png", "--model", name), expected)
+        assert_error(dcnzoo("info", name), f"error: checkpoint {name}: No such file")
 
     def test_unknown_model(self, dcnzoo: Program) -> None:
         outcome = dcnzoo("predict", "a.png", "--model", "faster_rcnn_r50_fpn_dcon_c3-c5_1x_coco")

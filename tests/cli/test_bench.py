@@ -77,7 +77,7 @@ def test_really(dcnzoo: Program, tmp_path: Path) -> None:
     report = json.loads(out)
     (row,) = report["results"]
     assert (code, err) == (0, "measuring faster_rcnn_r50_fpn (random weights), cpu, fp32, batch 1\n")
-    assert report["stamp"]["cpu"]["threads of PyTorch"] == 1
+    assert report["stamp"]["cpu"]["threads"] == 1
     assert report["notes"] == []
     times = row["milliseconds_per_batch"]
     assert list(times) == ["total", *STAGES]
@@ -313,7 +313,7 @@ class TestErrors:
             ([], "Name a --model"),
             (["--model", DCONV, "--arch", ARCH], "give --arch only without it"),
             (["--arch", ARCH], "--arch needs --weights"),
-            (["--weights", "random"], "give --weights, with --arch"),
+            (["--weights", "random"], "or give --weights."),
             (["--model", DCONV, "--url-base", "nowhere"], "--url-base"),
             (["--model", "mask*_coco", "--weights", "a.pth"], "is for one model, and --model names 5"),
             (["--model", DCONV, "--image-size", "480"], "'480' is no HEIGHTxWIDTH"),

@@ -147,21 +147,52 @@ def test_wrong_usage(
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_file_of_another_program_needs_arch(
+def test_file_of_another_program_is_recognised(
     dcnzoo: Program, weights: Path, image: Path, tmp_path: Path, suffix: str
 ) -> None:
     from safetensors.torch import save_file
 
-    bare = tmp_path / f"bare{suffix}"
+    bare, copy = tmp_path / f"bare{suffix}", tmp_path / "copy.safetensors"
     state_dict = torch.load(weights, weights_only=True)["state_dict"]
     if suffix == ".pth":
         torch.save(state_dict, bare)
     else:
         save_file(state_dict, bare)
-    code, _, err = dcnzoo("predict", image, "--out", tmp_path / "a", *QUICK, "--weights", bare)
-    assert (code, err.count("\n")) == (1, 1)
-    assert "does not name its architecture; give it with --arch, such as --arch faster_rcnn_r50" in err
-    code, _, err = dcnzoo("convert", bare, tmp_path / "copy.safetensors")
-    assert (code, err.count("\n")) == (1, 1)
-    assert "does not name its architecture; give it with --arch" in err
-    detections(dcnzoo, image, tmp_path / "b", "--weights", bare, "--arch", MASK_ARCH, *SMALL)
+    named = detections(dcnzoo, image, tmp_path / "a", "--weights", bare, "--arch", MASK_ARCH, *SMALL)
+    assert detections(dcnzoo, image, tmp_path / "b", "--weights", bare, *SMALL) == named
+    assert dcnzoo("convert", bare, copy).code == 0
+    assert metadata_of(copy)["architecture"] == MASK_ARCH
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (
+            "neck.lateral_convs.0.conv.weight",
+            "does not name its architecture, and its tensors are those of no",
+        ),
+        ("neck.lateral_convs.1.conv.weight", f"does not fit {MASK_ARCH}; give the architecture that it was"),
+    ],
+)
+def test_half_a_detector_is_refused(
+    dcnzoo: Program,
+    weights: Path,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    removed: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state_dict = torch.load(weights, weights_only=True)["state_dict"]
+    del state_dict[removed]
+    half = tmp_path / "half.pth"
+    torch.save(state_dict, half)
+    predict, convert = (
+        ("predict", image, "--weights", half, *QUICK),
+        ("convert", half, tmp_path / "c.safetensors"),
+    )
+    for command in (predict, convert):
+        code, _, err = dcnzoo(*command)
+        assert (code, err.count("\n")) == (1, 1)
+        assert message in err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 import dcnzoo.ops as dcnzoo_ops
 from dcnzoo import __version__
+from dcnzoo.hardware import cpu_model
 from tests.cli.conftest import Program
 
 
@@ -31,11 +34,20 @@ def test_healthy(dcnzoo: Program, home: Path) -> None:
     assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert versions["numpy"] == np.__version__
     assert set(versions) >= {"torchvision", "pillow", "pycocotools"}
-    assert report["CPU"]["threads of PyTorch"] == torch.get_num_threads()
-    assert report["CPU"]["model"]
+    assert report["cpu"]["threads"] == torch.get_num_threads()
+    assert report["cpu"]["model"]
     assert report["operators"]["backend"], report["operators"]["because"]
     assert report["cache"] == {"home": str(home), "files": 0, "megabytes": 0.0}
     assert report["manifest"] == {"own": None, "checkpoints": 18, "downloaded": 0}
+
+
+def test_keys_are_in_snake_case(dcnzoo: Program) -> None:
+    def keys(part: object) -> Iterator[str]:
+        for key, value in part.items() if isinstance(part, dict) else ():
+            yield key
+            yield from keys(value)
+
+    assert [key for key in keys(report_of(dcnzoo)[1]) if not re.fullmatch(r"[a-z][a-z0-9_]*", key)] == []
 
 
 def test_text_has_the_same(dcnzoo: Program) -> None:
@@ -43,6 +55,8 @@ def test_text_has_the_same(dcnzoo: Program) -> None:
     assert code == 0
     assert f"  dcnzoo: {__version__}" in out
     assert "operators:\n  backend: " in out
+    assert f"CPU:\n  model: {cpu_model()}\n" in out
+    assert "  vector instructions: " in out
     assert "  checkpoints: 18\n" in out
     assert out.endswith("problems: none\n")
 
@@ -50,10 +64,10 @@ def test_text_has_the_same(dcnzoo: Program) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_says_why_there_is_no_gpu(dcnzoo: Program) -> None:
     code, report = report_of(dcnzoo)
-    assert (code, report["CUDA"]["devices"]) == (0, [])
-    assert report["CUDA"]["because"]
+    assert (code, report["cuda"]["devices"]) == (0, [])
+    assert report["cuda"]["because"]
     if torch.version.cuda:
-        assert report["CUDA"]["operators"].startswith(
+        assert report["cuda"]["operators"].startswith(
             ("compiled kernels: loaded, unused", "torchvision's: the CUDA kernels")
         )
 
@@ -61,10 +75,10 @@ def test_says_why_there_is_no_gpu(dcnzoo: Program) -> None:
 @pytest.mark.cuda
 def test_names_the_gpus(dcnzoo: Program) -> None:
     _, report = report_of(dcnzoo)
-    assert len(report["CUDA"]["devices"]) == torch.cuda.device_count()
-    assert torch.cuda.get_device_name(0) in report["CUDA"]["devices"][0]
-    assert "GiB" in report["CUDA"]["devices"][0]
-    assert report["CUDA"]["operators"]
+    assert len(report["cuda"]["devices"]) == torch.cuda.device_count()
+    assert torch.cuda.get_device_name(0) in report["cuda"]["devices"][0]
+    assert "GiB" in report["cuda"]["devices"][0]
+    assert report["cuda"]["operators"]
 
 
 def test_counts_what_is_cached(dcnzoo: Program, home: Path) -> None:

@@ -305,6 +305,21 @@ class TestResults:
         assert f"{metrics['bbox']['AP']:.3f}" in out
         assert not Path("dcnzoo-eval/detections.bbox.json").exists()
 
+    def test_annotations_as_other_tools_write_them(
+        self, run: Eval, annotated: Path, results: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert run("--results", results, "--annotations", annotated).code == 0
+        expected = metrics_in("dcnzoo-eval")["bbox"]
+        content = json.loads(annotated.read_text())
+        for image in content["images"]:
+            image |= {"width": float(image["width"]), "height": float(image["height"])}
+        for item in content["annotations"]:
+            del item["area"], item["iscrowd"], item["segmentation"]
+        annotated.write_text(json.dumps(content))
+        assert run("--results", results, "--annotations", annotated, "--overwrite").code == 0
+        assert metrics_in("dcnzoo-eval")["bbox"] == expected
+        assert caplog.text.count(f"{len(content['annotations'])} annotations have no 'area'") == 1
+
     def test_of_some_images(self, run: Eval, annotated: Path, results: Path) -> None:
         assert run("--results", results, "--annotations", annotated, "--limit", 2).code == 0
         expected = pycocotools_stats(annotated, results, "bbox", [0, 10])

@@ -110,7 +110,7 @@ def test_nothing_to_do_shows_help_and_is_wrong_usage(dcnzoo: Program) -> None:
         (["--frobnicate"], "No such option"),
         (["list", "--frobnicate"], "No such option"),
         (["list", "a", "b"], "Got unexpected extra argument (b)"),
-        (["info"], "Missing argument 'NAME'"),
+        (["info"], "Missing argument 'NAME|FILE'"),
         (["--manifest"], "requires an argument"),
         (["fail", "usage"], "Give this or that."),
     ],

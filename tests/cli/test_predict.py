@@ -199,6 +199,46 @@ class TestSources:
         assert err.startswith(f"error: {message}")
         assert not Path("dcnzoo-out").exists()
 
+    def test_pictures_of_earlier_runs_are_no_sources(
+        self, predict: Predict, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made = ("--save-images", "--save-crops", "--score-threshold", 0)
+        assert predict("photos", *made, "--out", "photos/runs/1").code == 0
+        assert "photos/runs/1" not in caplog.text
+        assert len(files(Path("photos/runs/1/images"))) == 3
+        for out in ("photos/runs/2", "elsewhere"):
+            assert predict("photos", *made, "--out", out).code == 0
+            assert len(lines(Path(out, "detections.jsonl"))) == 3
+        assert "left out, for earlier runs have made them: photos/runs/1/crops and 1 more" in caplog.text
+        assert "left out, for earlier runs have made them: photos/runs/1/crops and 3 more" in caplog.text
+        assert predict("photos/runs/1/images", "--out", "again").code == 0
+        assert len(lines(Path("again/detections.jsonl"))) == 3
+
+    def test_file_address_is_the_path(self, predict: Predict, photos: Path) -> None:
+        options = ("--format", "jsonl,yolo")
+        assert predict(photos, *options).code == 0
+        code, _, err = predict(photos.as_uri(), *options, "--resume")
+        assert code == 0
+        assert "images that an earlier run has done: 3\n" in err
+        code, _, err = predict(Path("dcnzoo-out/labels").absolute().as_uri(), *options, "--overwrite")
+        assert (code, err) == (1, f"error: no images in {Path('dcnzoo-out/labels').absolute()}\n")
+
+    @pytest.mark.parametrize("options", [[], ["--batch-size", 2], ["--workers", 1]])
+    def test_empty_standard_input_beside_others(
+        self,
+        predict: Predict,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        options: list[object],
+    ) -> None:
+        """The other images are done, whatever is read ahead of them."""
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+        code, _, err = predict("photos/a.jpg", "-", *options)
+        assert code == 0
+        assert err.startswith("1 images, 0 failures")
+        assert [line["image"] for line in lines(Path("dcnzoo-out/detections.jsonl"))] == ["photos/a.jpg"]
+        assert "nothing came from standard input" in caplog.text
+
     def test_address(self, predict: Predict, photos: Path) -> None:
         with serving({"/x/a.jpg?s=1": content((photos / "a.jpg").read_bytes())}) as server:
             assert predict(server.url("/x/a.jpg?s=1"), "--save-images").code == 0
@@ -251,6 +291,19 @@ class TestAnnotations:
         code, _, err = predict("photos", "--annotations", self.annotate(tmp_path, "7.png"))
         assert code == 2
         assert "--annotations gives the image ids of --format coco" in err
+
+
+@pytest.mark.usefixtures("photos")
+class TestFont:
+    def test_is_checked_before_the_model_is_loaded(self, dcnzoo: Program, tmp_path: Path) -> None:
+        (tmp_path / "a.ttf").write_bytes(b"no font")
+        options = ("predict", "photos", "--weights", "missing.pth", "--font", tmp_path / "a.ttf")
+        code, _, err = dcnzoo(*options, "--save-images")
+        assert code == 2
+        assert "Invalid value for --font: cannot read" in err
+        code, _, err = dcnzoo(*options)
+        assert code == 2
+        assert "--font is for the labels in pictures; add --save-images" in err
 
 
 @pytest.mark.usefixtures("photos")
@@ -453,7 +506,7 @@ class TestUsage:
         [
             ([], "Name at least one SOURCE"),
             (["a.jpg"], "Name a --model"),
-            (["a.jpg", "--arch", ARCH], "or give --weights, with --arch if need be"),
+            (["a.jpg", "--arch", ARCH], "or give --weights."),
             (["a.jpg", "--model", "m", "--arch", ARCH], "--model has an architecture of its own"),
             (["a.jpg", "--model", "m", "--short-side", 9, "--long-side", 8], "exceeds --long-side 8"),
             (["a.jpg", "--model", "m", "--batch-size", 0], "--batch-size"),

@@ -81,6 +81,7 @@ RUNS: dict[str, tuple[Case, torch.dtype, Run]] = {
             ("unaligned-output", UNALIGNED_OUTPUT, HALF, 1),
             ("unaligned-output", UNALIGNED_OUTPUT, BFLOAT16, 2),
             ("narrow-table", WIDE_TABLE, HALF, 1),
+            ("narrow-table", WIDE_TABLE, BFLOAT16, 5),
             ("one-step", CASES["pointwise"], BFLOAT16, 1),
         )
     },
@@ -92,6 +93,7 @@ RUNS: dict[str, tuple[Case, torch.dtype, Run]] = {
     "unaligned-output": (UNALIGNED_OUTPUT, HALF, Run(forced=forced("mma_128x64"))),
     "unaligned-output-split": (UNALIGNED_OUTPUT, BFLOAT16, Run(forced=forced("mma_64x128", 2))),
     "little-shared-memory": (NARROW_TABLE, HALF, Run(RTX_3090, forced=forced("mma_128x128"))),
+    "windows-in-parts": (WIDE_TABLE, HALF, Run(RTX_3090, forced=forced("mma_64x128", 5))),
     "small-blocks-on-a-small-gpu": (CASES["dense"], SINGLE, Run(RTX_3090)),
     **{f"seed-{seed}": (ODD_SIZES, HALF, Run(seed=seed)) for seed in range(1, 4)},
 }

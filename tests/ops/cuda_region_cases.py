@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels for regions on the emulated GPU and compares with the reference.
+"""Runs the CUDA kernels for regions, and that behind convolutions, on the emulated GPU, and compares.
 
 Run as a program, it prints a line of JSON per run; see `emulated_gpu` for why it is one.
 """
@@ -126,6 +126,22 @@ def equal_boxes() -> float:
     return float((emulated_gpu.nms_sorted(boxes, torch.tensor([200]), 0.5)[0].nonzero() != 0).sum())
 
 
+def bias_relu(dtype: torch.dtype, with_added: bool, relu: bool, blocks: int) -> float:
+    """Number of elements that are not the exact sum, rounded once."""
+    torch.manual_seed(0)
+    shape = (2, 24, 5, 7)
+    maps, added = (
+        torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    maps[0, 3, 2, 1] = torch.nan
+    bias = torch.randn(24).to(dtype)
+    found = emulated_gpu.bias_relu(maps, bias, added if with_added else None, relu, blocks)
+    shift = bias.float()[:, None, None]
+    wanted = (added.float() + shift + maps.float()) if with_added else maps.float() + shift
+    wanted = (wanted.relu() if relu else wanted).to(dtype)
+    return float(((found != wanted) & ~(found.isnan() & wanted.isnan())).sum())
+
+
 RUNS: dict[str, Callable[[], float]] = {
     **{
         f"pooling-{dtype}-{channels}-{'deformed' if deformed else 'rigid'}": partial(
@@ -152,6 +168,11 @@ RUNS: dict[str, Callable[[], float]] = {
     "pyramid": pyramid,
     "impossible-rois": impossible_rois,
     "far-offsets": far_offsets,
+    **{
+        f"bias-{dtype}-{'added' if added else 'alone'}-{relu}": partial(bias_relu, dtype, added, relu, blocks)
+        for dtype, blocks in ((HALF, 2), (BFLOAT16, 1), (SINGLE, 3))
+        for added, relu in ((False, True), (True, True), (True, False))
+    },
     "suppression": partial(suppression, [300, 0, 1, 64, 299], 300, 0.5),
     "suppression-many": partial(suppression, [1500], 1500, 0.7, 1),
     "suppression-few": partial(suppression, [5, 3], 5, 0.3, 2),

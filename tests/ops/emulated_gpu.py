@@ -410,3 +410,23 @@ def nms_sorted(boxes: Tensor, counts: Tensor, iou_threshold: float, seed: int = 
     call = _Suppression(*addresses, len(boxes), boxes.shape[1], iou_threshold, target.address)
     library().run_suppression(ctypes.byref(call), seed)
     return target.tensor()
+
+
+class _BiasRelu(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("maps", "bias", "added")],
+        *[(name, ctypes.c_int64) for name in ("chunks", "bias_chunks")],
+        ("element", ctypes.c_int32),
+        ("relu", ctypes.c_bool),
+    ]
+
+
+def bias_relu(maps: Tensor, bias: Tensor, added: Tensor | None, relu: bool, blocks: int) -> Tensor:
+    """What the operator `bias_relu_` makes of channels-last maps, on the emulated GPU, in so many blocks."""
+    kept: list[Guarded] = []
+    target, per_chunk = Guarded(maps), 16 // maps.element_size()
+    addresses = target.address, _address(bias, kept), _address(added, kept)
+    chunks = maps.numel() // per_chunk, len(bias) // per_chunk
+    call = _BiasRelu(*addresses, *chunks, ELEMENTS[maps.dtype], relu)
+    library().run_bias_relu(ctypes.byref(call), ctypes.c_int64(blocks))
+    return target.tensor()

@@ -38,9 +38,10 @@ ON_HOPPER = (
 
 @dataclass(frozen=True)
 class Fault:
-    """A change of the PTX of deform_conv2d, and what the machine must then say of a run."""
+    """A change of the PTX of a file, and what the machine must then say of a run."""
 
     target: str
+    source: str
     run: str
     pattern: str
     replacement: str
@@ -51,35 +52,34 @@ class Fault:
         return re.search(self.message, said) is not None
 
 
-_WGMMA = "wgmma_128x128-seed-1"
-_MMA = "mma_128x128-tiles"
+_WGMMA = "90a", "deform_conv2d", "wgmma_128x128-seed-1"
+_MMA = "80", "deform_conv2d", "mma_128x128-tiles"
 FAULTS = {
-    "not published": Fault("90a", _WGMMA, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"),
+    "not published": Fault(*_WGMMA, r"fence\.proxy\.async[^;]*;", "", "without fence.proxy.async"),
     "published late": Fault(
-        *("90a", _WGMMA, r"(fence\.proxy\.async[^;]*;)([^@]*?bar\.warp\.sync[^;]*;)", r"\2 \1"),
+        *(*_WGMMA, r"(fence\.proxy\.async[^;]*;)([^@]*?bar\.warp\.sync[^;]*;)", r"\2 \1"),
         "without fence.proxy.async",
     ),
-    "no wgmma.fence": Fault("90a", _WGMMA, r"wgmma\.fence[^;]*;", "", "without wgmma.fence"),
+    "no wgmma.fence": Fault(*_WGMMA, r"wgmma\.fence[^;]*;", "", "without wgmma.fence"),
     "batch awaited late": Fault(
-        *("90a", _WGMMA, r"(wgmma\.wait_group[^;]*) 1;", r"\1 2;"),
+        *(*_WGMMA, r"(wgmma\.wait_group[^;]*) 1;", r"\1 2;"),
         "the write is not ordered after a read by the tensor cores",
     ),
-    "sums used early": Fault("90a", _WGMMA, r"wgmma\.wait_group[^;]* 0;", "", "an accumulator is used while"),
+    "sums used early": Fault(*_WGMMA, r"wgmma\.wait_group[^;]* 0;", "", "an accumulator is used while"),
     "full not awaited": Fault(
-        *("90a", _WGMMA, r"(setmaxnreg\.inc.*?)mbarrier\.try_wait[^;]*;", r"\1 setp.eq.u32 p, 0, 0;"),
+        *(*_WGMMA, r"(setmaxnreg\.inc.*?)mbarrier\.try_wait[^;]*;", r"\1 setp.eq.u32 p, 0, 0;"),
         "nothing has written|is not ordered after the write|initializes|asynchronous copy",
     ),
-    "no arrival": Fault("90a", _WGMMA, r"mbarrier\.arrive[^;]*;", "", "nothing can run any more"),
-    "no registers given": Fault("90a", _WGMMA, r"setmaxnreg\.dec[^;]*;", "", "nothing can run any more"),
-    "warps not together": Fault("90a", _WGMMA, r"bar\.warp\.sync[^;]*;", "", "fence.proxy.async|a race"),
-    "copies not awaited": Fault("80", _MMA, r"cp\.async\.wait_all;", "", "before it is waited for"),
-    "blocks not together": Fault("80", _MMA, r"bar\.sync[^;]*;", "", "a race|nothing has written"),
+    "no arrival": Fault(*_WGMMA, r"mbarrier\.arrive[^;]*;", "", "nothing can run any more"),
+    "no registers given": Fault(*_WGMMA, r"setmaxnreg\.dec[^;]*;", "", "nothing can run any more"),
+    "warps not together": Fault(*_WGMMA, r"bar\.warp\.sync[^;]*;", "", "fence.proxy.async|a race"),
+    "copies not awaited": Fault(*_MMA, r"cp\.async\.wait_all;", "", "before it is waited for"),
+    "blocks not together": Fault(*_MMA, r"bar\.sync[^;]*;", "", "a race|nothing has written"),
     "copies of too much": Fault(
-        "80", _MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own|another block writes"
+        *_MMA, r"(cp\.async\.cg[^;]*), %r\d+;", r"\1, 16;", "is not its own|another block writes"
     ),
-    "copies misplaced": Fault(
-        "80", _MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"
-    ),
+    "votes alone": Fault("80", "regions", "suppression", r"bar\.warp\.sync[^;]*;", "", "a race"),
+    "copies misplaced": Fault(*_MMA, r"(cp\.async\.cg\.shared\.global \[%r\d+)\]", r"\1+8]", "misaligned"),
 }
 
 
@@ -140,17 +140,20 @@ def watch_memory(library: ctypes.CDLL) -> None:
     emulated_gpu.Guarded = Watched  # type: ignore[misc]
 
 
-def fault_of(library: ctypes.CDLL, fault: Fault, text: str) -> dict[str, float | str]:
+def fault_of(
+    library: ctypes.CDLL, fault: Fault, texts: dict[str, str], run: Callable[[], float]
+) -> dict[str, float | str]:
     """What the machine says of changed PTX, in the first order of threads in which it says anything."""
-    changed, changes = re.subn(fault.pattern, fault.replacement, text, flags=re.DOTALL)
+    changed, changes = re.subn(fault.pattern, fault.replacement, texts[fault.source], flags=re.DOTALL)
     assert changes > 0
     library.load_kernels(changed.encode())
     report: dict[str, float | str] = {}
     for order in range(4):
         library.set_order(ctypes.c_uint64(order))
-        report = error_of(library, partial(convolution, *RUNS[fault.run]))
+        report = error_of(library, run)
         if "fault" in report:
             break
+    library.load_kernels(texts[fault.source].encode())
     return report
 
 
@@ -162,15 +165,16 @@ def main() -> None:
     watch_memory(library)
     torch.library.impl("dcnzoo::deform_conv2d_columns", "CPU", emulated_gpu.deform_conv2d_columns)
     torch.library.impl("dcnzoo::deform_conv2d_scatter_", "CPU", emulated_gpu.deform_conv2d_scatter)
-    texts = [(folder / f"{source.stem}.{target}.ptx").read_text() for source in KERNEL_SOURCES]
-    for text in texts:
+    texts = {source.stem: (folder / f"{source.stem}.{target}.ptx").read_text() for source in KERNEL_SOURCES}
+    for text in texts.values():
         library.load_kernels(text.encode())
     assert library.take_error() == b""
-    for name, run in runs_of(target).items():
+    runs = runs_of(target)
+    for name, run in runs.items():
         print(json.dumps({"name": name} | error_of(library, run)), flush=True)
     for name, fault in FAULTS.items():
         if fault.target == target:
-            print(json.dumps({"name": name} | fault_of(library, fault, texts[0])), flush=True)
+            print(json.dumps({"name": name} | fault_of(library, fault, texts, runs[fault.run])), flush=True)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,9 @@ NARROW_GROUPS = {
 }
 """By width: what `grouped` computes."""
 
+SEVERAL_TABLES = Case(1, 512, 512, (4, 5), (7, 7), padding=(3, 3), groups=16, deform_groups=16, mask=True)
+"""What it fills its table for more than once."""
+
 
 def strange_offsets(offset: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Offsets in another type, some of which are not numbers; and numbers that mean the same."""
@@ -186,6 +189,10 @@ def _convolutions() -> dict[str, Callable[[], float]]:
         for width in NARROW_GROUPS:
             for dtype in DTYPES[:3]:
                 runs[f"grouped-{width}-{dtype}-of-{kind}"] = partial(narrow, width, dtype, maps)
+    for dtype in DTYPES[:3]:
+        runs[f"grouped-several-tables-{dtype}"] = partial(
+            convolution, SEVERAL_TABLES, dtype, 2, Run(RTX_3090)
+        )
     return runs
 
 

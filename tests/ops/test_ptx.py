@@ -659,6 +659,11 @@ REFUSED: dict[str, tuple[str, int, str]] = {
         1,
         "a read of a phase barrier's memory",
     ),
+    "phase barrier overwritten": (
+        OWN + "mbarrier.init.shared::cta.b64 [%r3], 1; st.shared.u32 [%r3+4], %r0;",
+        1,
+        "a write to a phase barrier's memory",
+    ),
     "phase barrier before it is there": (
         """mov.u32 %r3, memory; setp.ne.u32 %p1, %r0, 0; @%p1 bra NEXT;
         mbarrier.init.shared::cta.b64 [%r3], 32; NEXT: mbarrier.arrive.shared::cta.b64 _, [%r3];""",

@@ -130,11 +130,12 @@ void binary(Warp& warp, const Instruction& in, uint32_t lanes, Function function
     warp.set<Result>(in.operand[0], i, function(warp.get<A>(in.operand[1], i), warp.get<B>(in.operand[2], i)));
   });
 }
-template <class T, class Function>
+// The type of the first two operands, where it is another than that of the third and the result.
+template <class T, class Factor = T, class Function>
 void ternary(Warp& warp, const Instruction& in, uint32_t lanes, Function function) {
   for_lanes(lanes, [&](int i) {
-    warp.set<T>(in.operand[0], i,
-                function(warp.get<T>(in.operand[1], i), warp.get<T>(in.operand[2], i), warp.get<T>(in.operand[3], i)));
+    const Factor a = warp.get<Factor>(in.operand[1], i), b = warp.get<Factor>(in.operand[2], i);
+    warp.set<T>(in.operand[0], i, function(a, b, warp.get<T>(in.operand[3], i)));
   });
 }
 template <class T, class Function>
@@ -371,6 +372,14 @@ Table make_table() {
   add_integer<uint64_t>(table, ".u64");
   add(table, "mul.wide.s32", DCNZOO_BINARY_TO(int64_t, int32_t, int32_t, int64_t{a} * b), "dww");
   add(table, "mul.wide.u32", DCNZOO_BINARY_TO(uint64_t, uint32_t, uint32_t, uint64_t{a} * b), "dww");
+  // by their own types, for the sums wrap
+  add(table, "mad.wide.s32",
+      DCNZOO_COMPUTE((ternary<uint64_t, int32_t>),
+                     [](int32_t a, int32_t b, uint64_t c) { return static_cast<uint64_t>(int64_t{a} * b) + c; }),
+      "dwwd");
+  add(table, "mad.wide.u32",
+      DCNZOO_COMPUTE((ternary<uint64_t, uint32_t>), [](uint32_t a, uint32_t b, uint64_t c) { return uint64_t{a} * b + c; }),
+      "dwwd");
   add(table, "clz.b64", DCNZOO_CONVERT(uint32_t, uint64_t, a == 0 ? 64 : __builtin_clzll(a)), "wd");
   add(table, "clz.b32", DCNZOO_CONVERT(uint32_t, uint32_t, a == 0 ? 32 : __builtin_clz(a)), "ww");
   add_bits<uint16_t>(table, ".b16");

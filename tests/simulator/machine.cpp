@@ -3,6 +3,12 @@
 // Blocks run one after the other, in an order that the seed decides. Of a block's warps one runs for some instructions,
 // then another, as the seed decides too. Lanes of a warp that take different branches are groups, of which mostly the
 // one that is behind runs, so that they meet again, and sometimes another.
+//
+// What this does not show: a GPU's memory is not in order, here threads that need an order and have none are refused
+// instead. Lanes go apart at branches alone, and at waits. What a warp does together its lanes must do in one place of
+// the code. Registers that nothing has written hold numbers that nothing is right with, but may be read. Products and
+// powers of two are more exact than a GPU's. Of a launch's resources it knows threads and shared memory, of all targets
+// the same.
 #include "machine.h"
 
 #include <algorithm>

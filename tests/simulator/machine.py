@@ -17,9 +17,7 @@ SOURCES = tuple(
 LAUNCHER = FOLDER / "kernels" / "launcher.cpp"
 """The kernels of csrc/cuda by the interface of their emulation."""
 
-KERNEL_SOURCES = tuple(
-    ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("deform_conv2d", "deform_conv2d_columns", "regions")
-)
+KERNEL_SOURCES = tuple(sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
 _ERROR_BYTES = 4096
 
 

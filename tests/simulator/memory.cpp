@@ -2,8 +2,8 @@
 //
 // Of shared memory every two bytes have a cell that remembers the last write and the last reads since. An access that
 // the vector clocks do not order after these is a race. Not seen are races of a write with a read that a later read by
-// the same or an 8th other warp has replaced. Of global memory the last write to each byte is remembered, with its
-// block: blocks know nothing of each other. Writes after reads of others are not seen there.
+// the same or an 8th other warp has replaced. Of global memory the last write of a kernel to each byte is remembered,
+// with its block: blocks know nothing of each other. Writes after reads of others are not seen there.
 #include <algorithm>
 #include <cmath>
 
@@ -20,7 +20,7 @@ std::string hex(uint64_t value) {
   return text;
 }
 
-// Elements of BYTES bytes, in registers of WIDE bytes.
+// Elements in registers that may be wider.
 template <Space space, class Element, class Wide>
 void load(Warp& warp, const Instruction& in, uint32_t lanes) {
   const uint32_t bytes = sizeof(Element) * in.count;
@@ -103,7 +103,7 @@ Compute store_to(int bytes, int register_bytes) {
   }
 }
 
-template <class T, class Bits, class Sum>
+template <class T, class Sum>
 void add_atomically(Warp& warp, const Instruction& in, uint32_t lanes, Sum sum) {
   for_lanes(lanes, [&](int lane) {
     const uint64_t address = warp.address(in, 0, in.operand[1], lane);
@@ -150,11 +150,11 @@ Compute find_store(Space space, int bytes, int register_bytes) {
 
 // To memory, single precision is without subnormal numbers.
 void add_atomically_f32(Warp& warp, const Instruction& in, uint32_t lanes) {
-  add_atomically<float, uint32_t>(warp, in, lanes, [](float a, float b) { return flush(flush(a) + flush(b)); });
+  add_atomically<float>(warp, in, lanes, [](float a, float b) { return flush(flush(a) + flush(b)); });
 }
 
 void add_atomically_f64(Warp& warp, const Instruction& in, uint32_t lanes) {
-  add_atomically<double, uint64_t>(warp, in, lanes, [](double a, double b) { return a + b; });
+  add_atomically<double>(warp, in, lanes, [](double a, double b) { return a + b; });
 }
 
 void Block::check_global_read(const Warp& warp, int lane, uint64_t address, uint32_t bytes, uint32_t align,

@@ -190,6 +190,7 @@ class Parser {
     }
     expect(";");
     align = std::max<int64_t>(align, bits / 8);
+    if (shared_base % align != 0) throw Fault("unknown alignment");
     if (is_dynamic) {
       dynamic_.push_back(name);
       dynamic_align_ = std::max(dynamic_align_, align);

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pycocotools import mask as coco_mask
 
 from dcnzoo.errors import EvaluationError
 from dcnzoo.evaluation.annotations import Annotations, read_annotations, read_image_ids
@@ -114,6 +115,9 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (changed("images", id=1), "image 1 is there twice"),
         (changed("images", id="3"), "has id '3', expected an integer"),
         (changed("images", id=True), "has id True, expected an integer"),
+        (changed("images", width=99.5), "has width 99.5, expected a whole number"),
+        (changed("images", width="100"), "has width '100', expected a whole number"),
+        (changed("images", width=float("nan")), "has width nan, expected a whole number"),
         (changed("images", width=0), "is said to be of 0x100 pixels"),
         (changed("images", width=2**31, height=2**31), "is said to be of"),
         (changed("categories", name="cat"), "has several categories of the same name: cat"),
@@ -127,7 +131,11 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (changed("annotations", bbox=[1, 2, 3]), "expected [x, y, width, height]"),
         (changed("annotations", bbox=[1, 2, -3, 4]), "expected [x, y, width, height]"),
         (changed("annotations", bbox=[1, 2, 3, float("inf")]), "expected [x, y, width, height]"),
-        (changed("annotations", area=None), "has no 'area'"),
+        (changed("annotations", area="600"), "has area '600', expected a finite number"),
+        (
+            changed("annotations", area=None, segmentation=[[1, 2]]),
+            "annotation 3 has no 'area', and none can be computed, for its segmentation has a polygon that",
+        ),
         (changed("annotations", iscrowd=2), "has iscrowd 2, expected 0 or 1"),
     ],
 )
@@ -147,6 +155,57 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_an_annotation_with_the_id_0_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_annotations(write(tmp_path / "a.json", changed("annotations", id=0)))
     assert "has an annotation with the id 0" in caplog.text
+
+
+TRIANGLE = [[10, 10, 50, 10, 10, 50]]
+
+
+class TestAreas:
+    """Objects whose area the file does not state."""
+
+    @staticmethod
+    def areas(folder: Path, **fields: Any) -> list[float]:
+        content = annotation_content(OBJECTS, images=3)
+        content["images"][0].update(fields.pop("image", {}))
+        content["annotations"][0].update(fields)
+        return [item["area"] for item in read_annotations(write(folder / "a.json", content)).objects]
+
+    def test_is_that_of_the_polygon_in_pixels(self, tmp_path: Path) -> None:
+        rle = coco_mask.merge(coco_mask.frPyObjects(TRIANGLE, 100, 100))
+        expected = [float(coco_mask.area(rle)), 1200.0, 1200.0]
+        assert expected[0] == pytest.approx(800, rel=0.05)
+        assert self.areas(tmp_path, area=None, segmentation=TRIANGLE) == expected
+
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_is_that_of_the_run_lengths(self, tmp_path: Path, plain: bool) -> None:
+        rle = {"size": [100, 100], "counts": [7, 33, 9960]}
+        if not plain:
+            rle = coco_mask.frPyObjects(rle, 100, 100)
+            rle["counts"] = rle["counts"].decode("ascii")
+        assert self.areas(tmp_path, area=None, segmentation=rle)[0] == 33
+
+    @pytest.mark.parametrize("segmentation", [None, []])
+    def test_is_that_of_the_box_without_a_mask(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, segmentation: object
+    ) -> None:
+        assert self.areas(tmp_path, area=None, segmentation=segmentation)[0] == 1200
+        (record,) = caplog.records
+        assert f"{tmp_path / 'a.json'}: 1 of 3 annotations have no 'area'" in record.getMessage()
+
+    def test_is_that_of_the_box_in_an_image_of_unknown_size(self, tmp_path: Path) -> None:
+        areas = self.areas(tmp_path, area=None, segmentation=TRIANGLE, image={"width": None})
+        assert areas[0] == 1200
+
+    def test_that_is_stated_stays(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert self.areas(tmp_path, area=5, segmentation=TRIANGLE)[0] == 5
+        assert caplog.records == []
+
+
+def test_sizes_may_be_floats_without_a_fraction(tmp_path: Path) -> None:
+    content = changed("images", width=640.0, height=480.0)
+    size = read_annotations(write(tmp_path / "a.json", content)).images[-1].image_size
+    assert size == (480, 640)
+    assert all(type(side) is int for side in size or ())
 
 
 class TestMasks:

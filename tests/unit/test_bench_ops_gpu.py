@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,7 +146,7 @@ def test_everything_is_measured(bench: ModuleType, monkeypatch: pytest.MonkeyPat
     assert first["error"] < 0.02
     assert found["ways"]["two_step"] == [999.0, None]
     assert found["ways"]["mma_64x128/2"][1] == 7000.0
-    assert len({extra["what"] for extra in report["extras"]}) == 4
+    assert len({extra["what"] for extra in report["extras"]}) == 6
     assert {extra["precision"] for extra in report["extras"]} == {"bf16"}
     assert len(bench.tables(report)) > 20
 
@@ -154,7 +155,8 @@ def test_wgmma_is_swept(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_
     options = ("--precision", "fp16", "--sweep-wgmma", "--no-torchvision")
     _, report = run(bench, monkeypatch, tmp_path / "numbers.json", *options)
     kernels = {t["kernel"] for t in report["timings"]}
-    assert kernels == {None, *(f"wgmma_128x{n}/{s}" for n in (128, 256) for s in gpu_tuning.SPLITS)}
+    tiles = product((64, 128), (128, 256), gpu_tuning.SPLITS)
+    assert kernels == {None, *(f"wgmma_{pixels}x{columns}/{splits}" for pixels, columns, splits in tiles)}
     assert all(t["torchvision_us"] is None for t in report["timings"])
 
 

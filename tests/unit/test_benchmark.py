@@ -89,7 +89,7 @@ class TestMeasure:
         assert result.images_per_second == pytest.approx(1000 / result.total.mean)
         assert 0.05 < result.memory.host_gib < 50
         assert result.memory.gpu_gib is None
-        assert result.stamp["cpu"]["threads of PyTorch"] == torch.get_num_threads()
+        assert result.stamp["cpu"]["threads"] == torch.get_num_threads()
 
     @pytest.mark.usefixtures("loaded")
     def test_images_are_taken_in_turn(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ class TestMeasure:
     def test_threads(self, settings: Settings) -> None:
         settings = replace(settings, threads=1, warmup=0, repeats=1)
         result = run_apart(partial(measure, CASE, settings))
-        assert result.stamp["cpu"]["threads of PyTorch"] == 1
+        assert result.stamp["cpu"]["threads"] == 1
 
     @pytest.mark.usefixtures("loaded")
     def test_unreadable_image(self, settings: Settings, tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from dcnzoo.annotate import class_colour
+from dcnzoo.chart import MARGIN, PANEL
 from dcnzoo.evaluation.coco_metrics import CocoMetrics, coco_metrics
 from dcnzoo.evaluation.curves import (
     ALL_CLASSES,
-    MARGIN,
-    PANEL,
     draw_curves,
     mean_precision,
     threshold_below,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from importlib import import_module
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcnzoo.build import build_model, pack_weights, prepare_for_inference
+from dcnzoo.gpu import normalise
 from dcnzoo.manifest import Architecture
 from dcnzoo.models import fixed_shape
 from dcnzoo.models.boxes import select_detections
+from dcnzoo.models.fixed_shape import FixedInstances
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops import pool_levels
 from dcnzoo.ops.roi_align import pool_levels_in_fixed_shape
@@ -136,27 +139,65 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("deform_conv2d", "roi_align", "nms"):
+    for module in ("deform_conv2d", "dense", "roi_align", "nms"):
         monkeypatch.setattr(import_module(f"dcnzoo.ops.{module}"), "gpu_problem", lambda _: None)
+
+
+def detect_without_values(
+    model: RCNN, classes: int, size: tuple[int, int, int], watch: TorchDispatchMode
+) -> FixedInstances:
+    """Runs a detector in half precision on (N, H, W) pixels that only have a shape, as if on a GPU."""
+    images, height, width = size
+    with FakeTensorMode(), torch.inference_mode():
+        for layer in model.modules():
+            for path, value in layer.named_parameters(recurse=False):
+                empty = torch.empty(value.shape, dtype=torch.float16, device="cuda")
+                setattr(layer, path, nn.Parameter(empty, requires_grad=False))
+        pixels = torch.empty(images, height, width, 3, dtype=torch.uint8, device="cuda")
+        settings = torch.empty(8 * images + classes + 1, device="cuda")
+        colour = torch.empty(3, device="cuda")
+        anchors = fixed_shape.make_anchors((height, width), torch.device("cuda"))
+        with watch:
+            unpacked = fixed_shape.Settings.unpack(settings, images)
+            normalised = normalise(pixels, unpacked.limits, colour, colour).half()
+            return fixed_shape.FixedShapeRCNN(model)(normalised, unpacked, anchors, max_detections=10)
 
 
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_never_waits_for_the_gpu(name: str) -> None:
     """On tensors without values nothing can be asked of them."""
-    model = build(name)
-    with FakeTensorMode(), torch.inference_mode():
-        for layer in model.modules():
-            for path, value in layer.named_parameters(recurse=False):
-                empty = torch.empty(value.shape, dtype=torch.float16, device="cuda")
-                setattr(layer, path, nn.Parameter(empty, requires_grad=False))
-        images = torch.empty(2, 3, 96, 128, dtype=torch.float16, device="cuda")
-        settings = torch.empty(8 * 2 + CLASSES + 1, device="cuda")
-        with Watch():
-            anchors = fixed_shape.make_anchors((96, 128), torch.device("cuda"))
-            found = fixed_shape.FixedShapeRCNN(model)(
-                images, fixed_shape.Settings.unpack(settings, 2), anchors, max_detections=10
-            )
+    found = detect_without_values(build(name), CLASSES, (2, 96, 128), Watch())
     assert found.boxes.shape == (2, 10, 4)
     assert found.boxes.device.type == "cuda"
     assert (found.mask_probs is not None) == ("mask" in name)
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of tensors that live, as far as they are made here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._live = 0, dict[int, int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._live:
+                storage = tensor.untyped_storage()
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_memory_of_a_photo() -> None:
+    """A quarter of the GB that a photo may take, weights included; cuDNN takes some of the rest."""
+    name = "faster_rcnn_r50_fpn_dconv_c3-c5"
+    model = prepare_for_inference(build_model(Architecture.parse(name), 80))
+    memory = Memory()
+    detect_without_values(model, 80, (1, 800, 1344), memory)
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert memory.peak > 50e6
+    assert memory.peak + weights < 250e6

@@ -329,7 +329,7 @@ def pretended(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "machine", lambda: {"gpu": "a GPU", "operators": "built"})
 
 
-FILES = ("doctor", "gpu_regions", "benchmark", "gpu_detector", "predictor")
+FILES = ("doctor", "gpu_dense", "gpu_regions", "benchmark", "gpu_detector", "predictor")
 STEPS = {
     "build": ["build"],
     "tests": [
@@ -509,6 +509,7 @@ def test_the_sanitizer_watches_with_and_without_wgmma(monkeypatch: pytest.Monkey
     ran: list[str] = []
     monkeypatch.setattr(script, "gpu_problem", lambda: None)
     monkeypatch.setattr(script, "regions", lambda: ran.append("regions"))
+    monkeypatch.setattr(script, "dense_layers", lambda: None)
     monkeypatch.setattr(
         script, "convolve", lambda *_, **__: ran.append(os.environ.get("DCNZOO_CUDA_KERNEL", ""))
     )

@@ -21,7 +21,7 @@ def test_stamp() -> None:
     assert json.loads(json.dumps(stamp)) == stamp
     assert stamp["versions"]["dcnzoo"] == __version__
     assert stamp["versions"]["numpy"] == np.__version__
-    assert stamp["cpu"]["threads of PyTorch"] == torch.get_num_threads()
+    assert stamp["cpu"]["threads"] == torch.get_num_threads()
     assert stamp["operators"]["backend"] == ops.active_backend()[0]
     assert stamp["platform"] == platform.platform()
     assert stamp["gpu"] is None

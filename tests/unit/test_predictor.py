@@ -250,6 +250,34 @@ class TestSeveral:
         with pytest.raises(ValueError, match="batch_size of at least 1"):
             predictor([PIXELS], batch_size=batch_size)
 
+    @pytest.mark.parametrize("batch_size", [1, 2, 4])
+    def test_unreadable_ones_are_skipped(
+        self,
+        predictor: dcnzoo.Predictor,
+        expected: Detections,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        batch_size: int,
+    ) -> None:
+        good, bad = str(save(tmp_path / "good.png", PIXELS)), str(tmp_path / "bad.jpg")
+        Path(bad).write_bytes(b"\xff\xd8\xff\xe0 cut short")
+        images = [bad, good, PIXELS, bad, good]
+        for kind in (list, iter):
+            caplog.clear()
+            found = list(predictor(kind(images), batch_size=batch_size, on_error="skip"))
+            assert [each.path for each in found] == [good, None, good]
+            for each in found:
+                assert_same(each, expected, atol=1e-3)
+            assert [record.name for record in caplog.records] == ["dcnzoo.predictor"] * 2
+            assert bad in caplog.text
+        assert list(predictor(iter([bad]), on_error="skip")) == []
+        with pytest.raises(ImageReadError, match=r"bad\.jpg"):
+            predictor(images)
+
+    def test_a_single_unreadable_one_is_an_error(self, predictor: dcnzoo.Predictor, tmp_path: Path) -> None:
+        with pytest.raises(ImageReadError):
+            predictor(tmp_path / "missing.jpg", on_error="skip")
+
     def test_threads(self, predictor: dcnzoo.Predictor, expected: Detections) -> None:
         with ThreadPoolExecutor(3) as pool:
             for found in pool.map(predictor, [PIXELS] * 6):
@@ -296,10 +324,10 @@ class TestLimits:
     @pytest.mark.parametrize(
         "options",
         [{"max_detections": -1}, {"max_detections": 0}, {"batch_size": 1.5}, {"batch_size": 2.0},
-         {"score_threshold": float("nan")}],
+         {"score_threshold": float("nan")}, {"on_error": "ignore"}, {"on_error": None}],
     )  # fmt: skip
     def test_options_out_of_range(self, predictor: dcnzoo.Predictor, options: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=f"expected a {next(iter(options))} "):
+        with pytest.raises(ValueError, match=rf"expected (a )?{next(iter(options))} "):
             predictor(PIXELS, **options)
 
     def test_unknown_class(self, predictor: dcnzoo.Predictor) -> None:

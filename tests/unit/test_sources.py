@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,9 +15,13 @@ import requests
 
 from dcnzoo import sources
 from dcnzoo.errors import ImageReadError, SourceError
-from dcnzoo.sources import ImageSource, check_sources, find_images, read_image
+from dcnzoo.evaluation.report import product_names
+from dcnzoo.run_folder import pictures_in
+from dcnzoo.sources import ImageSource, check_sources, find_images, local_path, read_image
+from dcnzoo.training.history import CURVES
+from dcnzoo.writers import CropWriter, ImageWriter
 from tests.http_server import content, serving, status
-from tests.pictures import patches, save
+from tests.pictures import noise, patches, save
 
 
 @pytest.fixture
@@ -118,6 +123,65 @@ class TestGlob:
 
 
 @pytest.mark.usefixtures("tree")
+class TestPicturesOfEarlierRuns:
+    @pytest.fixture(autouse=True)
+    def runs(self, tree: Path) -> None:
+        sources._warn_of_drawn.cache_clear()
+        made = {
+            "predict": ["images/a.jpg", "images/sub/c.jpg", "crops/dog/a-000.jpg", "mine.jpg"],
+            "eval": ["precision_recall.bbox.png", "images/mine.jpg"],
+            "train": ["curves.png", "images/mine.jpg"],
+            "none": ["images/mine.jpg"],
+        }
+        for program, files in made.items():
+            for name in files:
+                path = tree / "photos" / program / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            note = {"program": f"dcnzoo {program}"} if program != "none" else ["no note"]
+            (tree / "photos" / program / "run.json").write_text(json.dumps(note))
+
+    MINE = ("eval/images/mine.jpg", "none/images/mine.jpg", "predict/mine.jpg", "train/images/mine.jpg")
+
+    @pytest.mark.parametrize("source", ["photos", "photos/**/*.*"])
+    def test_are_left_out(self, source: str, caplog: pytest.LogCaptureFixture) -> None:
+        found = names([source])
+        assert sorted(found) == sorted(
+            [*self.MINE, "a.PNG", "b.jpg", "sub.jpg", "sub/c.webp", "sub/deep/d.tif"]
+        )
+        assert names([source]) == found
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "left out, for earlier runs have made them: photos/eval/precision_recall.bbox.png and 3 more;"
+            " name one as a source to have it searched"
+        )
+
+    @pytest.mark.parametrize(
+        ("source", "expected"),
+        [
+            ("photos/predict", ["mine.jpg"]),
+            ("photos/predict/images", ["a.jpg", "sub/c.jpg"]),
+            ("photos/predict/images/**/*.jpg", ["a.jpg", "sub/c.jpg"]),
+            ("photos/*/crops/*/*.jpg", ["predict/crops/dog/a-000.jpg"]),
+            ("photos/train/curves.png", ["curves.png"]),
+        ],
+    )
+    def test_that_are_named(self, source: str, expected: list[str]) -> None:
+        assert names([source]) == expected
+
+    def test_of_this_run_are_not_worth_a_word(self, caplog: pytest.LogCaptureFixture) -> None:
+        own = [Path("photos/predict", name) for name in ("images", "crops")]
+        assert names(["photos/predict"], exclude=own) == ["mine.jpg"]
+        assert caplog.records == []
+
+    def test_names_are_those_of_the_writers(self) -> None:
+        assert pictures_in(Path("photos/predict")) == (ImageWriter.product, CropWriter.product)
+        assert pictures_in(Path("photos/train")) == (CURVES,)
+        products = {name for name in product_names() if name.endswith(".png")}
+        assert set(pictures_in(Path("photos/eval"))) == products
+
+
+@pytest.mark.usefixtures("tree")
 class TestList:
     def test_lines(self, tree: Path) -> None:
         outside = tree.parent / "elsewhere.png"
@@ -136,6 +200,16 @@ class TestList:
             ImageSource("http://host/x/photo%201.jpg?size=2", sources.PurePosixPath("photo_1.jpg")),
             ImageSource("missing.jpg", sources.PurePosixPath("missing.jpg")),
         ]
+
+    def test_comments_and_blank_lines_are_skipped(self, tree: Path) -> None:
+        (tree / "#1.jpg").touch()
+        text = "\ufeff# from camera 2\n#1.jpg\n  \t\r\n./#1.jpg\na#b.jpg\n #2.jpg\n#"
+        (tree / "list.txt").write_text(text, encoding="utf-8")
+        assert locations(["list.txt"]) == ["#1.jpg", "a#b.jpg", " #2.jpg"]
+
+    def test_standard_input_has_no_comments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        feed(monkeypatch, b"#1.jpg\n\n \nb.jpg\n")
+        assert locations(["-"]) == ["#1.jpg", "b.jpg"]
 
     def test_lines_are_relative_to_the_list_if_not_to_the_working_directory(self, tree: Path) -> None:
         (tree / "photos" / "list.txt").write_text("b.jpg\nsub/c.webp\nphotos/a.PNG\n")
@@ -192,6 +266,42 @@ class TestList:
         assert len(taken) <= 2
 
 
+class TestFileAddress:
+    @pytest.mark.parametrize(
+        ("location", "path"),
+        [
+            ("file:///photos/a.jpg", "/photos/a.jpg"),
+            ("FILE://localhost/photos/a.jpg", "/photos/a.jpg"),
+            ("file:/photos/a%20b%231.jpg", "/photos/a b#1.jpg"),
+            ("file:///photos/a#1?.jpg", "/photos/a#1?.jpg"),
+            ("file:///caf%E9.jpg", os.fsdecode(b"/caf\xe9.jpg")),
+            ("file:///caf\udce9.jpg", os.fsdecode(b"/caf\xe9.jpg")),
+            ("file://server/photos/a.jpg", "file://server/photos/a.jpg"),
+            ("file:a.jpg", "file:a.jpg"),
+            ("/photos/100%25.jpg", "/photos/100%25.jpg"),
+        ],
+    )
+    def test_path(self, location: str, path: str) -> None:
+        assert local_path(location) == path
+
+    def test_is_the_same_as_the_path(self, tree: Path) -> None:
+        (tree / "list.txt").write_text(f"{(tree / 'photos' / 'b.jpg').as_uri()}\n")
+        for source in (tree / "photos", tree / "photos" / "b.jpg"):
+            assert list(find_images([source.as_uri()])) == list(find_images([str(source)]))
+        assert names(["list.txt"]) == ["photos/b.jpg"]
+
+    def test_is_read(self, tmp_path: Path) -> None:
+        path = save(tmp_path / "a b.png", noise(8, 9))
+        assert np.array_equal(read_image(path.as_uri()), read_image(path))
+
+    @pytest.mark.parametrize("address", ["file:///missing.jpg", "file://server/a.jpg", "file:///a%00b.jpg"])
+    def test_of_nothing(self, address: str) -> None:
+        with pytest.raises(SourceError, match="no such file or folder"):
+            check_sources([address])
+        with pytest.raises(ImageReadError):
+            read_image(address)
+
+
 class TestProblems:
     @pytest.mark.parametrize(
         ("source", "message"),
@@ -206,7 +316,7 @@ class TestProblems:
     )
     def test_found_before_any_image_is_read(self, tree: Path, source: str, message: str) -> None:
         (tree / "empty").mkdir()
-        (tree / "empty.txt").write_text("\n\n")
+        (tree / "empty.txt").write_text("\n# nothing yet\n")
         with pytest.raises(SourceError, match=message):
             check_sources(["photos", source])
 
@@ -218,6 +328,24 @@ class TestProblems:
         feed(monkeypatch, b"\n")
         with pytest.raises(SourceError, match="no images in standard input"):
             names(["-"])
+        with pytest.raises(SourceError, match="no images in standard input"):
+            names(["-", "-"])
+
+    @pytest.mark.parametrize("others", [["a.jpg", "-"], ["-", "a.jpg"], ["-", "a.jpg", "-"]])
+    def test_empty_standard_input_beside_others(
+        self,
+        tree: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        others: list[str],
+    ) -> None:
+        (tree / "a.jpg").touch()
+        feed(monkeypatch, b"")
+        images = find_images(others)
+        assert next(images).location == "a.jpg"
+        assert caplog.text == ""
+        assert list(images) == []
+        assert caplog.text.count("nothing came from standard input") == 1
 
 
 class TestAddress:

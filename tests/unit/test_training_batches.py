@@ -12,7 +12,7 @@ import torch
 from dcnzoo.errors import ImageReadError, TrainingError
 from dcnzoo.manifest import Preprocessing
 from dcnzoo.processes import Share
-from dcnzoo.training.batches import Augmentation, Batch, BatchLoader, LoadSettings, plan_epoch
+from dcnzoo.training.batches import Augmentation, BatchLoader, LoadSettings, TrainingBatch, plan_epoch
 from dcnzoo.training.dataset import TrainingSet, read_training_set
 from tests.pictures import noise, save
 from tests.training_room import HEIGHT, WIDTH, furnish
@@ -31,12 +31,14 @@ def loader(training_set: TrainingSet, batch_size: int = 2, **options: object) ->
     return BatchLoader(training_set.images, LoadSettings(batch_size, **settings))  # type: ignore[arg-type]
 
 
-def batches(training_set: TrainingSet, epoch: int = 0, start: int = 0, **options: object) -> list[Batch]:
+def batches(
+    training_set: TrainingSet, epoch: int = 0, start: int = 0, **options: object
+) -> list[TrainingBatch]:
     with loader(training_set, **options) as made, made.epoch(epoch, start) as found:  # type: ignore[arg-type]
         return list(found)
 
 
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+def assert_equal(found: list[TrainingBatch], expected: list[TrainingBatch]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.names == other.names

@@ -16,22 +16,22 @@ from torch import Tensor
 import dcnzoo
 from dcnzoo.annotate import class_colour
 from dcnzoo.build import build_model
+from dcnzoo.chart import MARGIN, PANEL, Chart, Curve, draw_charts, round_up
 from dcnzoo.checkpoint import load_checkpoint
 from dcnzoo.errors import CheckpointError, OutputError
-from dcnzoo.evaluation.curves import MARGIN, PANEL
 from dcnzoo.manifest import Architecture, ClassSet, Preprocessing
 from dcnzoo.training.checkpoint import (
     BEST,
     LAST,
     SAFE_COPIES,
     Identity,
-    Progress,
     Saved,
+    TrainingProgress,
     load_last,
     save_best,
     save_last,
 )
-from dcnzoo.training.history import Curve, draw_charts, round_up, write_picture, write_table
+from dcnzoo.training.history import write_picture, write_table
 from tests.training_room import ARCH
 
 IDENTITY = Identity(Architecture.parse(ARCH), ClassSet(("brick", "tile"), (3, 8)), Preprocessing(48, 64))
@@ -46,7 +46,7 @@ def weights() -> dict[str, Tensor]:
 def saved(weights: dict[str, Tensor], average: dict[str, Tensor] | None = None) -> Saved:
     momentum = {0: {"momentum_buffer": torch.arange(3.0)}}
     optimizer = {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    progress = Progress(3, 7, 100, True, 0.25, 2, 9.5, {"loss": 1.5}, [{"epoch": 1.0, "loss": 2.0}])
+    progress = TrainingProgress(3, 7, 100, True, 0.25, 2, 9.5, {"loss": 1.5}, [{"epoch": 1.0, "loss": 2.0}])
     return Saved(weights, average, optimizer, {}, progress)
 
 
@@ -209,7 +209,8 @@ def test_picture(tmp_path: Path) -> None:
 
 
 def test_curves_are_where_they_belong() -> None:
-    picture = draw_charts([("losses", [Curve("a", [(0, 4.0), (2, 2.0)]), Curve("b", [(0, 0), (2, 0)])])])
+    curves = [Curve("a", [(0, 4.0), (2, 2.0)]), Curve("b", [(0, 0), (2, 0)])]
+    picture = draw_charts([Chart("losses", curves, "epoch")])
     pixels = np.asarray(picture, np.int64)
 
     def has(colour: tuple[int, int, int], x: float, y: float) -> bool:

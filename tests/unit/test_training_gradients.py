@@ -14,8 +14,9 @@ from dcnzoo.manifest import Architecture
 from dcnzoo.models.rcnn import RCNN
 from dcnzoo.ops import backend
 from dcnzoo.training import losses
-from dcnzoo.training.initialise import Norm, initialise_weights, prepare_for_training
+from dcnzoo.training.initialise import initialise_weights, prepare_for_training
 from dcnzoo.training.losses import detection_losses
+from dcnzoo.training.options import Norm
 from dcnzoo.training.targets import Target
 
 SMALL = "r18w16_fpn16_fc16"

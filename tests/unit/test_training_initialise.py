@@ -13,12 +13,8 @@ from dcnzoo.build import build_model, prepare_for_inference
 from dcnzoo.errors import CheckpointError
 from dcnzoo.manifest import Architecture
 from dcnzoo.models.rcnn import RCNN
-from dcnzoo.training.initialise import (
-    Norm,
-    initialise_weights,
-    load_for_training,
-    prepare_for_training,
-)
+from dcnzoo.training.initialise import initialise_weights, load_for_training, prepare_for_training
+from dcnzoo.training.options import Norm
 
 SMALL = "r18w16_fpn16_fc32"
 MASK_MODEL = f"mask_rcnn_{SMALL}_mdconv_c3-c5_mdpool"

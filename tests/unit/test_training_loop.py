@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcnzoo.errors import TrainingError
-from dcnzoo.training.batches import Batch
-from dcnzoo.training.loop import LoopSettings, Progress, Trainer
+from dcnzoo.training.batches import TrainingBatch
+from dcnzoo.training.loop import LoopSettings, Trainer, TrainingProgress
 
 NAMES = ("rpn_cls", "rpn_reg", "cls")
 
@@ -48,7 +48,8 @@ def seen() -> list[dict[str, float]]:
 def trainer(seen: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """Of a model without images."""
     model, trainer = Losses(), Trainer.__new__(Trainer)
-    trainer.settings, trainer.progress, trainer.ema, trainer._learned = LoopSettings(), Progress(), None, []
+    trainer.settings, trainer.progress = LoopSettings(), TrainingProgress()
+    trainer.ema, trainer._learned = None, []
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
     everything: Any = trainer
     everything.model, everything.network, everything.loader = model, model, [None]
@@ -59,8 +60,8 @@ def trainer(seen: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> Tr
     return trainer
 
 
-def batch(*names: str) -> Batch:
-    return Batch(torch.zeros(0), [], [], list(names))
+def batch(*names: str) -> TrainingBatch:
+    return TrainingBatch(torch.zeros(0), [], [], list(names))
 
 
 def test_losses_are_read_at_once(trainer: Trainer, seen: list[dict[str, float]]) -> None:

@@ -52,6 +52,17 @@ def test_a_set_without_problems(room: Path, annotations: Content) -> None:
         assert image.crowds.shape == (0, 4)
 
 
+def test_what_other_tools_write(room: Path, annotations: Content) -> None:
+    expected = read(room)
+    for image in annotations["images"]:
+        image |= {"width": float(WIDTH), "height": float(HEIGHT)}
+    for item in annotations["annotations"]:
+        del item["area"], item["iscrowd"]
+    found = read(room, annotations)
+    assert found.problems == ()
+    assert found.note() == expected.note()
+
+
 def test_labels_follow_the_classes_of_a_model_that_knows_the_same(room: Path) -> None:
     swapped = read(room, class_order=("tile", "brick"))
     assert swapped.classes.names == ("tile", "brick")

@@ -19,6 +19,7 @@ import pytest
 from dcnzoo.errors import ImageReadError, OutputError, SourceError
 from dcnzoo.image import decode_image
 from dcnzoo.results import Detections
+from dcnzoo.run_folder import read_note
 from dcnzoo.sources import ImageSource
 from dcnzoo.writers import (
     JOURNAL,
@@ -35,7 +36,7 @@ from dcnzoo.writers import (
     Writer,
     read_journal,
 )
-from dcnzoo.writers.folder import OutputFolder, output_errors, read_note
+from dcnzoo.writers.folder import OutputFolder, output_errors
 from dcnzoo.writers.growing import GrowingFile, Layout, join_files, json_elements, json_list
 from dcnzoo.writers.journal import DoneImage, Journal
 from dcnzoo.writers.whole import write_whole

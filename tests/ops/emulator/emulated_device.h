@@ -14,6 +14,7 @@
 
 #define DCNZOO_DEVICE inline
 #define DCNZOO_UNROLL
+#define DCNZOO_UNROLL_4
 
 namespace dcnzoo::cuda {
 
@@ -128,6 +129,8 @@ T load_scalar(const T* address) {
 
 inline Chunk load_global(const void* address) { return load_scalar(static_cast<const Chunk*>(address)); }
 
+inline Chunk load_own(const void* address) { return load_global(address); }
+
 inline void store_global(void* address, const Chunk& value) {
   emulated::check_aligned(address, sizeof(Chunk));
   *static_cast<Chunk*>(address) = value;
@@ -156,6 +159,10 @@ inline float round_down(float value) { return std::floor(value); }
 inline double round_down(double value) { return std::floor(value); }
 inline float exponential(float value) { return std::exp(value); }
 inline double exponential(double value) { return std::exp(value); }
+
+inline const char* steps_from(const char* address, uint32_t count, uint32_t step_bytes) {
+  return address + static_cast<uint64_t>(count) * step_bytes;
+}
 
 inline Pair unpack_half(uint32_t word) {
   return {emulated::half_to_float(static_cast<uint16_t>(word)), emulated::half_to_float(static_cast<uint16_t>(word >> 16))};

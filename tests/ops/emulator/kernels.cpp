@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on an emulated GPU, for ctypes.
 #include <algorithm>
 
+#include "bias_relu.h"
 #include "deform_conv2d_columns.h"
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
@@ -32,6 +33,8 @@ template <class Factors>
 bool launch_wgmma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   if constexpr (Factors::elements == 2) {
     switch (plan.kernel) {
+      case Kernel::wgmma_64x128: launch<WgmmaBlock<Wgmma64x128<Factors>>>(call, plan, seed); return true;
+      case Kernel::wgmma_64x256: launch<WgmmaBlock<Wgmma64x256<Factors>>>(call, plan, seed); return true;
       case Kernel::wgmma_128x128: launch<WgmmaBlock<Wgmma128x128<Factors>>>(call, plan, seed); return true;
       case Kernel::wgmma_128x256: launch<WgmmaBlock<Wgmma128x256<Factors>>>(call, plan, seed); return true;
       default: break;
@@ -137,6 +140,15 @@ void run_roi_pool_grad(const RoiPoolGrad* call) {
 void run_suppression(const Suppression* call, unsigned seed) {
   emulated::launch(call->problems, nms_threads, NmsBlock::shared_bytes(call->num_boxes), seed,
                    [&](char* shared) { NmsBlock(*call, shared).run(); });
+}
+
+void run_bias_relu(const BiasRelu* call, int64_t blocks) {
+  const auto launch = [&](auto function) { emulated::launch(blocks, bias_relu_threads, 0, 0, function); };
+  switch (call->element) {
+    case Element::float16: return launch([&](char*) { add_bias_relu<HalfFactors>(*call); });
+    case Element::bfloat16: return launch([&](char*) { add_bias_relu<Bfloat16Factors>(*call); });
+    default: return launch([&](char*) { add_bias_relu<FloatWords>(*call); });
+  }
 }
 
 // The entry of the table for a point of the input: its weights, and the pixel y0x0 with its steps.

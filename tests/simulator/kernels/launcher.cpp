@@ -11,6 +11,7 @@
 #include <typeinfo>
 
 #include "../machine.h"
+#include "bias_relu.h"
 #include "deform_conv2d_columns.h"
 #include "deform_conv2d_plan.h"
 #include "deform_conv2d_reduce.h"
@@ -114,6 +115,25 @@ void launch_mma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   }
 }
 
+// The kernels that need half the bits of float32.
+template <class Factors>
+bool launch_wgmma(const DeformConv2d& call, const Plan& plan, unsigned seed) {
+  const auto launch = [&](auto tile) {
+    launch_tile<decltype(tile)>("wgmma_kernel", call, plan, seed);
+    return true;
+  };
+  if constexpr (Factors::elements == 2) {
+    switch (plan.kernel) {
+      case Kernel::wgmma_64x128: return launch(Wgmma64x128<Factors>{});
+      case Kernel::wgmma_64x256: return launch(Wgmma64x256<Factors>{});
+      case Kernel::wgmma_128x128: return launch(Wgmma128x128<Factors>{});
+      case Kernel::wgmma_128x256: return launch(Wgmma128x256<Factors>{});
+      default: break;
+    }
+  }
+  return false;
+}
+
 template <class T, class Factors>
 void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
   if (plan.kernel == Kernel::simt) return launch_tile<Simt<T>>("simt_kernel", call, plan, seed);
@@ -121,11 +141,8 @@ void run(const DeformConv2d& call, const Plan& plan, unsigned seed) {
     sizeof(T) == 4 && call.shape.group_channels() == 32
         ? launch_tile<Grouped<Tf32Factors, 2>>("grouped_kernel", call, plan, seed)
         : launch_tile<Grouped<Factors, 1>>("grouped_kernel", call, plan, seed);
-  } else if (plan.kernel != Kernel::wgmma_128x128 && plan.kernel != Kernel::wgmma_128x256) {
+  } else if (!launch_wgmma<Factors>(call, plan, seed)) {
     launch_mma<Factors>(call, plan, seed);
-  } else if constexpr (sizeof(T) == 2) {
-    plan.kernel == Kernel::wgmma_128x128 ? launch_tile<Wgmma128x128<Factors>>("wgmma_kernel", call, plan, seed)
-                                         : launch_tile<Wgmma128x256<Factors>>("wgmma_kernel", call, plan, seed);
   }
   if (call.partial == nullptr) return;
   kernels.launch("reduce_kernel<" + name_of<T>() + ">", 3, reduce_threads, 0, seed, call, plan.tiling.splits);
@@ -243,6 +260,19 @@ void run_roi_pool_grad(const RoiPoolGrad* call) {
 void run_suppression(const Suppression* call, unsigned seed) {
   guarded([&] {
     kernels.launch("nms_kernel", call->problems, nms_threads, NmsBlock::shared_bytes(call->num_boxes), seed, *call);
+  });
+}
+
+void run_bias_relu(const BiasRelu* call, int64_t blocks) {
+  const auto launch = [&](const std::string& words) {
+    kernels.launch("bias_relu_kernel<" + words + ">", blocks, bias_relu_threads, 0, 0, *call);
+  };
+  guarded([&] {
+    switch (call->element) {
+      case Element::float16: return launch(name_of<HalfFactors>());
+      case Element::bfloat16: return launch(name_of<Bfloat16Factors>());
+      default: return launch(name_of<FloatWords>());
+    }
   });
 }
 
