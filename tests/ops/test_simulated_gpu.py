@@ -39,13 +39,14 @@ class Run:
 
 RUNS = {
     "convolution": Run((CONVOLUTION,), 40),
+    "dense layers": Run(("tests/ops/test_gpu_dense.py",), 9),
     "pooling and suppression": Run((REGIONS,), 15),
     "no memory to spare": Run(
         ("tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py", "-k", "agree and not way"),
         15,
         EXACT,
     ),
-    "streams that run late": Run((CHECKS,), 8),
+    "streams that run late": Run((CHECKS,), 10),
     "streams that run ahead": Run((CHECKS,), 6, {"SIMULATOR_ORDER": "ahead"}),
     "predictor": Run(("tests/unit/test_predictor.py", "tests/cli/test_doctor.py"), 4),
 }

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,10 @@ import torch
 
 import dcnzoo
 from dcnzoo.image import PreparedImage
-from tests.pictures import noise
+from tests.pictures import noise, save
 from tests.random_detector import ARCH, write_random_checkpoint
+from tests.training_room import ARCH as TINY_ARCH
+from tests.training_room import furnish
 
 pytestmark = pytest.mark.cuda
 
@@ -111,3 +116,30 @@ def test_a_wait_that_is_missing_is_noticed(
     monkeypatch.undo()
     torch.cuda.synchronize()
     assert not same(found, wanted[1:] + wanted[:1])
+
+
+def dcnzoo_program(*arguments: object, memory: int = 1024) -> subprocess.CompletedProcess[str]:
+    """Runs it on a GPU with so many MiB."""
+    command = [sys.executable, "-m", "dcnzoo", *map(str, arguments)]
+    environment = os.environ | {"SIMULATOR_MEMORY": str(memory)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(ORDER != "late", reason="once is enough")
+def test_trains_on_a_gpu_that_is_named_without_its_number(tmp_path: Path) -> None:
+    furnish(tmp_path, images=2)
+    data = ("--train", tmp_path / "train.json", "--images", tmp_path / "images", "--out", tmp_path / "out")
+    short = ("--epochs", 1, "--short-side", 32, "--long-side", 48, "--roi-samples", 16, "--workers", 0)
+    run = dcnzoo_program("train", "--arch", TINY_ARCH, "--from-scratch", "--device", "cuda", *data, *short)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "last.pth").exists()
+
+
+@pytest.mark.skipif(ORDER != "late", reason="once is enough")
+def test_a_model_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    path = write_random_checkpoint(tmp_path / "random.pth")
+    save(tmp_path / "a.png", noise(60, 80))
+    inputs = ("--weights", path, "--arch", ARCH, "--out", tmp_path / "out")
+    run = dcnzoo_program("predict", tmp_path, *inputs, "--device", "cuda", memory=150)
+    assert run.returncode == 1
+    assert "error: the model does not fit into the memory of cuda:0" in run.stderr
