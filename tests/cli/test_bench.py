@@ -64,6 +64,12 @@ class Measured:
 STAMP = hardware_stamp(torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured where no device is named is the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     stand_in = Measured()

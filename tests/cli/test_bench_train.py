@@ -32,6 +32,12 @@ def result(case: Case, operators: str, factor: float) -> StepResult:
     return StepResult(case, operators, (800, 1344), stages, total, 1000 / total.mean, memory, stamp)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured where no device is named is the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """Cases that a stand-in has measured: torchvision's operators take four times as long."""
