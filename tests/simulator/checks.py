@@ -23,7 +23,10 @@ from tests.random_detector import ARCH, write_random_checkpoint
 from tests.training_room import ARCH as TINY_ARCH
 from tests.training_room import furnish
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif("SIMULATOR_PTX" not in os.environ, reason="asks a simulated GPU what has happened"),
+]
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 WAITS_BY_THE_WAY = ("copy to pageable memory", "cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaFreeHost")

@@ -46,14 +46,27 @@ const std::set<std::string> kept = {
 
 // Here, below.
 const std::set<std::string> own = {
-    "aten::empty.memory_format", "aten::empty_strided", "aten::cudnn_batch_norm", "aten::cudnn_batch_norm_backward",
+    "aten::empty.memory_format",
+    "aten::empty_strided",
+    "aten::cudnn_batch_norm",
+    "aten::cudnn_batch_norm_backward",
 };
 
 // What they return depends on numbers, so that the host waits for them.
 const std::set<std::string> synchronous = {
-    "aten::nonzero",        "aten::nonzero.out",       "aten::masked_select",      "aten::masked_select.out",
-    "aten::_unique",        "aten::_unique2",          "aten::unique_dim",         "aten::unique_consecutive",
-    "aten::unique_dim_consecutive", "aten::repeat_interleave.Tensor", "aten::equal", "aten::bincount", "torchvision::nms",
+    "aten::nonzero",
+    "aten::nonzero.out",
+    "aten::masked_select",
+    "aten::masked_select.out",
+    "aten::_unique",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::unique_consecutive",
+    "aten::unique_dim_consecutive",
+    "aten::repeat_interleave.Tensor",
+    "aten::equal",
+    "aten::bincount",
+    "torchvision::nms",
 };
 
 // Take indices from the CPU.
@@ -115,7 +128,8 @@ class Aliases {
     auto known = storages_.find(there.unsafeGetStorageImpl());
     if (known == storages_.end()) {
       void* data = const_cast<void*>(there.data());
-      const c10::Storage here(c10::Storage::use_byte_size_t(), there.nbytes(), c10::DataPtr(data, at::kCPU), nullptr, false);
+      const c10::Storage here(c10::Storage::use_byte_size_t(), there.nbytes(), c10::DataPtr(data, at::kCPU), nullptr,
+                              false);
       known = storages_.emplace(there.unsafeGetStorageImpl(), here).first;
     }
     return at::empty({0}, tensor.scalar_type())
@@ -309,7 +323,8 @@ void check_devices(const std::string& name, const std::vector<IValue>& arguments
   if (!device->has_index()) device = at::Device(at::kCUDA, c10::cuda::current_device());
   for (const IValue& argument : arguments) {
     for_tensors(argument, [&](const Tensor& tensor) {
-      const bool fits = tensor.device() == *device || (tensor.is_cpu() && tensor.dim() == 0) || of_any_device.count(name);
+      const bool is_number = tensor.is_cpu() && tensor.dim() == 0;
+      const bool fits = tensor.device() == *device || is_number || of_any_device.count(name);
       TORCH_CHECK(fits, "Expected all tensors to be on the same device, but found at least two devices, ", *device,
                   " and ", tensor.device(), "! (", name, ")");
     });
@@ -393,7 +408,9 @@ void carry(const c10::OperatorHandle& op, Stack* stack) {
   }
   const auto to_call = [&](Aliases& aliases) {
     Call call{op, {}};
-    for (size_t i = 0; i < number; ++i) call.arguments.push_back(on_cpu(schema.arguments()[i], given[i], *device, aliases));
+    for (size_t i = 0; i < number; ++i) {
+      call.arguments.push_back(on_cpu(schema.arguments()[i], given[i], *device, aliases));
+    }
     return call;
   };
   Aliases aliases;
@@ -404,7 +421,8 @@ void carry(const c10::OperatorHandle& op, Stack* stack) {
     wait_for_stream();
     const std::vector<IValue> found = run(call);
     for (const IValue& result : found) {
-      results.push_back(map_tensors(result, [&](const Tensor& tensor) { return new_tensor(Layout::of(tensor), *device); }));
+      const auto there = [&](const Tensor& tensor) { return new_tensor(Layout::of(tensor), *device); };
+      results.push_back(map_tensors(result, there));
     }
     wait_for_stream();
     for (size_t i = 0; i < found.size(); ++i) {

@@ -760,10 +760,9 @@ cudaError_t end_capture(cudaStream_t stream, cudaGraph_t* graph) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The functions of the runtime.
 
-#define ENTER              \
-  const Lock lock(state().mutex)
-#define ENTER_COUNTED      \
-  ENTER;                   \
+#define ENTER const Lock lock(state().mutex)
+#define ENTER_COUNTED \
+  ENTER;              \
   count(__func__)
 
 extern "C" {
@@ -779,7 +778,9 @@ cudaError_t cudaSetDevice(int device) {
 }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) { return *found = properties(device), cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
+  return *found = properties(device), cudaSuccess;
+}
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return *least = 0, *greatest = -5, cudaSuccess;
