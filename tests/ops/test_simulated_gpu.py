@@ -1,7 +1,7 @@
 """What is marked `cuda`, on a simulated GPU: the binding, streams, graphs, memory.
 
 See `tests/simulator/runtime.py`. Each run is a pytest of its own, two at a time. They take a few of the
-parameters of each test; DCNZOO_SIMULATE_ALL=1 makes it all of them, which takes half an hour.
+parameters of each test; DCNZOO_SIMULATE_ALL=1 makes it all of them, which takes minutes more.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Run:
 
 
 RUNS = {
-    "convolution": Run((CONVOLUTION,), 40),
-    "dense layers": Run(("tests/ops/test_gpu_dense.py",), 9),
-    "pooling and suppression": Run((REGIONS,), 15),
+    "convolution": Run((CONVOLUTION,), 36),
+    "dense layers": Run(("tests/ops/test_gpu_dense.py",), 8),
+    "pooling and suppression": Run((REGIONS,), 12),
     "no memory to spare": Run(
         ("tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py", "-k", "agree and not way"),
         15,

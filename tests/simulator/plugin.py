@@ -20,7 +20,7 @@ SECONDS = 3600
 """For a test; a GPU has less before it is taken to hang."""
 
 TOO_MUCH = ("test_large_maps", "test_wgmma_on_large_maps_repeats")
-FEW = 3
+FEW = 2
 
 
 def pytest_configure() -> None:
