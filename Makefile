@@ -10,8 +10,8 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py
 
-# everything that CI runs
-test: check wheel sanitize
+# everything that CI runs; where there is nvcc, the CUDA kernels for every target, too
+test: check wheel sanitize $(if $(shell command -v nvcc),cuda-compile)
 	$(BIN)/python -m pytest
 
 # style, types, generated parts of the README; changes nothing

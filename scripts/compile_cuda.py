@@ -5,12 +5,15 @@ Needs nvcc, no GPU. A kernel that spills more than a few registers to memory is 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,7 +49,10 @@ def compile_source(nvcc: str, source: Path, target: str, folder: Path) -> list[K
     command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{target},code=sm_{target}"]
     command += ["--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v", "-c"]
     run = subprocess.run(
-        [*command, str(source), "-o", str(folder / "kernels.o")], capture_output=True, text=True, check=False
+        [*command, str(source), "-o", str(folder / f"{source.stem}.{target}.o")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if run.returncode:
         raise click.ClickException(f"{source.name} for sm_{target}:\n{run.stdout}{run.stderr}")
@@ -79,12 +85,13 @@ def main(chosen: tuple[str, ...]) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise click.ClickException("there is no nvcc")
-    kernels: list[Kernel] = []
-    with TemporaryDirectory() as folder:
-        for target in chosen or targets():
-            for source in sorted(SOURCES.glob("*.cu")):
-                kernels += compile_source(nvcc, source, target, Path(folder))
-            click.echo(f"sm_{target}: compiled", err=True)
+    sources = sorted(SOURCES.glob("*.cu"), key=lambda source: source.stat().st_size, reverse=True)
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        pairs = product(
+            sources, chosen or targets()
+        )  # the largest first: none waits for it at the end
+        compiled = list(pool.map(lambda pair: compile_source(nvcc, *pair, Path(folder)), pairs))
+    kernels = sorted(chain(*compiled), key=lambda kernel: int(kernel.target.rstrip("a")))
     for kernel in kernels:
         click.echo(
             f"sm_{kernel.target:4} {kernel.registers:3} registers {kernel.stack:4} B stack"

@@ -237,7 +237,7 @@ def conv1x1_add_(
     if packed_weight is not None and last and _kernels_take(input, output, half=packed_weight.dtype):
         torch.ops.dcnzoo.conv1x1_add_(output, input, packed_weight, bias, relu)
         return output
-    if bias is not None and last and _takes_one_pass(input, weight, bias):
+    if bias is not None and last and _takes_one_pass(bias, weight, input, output):
         return _finish(output, bias, relu=relu, added=F.conv2d(input, weight))
     output += F.conv2d(input, weight, bias)
     return output.relu_() if relu else output
@@ -331,7 +331,7 @@ def conv_transpose2x2(
             input, packed_weight, pair_bias, weight.shape[1], relu
         )
         return output
-    if relu and bias is not None and _takes_one_pass(input, weight, bias):
+    if relu and bias is not None and _takes_one_pass(bias, weight, input):
         return _finish(F.conv_transpose2d(input, weight, stride=2), bias, relu=True)
     return _activate(F.conv_transpose2d(input, weight, bias, stride=2), relu)
 
@@ -445,7 +445,7 @@ def stem(
     if packed_weight is not None and _kernels_take(input):
         output: Tensor = torch.ops.dcnzoo.stem(input, packed_weight, bias, weight.shape[0])
         return output
-    if bias is not None and _takes_one_pass(input, weight, bias):  # behind the maximum, which is the same
+    if bias is not None and _takes_one_pass(bias, weight, input):  # behind the maximum, which is the same
         maps = F.conv2d(input, weight, stride=2, padding=3)
         return _finish(F.max_pool2d(maps, kernel_size=3, stride=2, padding=1), bias, relu=True)
     maps = _activate(F.conv2d(input, weight, bias, stride=2, padding=3), relu=True)
@@ -590,22 +590,20 @@ def _convolve(
     relu: bool,
 ) -> Tensor:
     """A convolution by PyTorch, on a GPU with bias and ReLU in one pass."""
-    if relu and bias is not None and _takes_one_pass(input, weight, bias):
+    if relu and bias is not None and _takes_one_pass(bias, weight, input):
         return _finish(F.conv2d(input, weight, None, stride, padding, groups=groups), bias, relu=True)
     return _activate(F.conv2d(input, weight, bias, stride, padding, groups=groups), relu)
 
 
-def _takes_one_pass(input: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether the compiled kernels add the bias of a convolution on a GPU."""
-    tensors = input, weight, bias
-    alike = len({(tensor.device, tensor.dtype) for tensor in tensors}) == 1 and input.device.type == "cuda"
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not alike or learns or input.dtype not in _ONE_PASS or len(bias) % (16 // bias.itemsize) != 0:
+def _takes_one_pass(bias: Tensor, *others: Tensor) -> bool:
+    """Whether the compiled kernels add the bias of a convolution on a GPU to what comes of the others."""
+    tensors = bias, *others
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    return active_backend()[0] == "native" and gpu_problem(input.device.index) is None
-
-
-_ONE_PASS = (torch.float16, torch.bfloat16, torch.float32)
+    if bias.device.type != "cuda" or any((t.device, t.dtype) != (bias.device, bias.dtype) for t in others):
+        return False
+    whole_chunks = bias.itemsize <= 4 and len(bias) % (16 // bias.itemsize) == 0
+    return whole_chunks and active_backend()[0] == "native" and gpu_problem(bias.device.index) is None
 
 
 def _finish(maps: Tensor, bias: Tensor, *, relu: bool, added: Tensor | None = None) -> Tensor:
