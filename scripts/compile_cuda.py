@@ -87,9 +87,7 @@ def main(chosen: tuple[str, ...]) -> None:
         raise click.ClickException("there is no nvcc")
     sources = sorted(SOURCES.glob("*.cu"), key=lambda source: source.stat().st_size, reverse=True)
     with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        pairs = product(
-            sources, chosen or targets()
-        )  # the largest first: none waits for it at the end
+        pairs = product(sources, chosen or targets())  # the largest first: none waits for it at the end
         compiled = list(pool.map(lambda pair: compile_source(nvcc, *pair, Path(folder)), pairs))
     kernels = sorted(chain(*compiled), key=lambda kernel: int(kernel.target.rstrip("a")))
     for kernel in kernels:
