@@ -211,6 +211,18 @@ def test_tests_that_a_crash_has_kept_from_running_run_next(
     assert [step.passed for step in runner.steps] == [False, False, True]
 
 
+def test_nothing_runs_after_a_crash_of_the_last_test(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_it.py").write_text("import os\ndef test_a(): pass\ndef test_b(): os.abort()\n")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    runner = runner_in(check, tmp_path)
+    step = runner.tests("some tests", ["--rootdir", str(tmp_path), str(tmp_path / "test_it.py")], 60)
+    assert runner.steps == [step]
+    assert step.result == "**failed**: 1 passed, 1 failed, 0 skipped"
+    assert "process 2" not in (tmp_path / "report.md").read_text()
+
+
 def test_what_pytest_printed_is_read(check: ModuleType) -> None:
     printed = """
 tests/a/test_x.py::test_one PASSED                                       [ 10%]
