@@ -11,12 +11,13 @@ import torch
 
 from dcnzoo import ops
 from dcnzoo.ops.gpu import gpu_problem
+from dcnzoo.ops.gpu_tuning import KERNELS, UNTRIED
 
-KERNELS = ("simt", "mma_64x128", "mma_128x64", "mma_128x128", "mma_128x256")
-HOPPER_KERNELS = ("wgmma_64x128", "wgmma_64x256", "wgmma_128x128", "wgmma_128x256")
+HOPPER_KERNELS = [kernel for kernel in KERNELS if kernel.startswith(UNTRIED)]
+OTHER_KERNELS = [kernel for kernel in KERNELS if kernel not in (*HOPPER_KERNELS, "grouped")]
 
 
-def forced_convolutions(kernels: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+def forced_convolutions(kernels: list[str], dtypes: tuple[torch.dtype, ...]) -> None:
     """The deformable convolution by each of these kernels, on shapes that fill no tile."""
     for kernel, dtype in product(kernels, dtypes):
         print(kernel, dtype, flush=True)
@@ -27,7 +28,7 @@ def forced_convolutions(kernels: tuple[str, ...], dtypes: tuple[torch.dtype, ...
 
 def convolutions() -> None:
     """Every kernel of the deformable convolution but those with wgmma."""
-    forced_convolutions(KERNELS, (torch.float16, torch.bfloat16, torch.float32))
+    forced_convolutions(OTHER_KERNELS, (torch.float16, torch.bfloat16, torch.float32))
     convolve(torch.float64, channels=24, groups=2)
     for channels, dtype in product((128, 256, 512), (torch.float16, torch.float32)):
         convolve(dtype, channels, groups=32)

@@ -14,7 +14,6 @@ struct FloatWords {
 };
 
 DCNZOO_DEVICE Pair sum(const Pair& a, const Pair& b) { return {a.low + b.low, a.high + b.high}; }
-DCNZOO_DEVICE float not_negative(float value) { return value < 0.0f ? 0.0f : value; }  // keeps NaN
 
 // A chunk per thread and round.
 template <class Words>

@@ -130,7 +130,7 @@ DCNZOO_DEVICE void finish_sums(float (&sums)[TILES][4], const T* bias, int first
     for (int k = 0; k < 4; ++k) {
       const int c = 8 * j + column + k % 2;
       if (bias != nullptr && c < columns) sums[j][k] += to_float(load_scalar(bias + first + c));
-      if (relu) sums[j][k] = sums[j][k] < 0.0f ? 0.0f : sums[j][k];  // keeps NaN
+      if (relu) sums[j][k] = not_negative(sums[j][k]);
     }
   }
 }

@@ -35,7 +35,7 @@ DCNZOO_DEVICE void reduce_elements(const DeformConv2d& call, int splits) {
     DCNZOO_UNROLL
     for (int k = 0; k < WIDTH; ++k) {
       if (call.bias != nullptr) sums[k] += to_float(load_scalar(static_cast<const T*>(call.bias) + channel + k));
-      if (call.relu) sums[k] = sums[k] < 0.0f ? 0.0f : sums[k];  // keeps NaN
+      if (call.relu) sums[k] = not_negative(sums[k]);
       from_float(sums[k], elements.value[k]);
     }
     *reinterpret_cast<Elements*>(static_cast<T*>(call.output) + i) = elements;

@@ -146,7 +146,7 @@ class SimtBlock {
           const int output_channel = group_ * group_columns + c;
           Sum value = sums[q][i][j];
           if (call_.bias != nullptr) value += widen(load_scalar(static_cast<const Storage*>(call_.bias) + output_channel));
-          if (call_.relu) value = value < 0 ? Sum{0} : value;  // keeps NaN
+          if (call_.relu) value = not_negative(value);
           static_cast<Storage*>(call_.output)[(first_pixel_ + pixel) * call_.shape.out_channels + output_channel] =
               narrow<Storage>(value);
         }

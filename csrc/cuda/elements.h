@@ -58,6 +58,12 @@ struct Tf32Factors {
   }
 };
 
+// ReLU, which keeps NaN.
+template <class T>
+DCNZOO_DEVICE T not_negative(T value) {
+  return value < 0 ? T{0} : value;
+}
+
 DCNZOO_DEVICE float to_float(float value) { return value; }
 DCNZOO_DEVICE void from_float(float value, float& target) { target = value; }
 

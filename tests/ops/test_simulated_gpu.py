@@ -42,7 +42,7 @@ RUNS = {
     "dense layers": Run(("tests/ops/test_gpu_dense.py",), 8),
     "pooling and suppression": Run((REGIONS,), 12),
     "no memory to spare": Run(
-        ("tests/ops/test_gpu_deform_conv2d.py", "tests/ops/test_gpu_regions.py", "-k", "agree and not way"),
+        (CONVOLUTION, REGIONS, "-k", "agree and not way"),
         15,
         EXACT,
     ),
